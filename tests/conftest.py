@@ -1,0 +1,20 @@
+"""What holds for every test: eight virtual CPU devices, float64, full precision, a torchvision that imports."""
+
+import os
+import pathlib
+import sys
+
+# Before jax is imported: the number of devices is read once, when jax starts its backend.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "examples"))
+
+import jax  # noqa: E402
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_default_matmul_precision", "highest")
+
+import torchvision_cpu  # noqa: E402, F401
