@@ -2,7 +2,7 @@
 
 Importing torchvision registers shape functions for two of its C++ operators, nms and qnms. A torchvision wheel whose
 C++ library was built for another build of PyTorch (the wheel on PyPI beside a CPU-only PyTorch, say) cannot load that
-library, and the import ends with "operator torchvision::nms does not exist". Classification models use neither operator,
+library, and the import ends with "operator torchvision::nms does not exist". Classifiers use neither operator,
 so declaring the two schemas is all that is missing; calling them still gives torchvision's own error. Where the real
 operators load, or there is no torchvision, nothing is done.
 
