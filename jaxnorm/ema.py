@@ -1,0 +1,302 @@
+"""Exponential moving average of a whole model state: parameters, running statistics, counters."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from jaxnorm._typing import Array, Float, Int, PyTree
+
+Schedule = Callable[[Any], Any]
+Placement = Literal["cpu", "pinned_host"] | jax.Device | Sharding
+
+
+class EmaState(NamedTuple):
+    """What an `Ema` remembers."""
+
+    count: Int[Array, ""]  # updates so far
+    average: PyTree  # the tree's structure; floating entries averaged, all others the latest
+
+
+@dataclass(frozen=True)
+class Ema:
+    """Exponential moving average over any tree of arrays.
+
+        average <- decay * average + (1 - decay) * value        (floating entries)
+        average <- value                                        (integers, booleans, random keys)
+
+    ```python
+    ema = jaxnorm.Ema(0.9998, use_warmup=True)
+    state = ema.init(variables)
+    state = ema.update(variables, state, step)   # step counts from 1, as in timm's train.py
+    averaged = ema.value(state)
+    ```
+
+    The decay of a step is `timm.utils.ModelEmaV3.get_decay`'s, with s = max(0, step - update_after_step - 1):
+    0 while s is 0 (the average is a copy); then `decay`, or with `use_warmup`
+    `1 - (1 + s / warmup_gamma) ** -warmup_power` held between `min_decay` and `decay`. Without a step it is `decay`.
+
+    Note the two conventions that look alike: optax calls `decay` what is kept; PyTorch's BatchNorm calls `momentum`
+    what is replaced; `torch.lerp`, which timm uses, takes the weight `1 - decay`.
+
+    **Rounding.** The arithmetic is `torch.lerp`'s (aten/src/ATen/native/Lerp.h): `a + w * (v - a)` for `w < 0.5`, else
+    `v - (v - a) * (1 - w)`, in the average's dtype. So a copy is a copy to the bit and a constant stays constant to
+    the bit, which `decay * a + (1 - decay) * v` (timm's ModelEmaV2, torchvision) gives only up to rounding. In
+    float64 all of them agree to 1e-15 a step; in float32 to one unit in the last place, since compilers may contract
+    the product and the sum to one rounding.
+
+    **Arguments:**
+
+    - `decay`: share kept, or a schedule s -> decay (any optax schedule).
+    - `min_decay`, `update_after_step`, `use_warmup`, `warmup_gamma`, `warmup_power`: as above.
+    - `device`: where the average lives. `None`: beside the values. `"cpu"`: the host's memory, updated there.
+      `"pinned_host"`: host memory that the accelerator reads directly, updated by the accelerator. A `jax.Device`.
+      A sharding: a `NamedSharding` splits each array along its first dimension that the mesh axis divides (arrays
+      without one are replicated), so that N replicas hold 1/N of the average each.
+    - `exclude_buffers`: average the parameters only and copy the rest. In NNX trees a parameter is an `nnx.Param`;
+      in Linen variables, and other mappings that have a `"params"` entry, what is in that entry. For other trees
+      give a function (path, entry) -> bool that says whether an entry is a buffer.
+    - `dtype`: dtype of the averaged floating entries; `None` keeps each entry's. A bfloat16 average takes its
+      updates with stochastic rounding, as timm's does, because most updates are below its resolution; a float16
+      average cannot be held so and is refused: give `dtype=jnp.float32`.
+    - `seed`: of the stochastic rounding. The same on all replicas, so that they round alike.
+    - `integers`: `"copy"`, or `"average"`, which truncates the average toward zero, as
+      `torch.optim.swa_utils.AveragedModel` does to integer buffers.
+    - `counts_itself`: take the number of updates so far, plus one, where `update` is given no step.
+
+    **Raises:** `ValueError` for options out of range, and for float16 entries without a `dtype`.
+    """
+
+    decay: float | Schedule = 0.9999
+    min_decay: float = 0.0
+    update_after_step: int = 0
+    use_warmup: bool = False
+    warmup_gamma: float = 1.0
+    warmup_power: float = 2 / 3
+    device: Placement | None = None
+    exclude_buffers: bool | Callable[[Any, Any], bool] = False
+    dtype: Any = None
+    seed: int = 0
+    integers: Literal["copy", "average"] = "copy"
+    counts_itself: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.decay) and not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is the share kept, a number from 0 to 1 or a schedule; got {self.decay}")
+        if not 0 <= self.min_decay <= 1:
+            raise ValueError(f"min_decay is a number from 0 to 1; got {self.min_decay}")
+        if self.integers not in ("copy", "average"):
+            raise ValueError(f'integers is "copy" or "average"; got {self.integers!r}')
+        if self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"dtype is a floating dtype; got {self.dtype}")
+        if isinstance(self.device, str) and self.device not in ("cpu", "pinned_host"):
+            raise ValueError(f'device is "cpu", "pinned_host", a jax.Device or a sharding; got {self.device!r}')
+
+    @classmethod
+    def averaged_model(
+        cls, decay: float | None = None, *, use_buffers: bool = False, device: Placement | None = None
+    ) -> "Ema":
+        """`torch.optim.swa_utils.AveragedModel`: equal weights (SWA), or with a `decay` its `get_ema_avg_fn(decay)`.
+
+        The first update copies. It counts its own updates (`EmaState.count` is PyTorch's `n_averaged`); give no step.
+        """
+        return cls(
+            decay=_equal_weights if decay is None else decay,
+            device=device,
+            exclude_buffers=not use_buffers,
+            integers="average",
+            counts_itself=True,
+        )
+
+    @classmethod
+    def torchvision(cls, decay: float, *, device: Placement | None = None) -> "Ema":
+        """`ExponentialMovingAverage` of torchvision's `references/classification/utils.py`.
+
+        Its training loop makes the average a copy during the warm-up epochs; here, `state._replace(count=...)` with
+        zero does so.
+        """
+        return cls.averaged_model(decay, use_buffers=True, device=device)
+
+    def init(self, tree: PyTree) -> EmaState:
+        """The state before any update: a copy of `tree`, placed and cast."""
+        self._refuse_float16(tree)
+        average = jax.tree.map(lambda x: _floating_as(jnp.array(x, copy=True), self.dtype), tree)
+        return EmaState(jnp.zeros((), jnp.int32), self._place(average))
+
+    def update(self, tree: PyTree, state: EmaState, step: Int[Array, ""] | int | None = None) -> EmaState:
+        """The state after `tree` is taken in. `tree` has the structure given to `init`.
+
+        One compiled pass over the state. Placed elsewhere (`device`), values are sent there and the call returns
+        at once; it is then made outside of `jax.jit`, which cannot span platforms.
+        """
+        if self.device is None:
+            return _update(self, tree, state, step)
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((tree, state))):
+            raise ValueError(
+                f"an Ema with device={self.device!r} is updated outside of compiled functions: call its update after "
+                "the compiled step. data_parallel does so."
+            )
+        if step is not None:  # a number may come from the model's device, which is not the average's
+            step = jax.device_put(jnp.asarray(step), state.count.sharding)
+        shardings = jax.tree.map(lambda x: x.sharding, state.average)
+        if self.device == "pinned_host":  # computed by the accelerator, kept by the host
+            near = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings)
+            tree, average = jax.device_put(tree, near), jax.device_put(state.average, near)
+            updated = _update(self, tree, EmaState(state.count, average), step)
+            return EmaState(updated.count, jax.device_put(updated.average, shardings))
+        return _update(self, jax.device_put(tree, shardings), state, step)
+
+    def value(self, state: EmaState) -> PyTree:
+        """The averaged tree, in the structure given to `init`, where the average lives."""
+        return state.average
+
+    def get_decay(self, step: Int[Array, ""] | int | None = None) -> Float[Array, ""]:
+        """The share kept at a step; timm's `ModelEmaV3.get_decay`."""
+        return 1 - self._weight(step)
+
+    def _weight(self, step: Int[Array, ""] | int | None) -> Float[Array, ""]:
+        # 1 - decay is computed first and not from a decay near 1, whose float32 complement has few digits.
+        dtype = jnp.result_type(float)
+        if step is None:
+            if callable(self.decay):
+                raise ValueError("a decay schedule needs the step: update(tree, state, step)")
+            return jnp.asarray(1 - self.decay, dtype)
+        since = jnp.maximum(0, jnp.asarray(step) - self.update_after_step - 1)
+        weight = 1 - self.decay(since) if callable(self.decay) else 1 - self.decay
+        if self.decay is _equal_weights:
+            weight = 1 / (since + 1)
+        if self.use_warmup:
+            warmup = (1 + since / self.warmup_gamma) ** -self.warmup_power
+            weight = jnp.minimum(jnp.maximum(warmup, weight), 1 - self.min_decay)
+        return jnp.where(since == 0, 1, weight).astype(dtype)
+
+    def _place(self, average: PyTree) -> PyTree:
+        if self.device is None:
+            return average
+        if self.device == "cpu":
+            return jax.device_put(average, SingleDeviceSharding(jax.local_devices(backend="cpu")[0]))
+        if isinstance(self.device, NamedSharding):
+            return jax.tree.map(lambda x: jax.device_put(x, _split(self.device, x.shape)), average)
+        if self.device == "pinned_host":
+            return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), average)
+        return jax.device_put(average, self.device)
+
+    def _refuse_float16(self, tree: PyTree) -> None:
+        if self.dtype is None or self.dtype == jnp.float16:
+            names = [
+                jax.tree_util.keystr(path)
+                for path, x in jax.tree_util.tree_leaves_with_path(tree)
+                if jnp.result_type(x) == jnp.float16
+                or (self.dtype is not None and jnp.issubdtype(jnp.result_type(x), jnp.floating))
+            ]
+            if names:
+                raise ValueError(
+                    "a float16 average cannot hold its updates, which round to nothing: give Ema dtype=jnp.float32. "
+                    f"float16 entries: {', '.join(names)}"
+                )
+
+
+def _equal_weights(count: Any) -> Any:
+    """Decay of an equal average: n / (n + 1)."""
+    return count / (count + 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any) -> EmaState:
+    count = state.count + 1
+    if step is None and ema.counts_itself:
+        step = count
+    weight = ema._weight(step)
+
+    values, structure = jax.tree.flatten(tree)
+    averages = jax.tree.leaves(state.average)
+    if structure != jax.tree.structure(state.average):
+        raise ValueError(
+            f"the tree is not the one this average was made for: got {structure}, "
+            f"expected {jax.tree.structure(state.average)}"
+        )
+    buffers = _buffers(tree, ema.exclude_buffers)
+    updated = list(values)
+    floating = []
+    for i, (average, value) in enumerate(zip(averages, values, strict=True)):
+        if buffers[i]:
+            updated[i] = _floating_as(value, average.dtype)
+        elif average.dtype == jnp.bfloat16:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ema.seed), state.count), i)
+            updated[i] = _stochastic_bfloat16(_lerp(_float32(average), _float32(value), weight), key)
+        elif jnp.issubdtype(average.dtype, jnp.floating):
+            floating.append(i)
+        elif ema.integers == "average" and jnp.issubdtype(average.dtype, jnp.integer):
+            updated[i] = _lerp(_float32(average), _float32(value), weight).astype(average.dtype)
+    for i, average in zip(
+        floating, _lerp_all([averages[i] for i in floating], [values[i] for i in floating], weight), strict=True
+    ):
+        updated[i] = average
+    return EmaState(count, jax.tree.unflatten(structure, updated))
+
+
+def _lerp_all(averages: list[Any], values: list[Any], weight: Any) -> list[Any]:
+    return [_lerp(a, v, weight) for a, v in zip(averages, optax.tree.cast_like(values, averages), strict=True)]
+
+
+def _lerp(average: Any, value: Any, weight: Any) -> Any:
+    """`torch.lerp(average, value, weight)`, its two branches included."""
+    weight = weight.astype(average.dtype)
+    difference = value - average
+    return jnp.where(weight < 0.5, average + weight * difference, value - difference * (1 - weight))
+
+
+def _stochastic_bfloat16(x: Any, key: Any) -> Any:
+    """Round float32 up or down to bfloat16 with probability equal to the part cut off (timm's rule)."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = bits + (jax.random.bits(key, x.shape, jnp.uint32) >> 16)
+    rounded = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
+
+
+def _float32(x: Any) -> Any:
+    return x.astype(jnp.float32)
+
+
+def _floating_as(x: Any, dtype: Any) -> Any:
+    return x.astype(dtype) if dtype is not None and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _split(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    axes = [axis for axis in sharding.spec if axis is not None]
+    if len(axes) != 1:
+        raise ValueError(f"an Ema's sharding names one mesh axis, e.g. PartitionSpec('batch'); got {sharding.spec}")
+    names = axes[0] if isinstance(axes[0], tuple) else (axes[0],)
+    size = 1
+    for name in names:
+        size *= sharding.mesh.shape[name]
+    for i, length in enumerate(shape):
+        if length and length % size == 0:
+            return NamedSharding(sharding.mesh, PartitionSpec(*[None] * i, axes[0]))
+    return NamedSharding(sharding.mesh, PartitionSpec())
+
+
+def _buffers(tree: PyTree, exclude: bool | Callable[[Any, Any], bool]) -> list[bool]:
+    """For each leaf, whether it is a buffer that is copied."""
+    if exclude is False:
+        return [False] * len(jax.tree.leaves(tree))
+    if callable(exclude):
+        return [bool(exclude(path, x)) for path, x in jax.tree_util.tree_leaves_with_path(tree)]
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    if any(isinstance(x, nnx.Variable) for _, x in found):
+        flags = []
+        for _, x in found:
+            flags += [isinstance(x, nnx.Variable) and not isinstance(x, nnx.Param)] * len(jax.tree.leaves(x))
+        return flags
+    if hasattr(tree, "keys") and "params" in tree:
+        return [getattr(path[0], "key", None) != "params" for path, _ in found]
+    raise ValueError(
+        "exclude_buffers=True cannot tell parameters from buffers here: the tree has neither nnx.Variables nor a "
+        '"params" entry. Give exclude_buffers a function (path, entry) -> bool.'
+    )

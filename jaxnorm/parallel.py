@@ -1,0 +1,229 @@
+"""A training step over many devices: one way to run it under pmap, under shard_map, or under jit."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxnorm._typing import PyTree
+from jaxnorm.replicas import _layer
+from jaxnorm.train import Metrics, TrainState, TrainStep, varying_axes, with_axis
+
+
+def data_parallel(
+    step: TrainStep,
+    how: Literal["pmap", "shard_map", "jit"] = "shard_map",
+    *,
+    axis_name: str = "batch",
+    devices: Sequence[jax.Device] | None = None,
+    donate: bool = False,
+    check_vma: bool = True,
+) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
+    """`train_step`'s step over devices: (state, global batch) -> (state, metrics). The same numbers in all three ways.
+
+    ```python
+    step = jaxnorm.data_parallel(jaxnorm.train_step(loss_fn), how="pmap", axis_name="batch")
+    state = jaxnorm.replicate(state)
+    state, metrics = step(state, batch)
+    ```
+
+    | `how` | state | a replica sees | statistics |
+    |---|---|---|---|
+    | `"pmap"` | replicated (`replicate`) | its part of the batch, and `axis_name` | of its part, unless synchronised |
+    | `"shard_map"` | as it is, or replicated | the same | the same |
+    | `"jit"` | as it is | there are no replicas: the whole batch | of the whole batch, always |
+
+    **Arguments:**
+
+    - `step`: what `train_step` gave.
+    - `axis_name`: the replicas' axis; the name the model's BatchNorm layers synchronise over.
+    - `devices`: by default this process's under pmap, all processes' otherwise.
+    - `donate`: let the step overwrite the state it is given, which is then gone: half the memory. The arrays of the
+      model that the state was made from go with it.
+    - `check_vma`: shard_map's proof that what the replicas share is equal on all of them. Without it nothing proves
+      that, so the state must be replicated, and `unreplicate` does the check.
+
+    Where the sum over replicas happens. In all three the loss differentiated is the replica's total divided by a number
+    that all replicas share, and its gradient with respect to the replica's own copy of the parameters:
+
+    - pmap, and shard_map without `check_vma`: JAX transposes `psum` to `psum`, so synchronised layers send cotangents
+      to all replicas; the parameters' gradients are each replica's part, and `train_step` adds them with one `psum`.
+    - shard_map with `check_vma`: JAX would add the gradients of shared parameters itself, and adding them again would
+      count each replica N times. `train_step` first makes the parameters the replica's own (`pcast`), and then adds.
+    - jit: one loss of one batch; XLA puts in the same sum where the batch is split.
+
+    **Raises:** `ValueError` for a batch that the devices do not divide (see `pad_batch`), for a state that should or
+    should not be replicated, under jit for a model whose layers have an axis name (statistics are global there
+    already: convert the model back), and under shard_map with a state as it is, for running statistics that differ
+    between replicas.
+    """
+    if how == "pmap":
+        return _Pmap(step, axis_name, devices, donate)
+    if how == "shard_map":
+        return _ShardMap(step, axis_name, devices, donate, check_vma)
+    if how == "jit":
+        return _Jit(step, axis_name, devices, donate)
+    raise ValueError(f'how is "pmap", "shard_map" or "jit"; got {how!r}')
+
+
+class _Parallel:
+    """Splits the batch, keeps an average that lives elsewhere out of the compiled step, and updates it after."""
+
+    def __init__(self, step: TrainStep, axis_name: str, devices: Sequence[jax.Device] | None, donate: bool) -> None:
+        self.devices = list(devices) if devices is not None else self.default_devices()
+        self.mesh = Mesh(np.array(self.devices), (axis_name,))
+        self.axis_name = axis_name
+        self.step = with_axis(step, axis_name)
+        self.donate = (0,) if donate else ()
+
+    def default_devices(self) -> list[jax.Device]:
+        return jax.devices()
+
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        self.check(state)
+        batch = self.split(batch)
+        placed = state.ema is not None and state.ema.device is not None
+        if not placed:
+            return self.run(state, batch)
+        average = state.ema_state
+        state, metrics = self.run(state.replace(ema_state=None), batch)
+        return state.replace(ema_state=average).update_ema(), metrics
+
+    def check(self, state: TrainState) -> None:
+        raise NotImplementedError
+
+    def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        raise NotImplementedError
+
+    def split(self, batch: PyTree) -> PyTree:
+        sharding = NamedSharding(self.mesh, PartitionSpec(self.axis_name))
+        self.check_batch(batch, len(self.mesh.local_devices))
+        if jax.process_count() > 1:
+            return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        return jax.device_put(batch, sharding)
+
+    def check_batch(self, batch: PyTree, replicas: int) -> None:
+        for path, x in jax.tree_util.tree_leaves_with_path(batch):
+            if not np.ndim(x) or np.shape(x)[0] % replicas:
+                raise ValueError(
+                    f"the batch is split along its first axis over {replicas} replicas; entry "
+                    f"{jax.tree_util.keystr(path) or 'of the batch'} has shape {np.shape(x)}. pad_batch fills up a "
+                    "last batch and marks its true examples."
+                )
+
+    def refuse_replicated(self, state: TrainState, how: str) -> None:
+        if state.step.ndim:
+            raise ValueError(f"{how} takes the state as it is, without an axis of replicas: unreplicate(state) first")
+
+    def refuse_single(self, state: TrainState, how: str) -> None:
+        if state.step.shape != (len(self.devices),):
+            raise ValueError(
+                f"{how} takes a state with a copy for each of its {len(self.devices)} replicas: replicate(state) "
+                f"first (state.step has shape {state.step.shape})"
+            )
+
+
+class _Pmap(_Parallel):
+    def __init__(self, step: TrainStep, axis_name: str, devices: Sequence[jax.Device] | None, donate: bool) -> None:
+        super().__init__(step, axis_name, devices, donate)
+        self.compiled = jax.pmap(
+            self.step, axis_name=axis_name, devices=self.devices, donate_argnums=self.donate, out_axes=(0, None)
+        )
+
+    def default_devices(self) -> list[jax.Device]:
+        return jax.local_devices()
+
+    def check(self, state: TrainState) -> None:
+        self.refuse_single(state, 'how="pmap"')
+
+    def split(self, batch: PyTree) -> PyTree:
+        n = len(self.devices)
+        self.check_batch(batch, n)
+        return jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
+
+    def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        return self.compiled(state, batch)  # type: ignore[no-any-return]
+
+
+class _ShardMap(_Parallel):
+    def __init__(
+        self,
+        step: TrainStep,
+        axis_name: str,
+        devices: Sequence[jax.Device] | None,
+        donate: bool,
+        check_vma: bool,
+    ) -> None:
+        super().__init__(step, axis_name, devices, donate)
+        self.check_vma = check_vma
+        split, shared = PartitionSpec(axis_name), PartitionSpec()
+        self.shared = NamedSharding(self.mesh, shared)
+
+        def of_copies(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+            state, metrics = self.step(jax.tree.map(lambda x: x[0], state), batch)
+            return jax.tree.map(lambda x: x[None], state), metrics
+
+        def of_one(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+            state, metrics = self.step(state, batch)
+            self.refuse_varying(state)
+            return state, metrics
+
+        def compiled(function: Any, spec: PartitionSpec) -> Any:
+            mapped = jax.shard_map(
+                function, mesh=self.mesh, in_specs=(spec, split), out_specs=(spec, shared), check_vma=check_vma
+            )
+            return jax.jit(mapped, donate_argnums=self.donate)
+
+        self.copies, self.one = compiled(of_copies, split), compiled(of_one, shared)
+
+    def check(self, state: TrainState) -> None:
+        if state.step.ndim or not self.check_vma:
+            self.refuse_single(state, 'how="shard_map"' + ("" if self.check_vma else " with check_vma=False"))
+
+    def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        if state.step.ndim:
+            return self.copies(state, batch)  # type: ignore[no-any-return]
+        return self.one(_everywhere(state, self.shared), batch)  # type: ignore[no-any-return]
+
+    def refuse_varying(self, state: TrainState) -> None:
+        names = {
+            _layer(path) for path, x in jax.tree_util.tree_leaves_with_path(state) if self.axis_name in varying_axes(x)
+        }
+        if names:
+            raise ValueError(
+                f"after the step the replicas' states would differ, in: {', '.join(sorted(names))}. Synchronise the "
+                f'layers (convert_sync_batchnorm(model, axis_name="{self.axis_name}")), or keep a state for each '
+                "replica: replicate(state) before the first step."
+            )
+
+
+class _Jit(_Parallel):
+    def __init__(self, step: TrainStep, axis_name: str, devices: Sequence[jax.Device] | None, donate: bool) -> None:
+        super().__init__(step, axis_name, devices, donate)
+        self.step = with_axis(step, None)
+        self.shared = NamedSharding(self.mesh, PartitionSpec())
+        self.compiled = jax.jit(self.step, donate_argnums=self.donate, out_shardings=self.shared)
+
+    def check(self, state: TrainState) -> None:
+        self.refuse_replicated(state, 'how="jit"')
+
+    def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        try:
+            return self.compiled(_everywhere(state, self.shared), batch)  # type: ignore[no-any-return]
+        except NameError as error:
+            if "unbound axis name" not in str(error) and "is not bound here" not in str(error):
+                raise
+            raise ValueError(
+                f'the model reduces over an axis of replicas ({error}), and how="jit" has none: it sees the whole '
+                "batch, so statistics are global already. Take the axis name out of the BatchNorm layers (undo "
+                'convert_sync_batchnorm, or axis_name=None), or use how="shard_map".'
+            ) from error
+
+
+def _everywhere(state: TrainState, sharding: NamedSharding) -> TrainState:
+    """The state on every device; after the first step it is there already."""
+    if state.step.sharding == sharding:
+        return state
+    return jax.device_put(state, sharding)  # type: ignore[no-any-return]

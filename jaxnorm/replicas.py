@@ -1,0 +1,177 @@
+"""A state on many devices: a copy for each, and back to one, with care where the copies differ."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxnorm._typing import Array, PyTree
+
+
+def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None, axis_name: str = "batch") -> PyTree:
+    """A copy for each device, along a new first axis: what `data_parallel` takes under pmap and shard_map.
+
+    An average that an `Ema` keeps elsewhere (`Ema.device`) stays there, once. `devices` are this process's by default.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    mesh = Mesh(np.array(devices), (axis_name,))
+    tree, put_back = _without_placed_ema(tree)
+    everywhere = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    stack = jax.jit(
+        lambda t: jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(devices), *x.shape)), t),
+        out_shardings=NamedSharding(mesh, PartitionSpec(axis_name)),
+    )
+    return put_back(stack(everywhere))
+
+
+def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -> PyTree:
+    """One state from the copies, on one device; the inverse of `replicate`.
+
+    Copies that differ are refused, by layer, since any one of them would be a silent choice. Otherwise say which:
+
+    - `merge=True`: running statistics are pooled: the mean of the means, and the variance within (the mean of the
+      variances) plus the variance between (of the means). This is the mean and the variance of all the replicas'
+      examples together, each replica having seen equally many. Anything else that differs is still refused.
+    - `rank=r`: replica r's.
+
+    **Raises:** `ValueError` naming the layers that differ, and by how much.
+    """
+    if merge and rank is not None:
+        raise ValueError("give merge=True or rank=, not both")
+    tree, put_back = _without_placed_ema(tree)
+    if rank is not None:
+        return put_back(_take(tree, rank))
+    different = _differences(tree)
+    if not different:
+        return put_back(_take(tree, 0))
+
+    pooled = _statistics_pairs(tree) if merge else {}
+    refused = {path: by for path, by in different.items() if path not in pooled}
+    if refused:
+        named = "\n".join(f"  {layer}: {by:.3g}" for layer, by in _by_layer(refused).items())
+        hint = (
+            "merge=True pools running statistics only, and these are not: the replicas went different ways (are the "
+            "gradients reduced over all of them?). rank=0 takes the first replica's."
+            if merge
+            else "Synchronise the statistics (convert_sync_batchnorm), or choose: unreplicate(state, merge=True) "
+            "pools running statistics, rank=0 takes the first replica's."
+        )
+        raise ValueError(f"the replicas differ (largest difference by layer):\n{named}\n{hint}")
+
+    merged = {}
+    for mean, var in {pooled[path] for path in different}:
+        merged[mean], merged[var] = _pool(_leaf(tree, mean), _leaf(tree, var))
+    one = jax.tree_util.tree_map_with_path(lambda path, x: merged.get(path, x), _take(tree, 0))
+    return put_back(one)
+
+
+def replica_divergence(tree: PyTree) -> dict[str, float]:
+    """The largest difference between replicas in each layer that has one; empty when all copies are equal.
+
+    Layers are named by their path in the model; entries of the optimizer and of the EMA by their path in the state.
+    A nan against a number counts as an infinite difference, a nan against a nan as none.
+    """
+    return _by_layer(_differences(_without_placed_ema(tree)[0]))
+
+
+def _without_placed_ema(tree: PyTree) -> tuple[PyTree, Any]:
+    ema = getattr(tree, "ema", None)
+    if ema is None or getattr(ema, "device", None) is None:
+        return tree, lambda t: t
+    kept = tree.ema_state
+    return tree.replace(ema_state=None), lambda t: t.replace(ema_state=kept)
+
+
+Path = tuple[Any, ...]
+
+
+def _differences(tree: PyTree) -> dict[Path, float]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    flat = [path for path, x in leaves if not getattr(x, "ndim", 0)]
+    if flat:
+        raise ValueError(
+            f"not a replicated tree: {jax.tree_util.keystr(flat[0])} has no axis of replicas; see replicate"
+        )
+    found = np.asarray(_largest_differences([x for _, x in leaves])) if leaves else np.zeros(0)
+    return {path: float(by) for (path, _), by in zip(leaves, found, strict=True) if by > 0}
+
+
+@jax.jit
+def _largest_differences(leaves: list[Array]) -> Array:
+    return jnp.stack([_largest_difference(x) for x in leaves])
+
+
+def _largest_difference(x: Array) -> Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    first = x[:1]
+    same = x == first
+    floating = jnp.issubdtype(x.dtype, jnp.inexact)
+    if floating:
+        same |= jnp.isnan(x) & jnp.isnan(first)
+    wide = jnp.promote_types(x.dtype, jnp.float32) if floating else jnp.result_type(float)
+    by = jnp.abs(x.astype(wide) - first.astype(wide)).astype(jnp.result_type(float))
+    by = jnp.where(jnp.isnan(by), jnp.inf, jnp.maximum(by, jnp.finfo(by.dtype).tiny))
+    return jnp.max(jnp.where(same, 0, by), initial=0)
+
+
+def _by_layer(differences: dict[Path, float]) -> dict[str, float]:
+    layers: dict[str, float] = {}
+    for path, by in differences.items():
+        layer = _layer(path)
+        layers[layer] = max(by, layers.get(layer, 0.0))
+    return layers
+
+
+def _layer(path: Path) -> str:
+    names = [_key(k) for k in path]
+    if names[0] in ("params", "batch_stats", "variables", "streams"):
+        names = names[1:]
+    return ".".join(names[:-1] or names)
+
+
+def _key(key: Any) -> str:
+    return jax.tree_util.keystr((key,), simple=True)
+
+
+def _statistics_pairs(tree: PyTree) -> dict[Path, tuple[Path, Path]]:
+    """For each running mean and variance, the paths of both."""
+    pairs = {}
+    paths = {path for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+    for path in paths:
+        if "batch_stats" in map(_key, path[:-1]) and _key(path[-1]) == "mean":
+            var = next((p for p in paths if p[:-1] == path[:-1] and _key(p[-1]) == "var"), None)
+            if var is not None:
+                pairs[path] = pairs[var] = (path, var)
+    return pairs
+
+
+def _leaf(tree: PyTree, path: Path) -> Array:
+    return next(x for p, x in jax.tree_util.tree_leaves_with_path(tree) if p == path)
+
+
+def _pool(means: Array, variances: Array) -> tuple[Array, Array]:
+    """Mean and variance of a mixture in equal parts: the law of total variance."""
+    mean = jnp.mean(means, axis=0)
+    return mean, jnp.mean(variances, axis=0) + jnp.mean(jnp.square(means - mean), axis=0)
+
+
+def _take(tree: PyTree, rank: int) -> PyTree:
+    """One replica's copy, on the device where it lies."""
+    sizes = {x.shape[0] for x in jax.tree.leaves(tree) if x.ndim}
+    if sizes and not all(0 <= rank < n for n in sizes):
+        raise ValueError(f"rank={rank} is not among the {min(sizes)} replicas")
+    return jax.tree.map(lambda x: _row(x, rank), tree)
+
+
+def _row(x: Any, rank: int) -> Any:
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+        rows: Iterable[Any] = x.addressable_shards
+        for shard in rows:
+            start, stop, _ = shard.index[0].indices(x.shape[0])
+            if start <= rank < stop:
+                return shard.data[rank - start]
+    return x[rank]

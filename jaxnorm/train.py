@@ -1,0 +1,427 @@
+"""One training step, and one way to run it on many devices: under pmap, under shard_map, or under jit."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxnorm._models import Collections, Definition, take_apart
+from jaxnorm._typing import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxnorm.ema import Ema, EmaState
+from jaxnorm.replicas import unreplicate
+
+AxisName = str | tuple[str, ...]
+
+
+class Mean(NamedTuple):
+    """A mean kept as its two parts, so that means over unequal parts add up: total / count.
+
+    A loss function gives its loss and its metrics as `Mean`s where parts of the batch may hold unequal numbers of
+    true examples. `train_step` adds totals and counts over microbatches and replicas, and divides once.
+    """
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]
+
+    @classmethod
+    def of(cls, values: Float[Array, "..."], mask: Bool[Array, "..."] | None = None) -> "Mean":
+        """Of the values where `mask` holds (whose axes are the leading axes of `values`); of all without one."""
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        if mask is None:
+            return cls(jnp.sum(values), jnp.asarray(values.size, values.dtype))
+        mask = jnp.broadcast_to(jnp.reshape(mask, mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
+        # Not values * mask: what stands in padded entries may be inf or nan, and so may its derivative.
+        return cls(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask.astype(values.dtype)))
+
+
+class LossScale(NamedTuple):
+    """State of dynamic loss scaling, by the rule of `torch.amp.GradScaler`."""
+
+    scale: Float[Array, ""]
+    good_steps: Int[Array, ""]  # since the scale last changed
+
+    @classmethod
+    def dynamic(cls, initial: float = 2.0**16) -> "LossScale":
+        """Halved at every overflow, doubled after 2000 steps without one."""
+        return cls(jnp.asarray(initial, jnp.float32), jnp.zeros((), jnp.int32))
+
+    def update(self, finite: Bool[Array, ""], interval: int = 2000) -> "LossScale":
+        """The scale for the next step."""
+        good = jnp.where(finite, self.good_steps + 1, 0)
+        scale = jnp.where(finite, jnp.where(good >= interval, self.scale * 2, self.scale), self.scale * 0.5)
+        return LossScale(scale, jnp.where(good >= interval, 0, good))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that training changes, as one tree, with what it needs to know and does not change.
+
+    ```python
+    state = jaxnorm.TrainState.create(model, optax.adamw(1e-3), ema=jaxnorm.Ema(0.999), rng=jax.random.key(0))
+    state.model(), state.ema_model()
+    ```
+    """
+
+    params: PyTree
+    batch_stats: PyTree
+    variables: PyTree  # all other variables of the model: buffers, frozen parameters
+    streams: PyTree  # random streams of an NNX model
+    opt_state: PyTree
+    ema_state: EmaState | None
+    loss_scale: LossScale | None
+    step: Int[Array, "*replicas"]  # steps taken, skipped ones included
+    rng: PRNGKeyArray | None
+    definition: Definition = field(metadata={"static": True})
+    tx: optax.GradientTransformation = field(metadata={"static": True})
+    ema: Ema | None = field(metadata={"static": True})
+
+    @classmethod
+    def create(
+        cls,
+        model: Any,
+        tx: optax.GradientTransformation,
+        *,
+        ema: Ema | None = None,
+        rng: PRNGKeyArray | None = None,
+        loss_scale: LossScale | None = None,
+        opt_state: PyTree | None = None,
+    ) -> "TrainState":
+        """The state before the first step.
+
+        **Arguments:**
+
+        - `model`: an `nnx.Module`, one traced from PyTorch included; or Linen's `(module, variables)`. The state
+          takes its arrays as they are; the module is not changed by training.
+        - `tx`: any optax optimizer; of an NNX model it is given the `nnx.Param`s, as nested dicts.
+        - `ema`: average parameters and running statistics.
+        - `rng`: what all randomness of the steps is drawn from. Without one, an NNX model's own first stream is.
+        - `loss_scale`: for float16, `LossScale.dynamic()`.
+        - `opt_state`: the optimizer's state, where it is not a new one.
+        """
+        definition, collections = take_apart(model)
+        if rng is None:
+            keys = [x for x in jax.tree.leaves(collections.streams) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+            rng = keys[0].reshape(-1)[0] if keys else None
+        state = cls(
+            params=collections.params,
+            batch_stats=collections.batch_stats,
+            variables=collections.variables,
+            streams=collections.streams,
+            opt_state=tx.init(collections.params) if opt_state is None else opt_state,
+            ema_state=None,
+            loss_scale=loss_scale,
+            step=jnp.zeros((), jnp.int32),
+            rng=rng,
+            definition=definition,
+            tx=tx,
+            ema=ema,
+        )
+        return state if ema is None else state.replace(ema_state=ema.init(_averaged(state)))
+
+    def replace(self, **changes: Any) -> "TrainState":
+        """The state with some fields changed."""
+        return replace(self, **changes)
+
+    def model(self) -> Any:
+        """The model with this state's arrays: an `nnx.Module`, or Linen's `(module, variables)`."""
+        return self.definition.rebuild(_collections(_single(self)))
+
+    def ema_model(self) -> Any:
+        """The model with the averaged arrays, beside the parameters wherever the average is kept."""
+        if self.ema is None:
+            raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
+        state = _single(self)
+        average = self.ema.value(state.ema_state)
+        if self.ema.device is not None:
+            average = jax.device_put(average, jax.tree.map(lambda x: x.sharding, _averaged(state)))
+        return self.definition.rebuild(_collections(state)._replace(**average))
+
+    def apply_gradients(self, grads: PyTree) -> "TrainState":
+        """One step of the optimizer. For loops of one's own."""
+        updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
+        return self.replace(params=optax.apply_updates(self.params, updates), opt_state=opt_state, step=self.step + 1)
+
+    def update_ema(self) -> "TrainState":
+        """Takes the present arrays into the average. For loops of one's own, and for an average kept elsewhere."""
+        if self.ema is None:
+            return self
+        values, step = _averaged(self), self.step
+        if self.ema.device is not None and self.step.ndim:  # one average, of the first replica's arrays
+            values, step = _first(values), self.step[0]
+        return self.replace(ema_state=self.ema.update(values, self.ema_state, step))
+
+
+LossFunction = Callable[[Any, Any], tuple[Float[Array, ""] | Mean, Mapping[str, Float[Array, ""] | Mean]]]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """What `train_step` gives: (state, batch) -> (state, metrics), pure, for any transformation of JAX."""
+
+    loss_fn: LossFunction
+    axis_name: AxisName | None
+    accumulate: int
+    statistics: Literal["microbatch", "batch"]
+    compute_dtype: Any
+    clip_norm: float | None
+
+    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        size = _batch_size(batch)
+        collections = _collections(state)._replace(params=_vary(state.params, self.axis_name))
+        key = _step_key(state, self.axis_name)
+        scale = None if state.loss_scale is None else state.loss_scale.scale
+        grads, sums, after = self._gradients(state.definition, collections, batch, key, size, scale)
+
+        # Gradients, loss and metrics are totals over this replica; one reduction adds them over all.
+        if self.axis_name is not None:
+            grads, sums = jax.lax.psum((grads, sums), self.axis_name)
+        loss = sums["loss"]
+        grads = jax.tree.map(lambda g: g * (size / loss.count).astype(g.dtype), grads)
+        metrics = {name: mean.total / mean.count for name, mean in sums.items()}
+        finite = None
+        if scale is not None:
+            grads = jax.tree.map(lambda g: g / scale.astype(g.dtype), grads)
+            finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]))
+            metrics |= {"loss_scale": scale, "skipped": 1 - finite.astype(jnp.float32)}
+        if self.clip_norm is not None:
+            grads, metrics["grad_norm"] = _clip(grads, self.clip_norm)
+
+        new = state.apply_gradients(grads)
+        new = new.replace(batch_stats=after.batch_stats, variables=after.variables)
+        if finite is not None:
+            new = _where(finite, new, state.replace(step=new.step))
+            new = new.replace(loss_scale=state.loss_scale.update(finite))
+        if state.ema is not None and state.ema.device is None:
+            new = new.update_ema()
+        return new, metrics
+
+    def _gradients(
+        self,
+        definition: Definition,
+        collections: Collections,
+        batch: PyTree,
+        key: PRNGKeyArray | None,
+        size: int,
+        scale: Array | None,
+    ) -> tuple[PyTree, dict[str, Mean], Collections]:
+        """Sums over the microbatches of d(total of the loss)/d(params) / size, of loss and metrics."""
+
+        def differentiated(params: PyTree, before: Collections, part: PyTree, key: Any) -> Any:
+            cast = self.compute_dtype
+            used = before._replace(params=_cast(params, cast))
+            model = definition.build(used, key)
+            loss, metrics = self.loss_fn(model, _cast(part, cast))
+            sums = {name: _as_mean(name, value, size) for name, value in {**metrics, "loss": loss}.items()}
+            if "loss" in metrics:
+                raise ValueError('the loss is reported as the metric "loss"; give yours another name')
+            after = definition.collect(model)
+            _refuse_new_structure(before, after)
+            objective = sums["loss"].total / size
+            return objective if scale is None else objective * scale, (sums, after)
+
+        grad = jax.grad(differentiated, has_aux=True)
+        if self.accumulate == 1 or self.statistics == "batch":
+            grads, (sums, after) = grad(collections.params, collections, batch, key)
+            return grads, sums, after
+
+        k = self.accumulate
+        if size % k:
+            raise ValueError(f"accumulate={k} does not divide the {size} examples of a replica's batch; see pad_batch")
+        # Microbatch i is examples i, i + k, i + 2k, ...: split so, a batch sharded over devices stays where it is,
+        # and a microbatch is the same examples under pmap, shard_map and jit.
+        parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(size // k, k, *x.shape[1:]), 0, 1), batch)
+
+        def body(carry: Any, xs: Any) -> Any:
+            i, part = xs
+            grads, before = carry
+            more, (sums, after) = grad(
+                collections.params, before, part, None if key is None else jax.random.fold_in(key, i)
+            )
+            carried = before._replace(batch_stats=after.batch_stats, variables=after.variables)
+            return (optax.tree.add(grads, more), carried), sums
+
+        carry = (optax.tree.zeros_like(collections.params), collections)
+        (grads, after), sums = jax.lax.scan(body, carry, (jnp.arange(k), parts))
+        return grads, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), after
+
+
+def train_step(
+    loss_fn: LossFunction,
+    *,
+    axis_name: AxisName | None = None,
+    accumulate: int = 1,
+    statistics: Literal["microbatch", "batch"] = "microbatch",
+    compute_dtype: Any = None,
+    clip_norm: float | None = None,
+) -> TrainStep:
+    """A pure function (state, batch) -> (state, metrics): gradients, optimizer, running statistics, EMA.
+
+    ```python
+    def loss_fn(model, batch):
+        logits = model(batch["image"])
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return loss.mean(), {"accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+
+    step = jaxnorm.data_parallel(jaxnorm.train_step(loss_fn), how="pmap", axis_name="batch")
+    state, metrics = step(state, batch)
+    ```
+
+    Loss, gradients and metrics are means over the *global* batch. Where `loss_fn` gives scalars they are means over
+    the batch that it was given, and all those batches are equal in size; where it gives `Mean`s, the totals and the
+    counts are added up over microbatches and replicas, so that padding and unequal counts are exact.
+
+    Randomness is a function of the state's `rng`, the step, the replica (not under jit, where there is none) and the
+    microbatch. It is drawn anew from these at each step, so a state taken up again goes on as it would have.
+
+    **Arguments:**
+
+    - `loss_fn`: `(model, batch) -> (loss, metrics)`. The model is the `nnx.Module`, or the Linen module bound to its
+      variables; both are called as `model(x, ...)`, and what their calls change is kept.
+    - `axis_name`: the axis to reduce over; set by `data_parallel`.
+    - `accumulate`: number of microbatches that a replica's batch is split into. One after the other, so the
+      activations of one are in memory at a time.
+    - `statistics`: with `accumulate`, `"microbatch"`: each microbatch is normalised by its own statistics and moves the
+      running ones, as in PyTorch. `"batch"`: by those of the whole batch. Each layer then needs all microbatches
+      at once, so they go through together and no memory is saved: the numbers are those of `accumulate=1`.
+    - `compute_dtype`: parameters and floating entries of the batch are cast to it for `loss_fn` (bfloat16, float16);
+      the parameters kept, their gradients and the running statistics stay in their own dtypes.
+    - `clip_norm`: largest global norm of the gradients, by the rule of `torch.nn.utils.clip_grad_norm_`; applied after
+      the reduction and the unscaling. Adds the metric `grad_norm`, the norm before.
+
+    With a `LossScale` in the state, the loss is scaled for the gradients and these are unscaled; a step with a
+    gradient that is not finite changes nothing but the scale and the step count (`torch.amp.GradScaler` would keep
+    the running statistics, too, of a forward pass that may have overflowed). Metrics `loss_scale`, `skipped`.
+
+    **Raises:** `ValueError` where the batch cannot be split, for a loss that is no scalar, and where the forward pass
+    adds variables or changes their shapes.
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate is a number of microbatches, 1 or more; got {accumulate}")
+    if statistics not in ("microbatch", "batch"):
+        raise ValueError(f'statistics is "microbatch" or "batch"; got {statistics!r}')
+    return TrainStep(loss_fn, axis_name, accumulate, statistics, compute_dtype, clip_norm)
+
+
+def pad_batch(batch: Mapping[str, Any], size: int, mask: str = "mask") -> dict[str, Any]:
+    """The batch repeated up to `size` examples, with an entry that marks the true ones.
+
+    Padding is made of true examples, not zeros, so that what is computed for it stays ordinary numbers.
+    Feed the mask to `Mean.of` and to the BatchNorm layers.
+    """
+    import numpy as np
+
+    if mask in batch:
+        raise ValueError(f"the batch has an entry {mask!r} already; name another with mask=")
+    count = _batch_size(batch)
+    if not 0 < count <= size:
+        raise ValueError(f"a batch of {count} examples cannot be padded to {size}")
+    padded = {name: np.resize(np.asarray(x), (size, *np.shape(x)[1:])) for name, x in batch.items()}
+    return {**padded, mask: np.arange(size) < count}
+
+
+def with_axis(step: TrainStep, axis_name: AxisName | None) -> TrainStep:
+    """The same step, reduced over another axis."""
+    return replace(step, axis_name=axis_name)
+
+
+def _collections(state: TrainState) -> Collections:
+    return Collections(state.params, state.batch_stats, state.variables, state.streams)
+
+
+def _averaged(state: TrainState) -> dict[str, PyTree]:
+    return {"params": state.params, "batch_stats": state.batch_stats, "variables": state.variables}
+
+
+def _single(state: TrainState) -> TrainState:
+    if state.step.ndim == 0:
+        return state
+    return unreplicate(state)
+
+
+def _step_key(state: TrainState, axis_name: AxisName | None) -> PRNGKeyArray | None:
+    if state.rng is None:
+        return None
+    key = jax.random.fold_in(state.rng, state.step)
+    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+
+def _vary(tree: PyTree, axis_name: AxisName | None) -> PyTree:
+    """The parameters as each replica's own.
+
+    Under shard_map with check_vma, the gradient with respect to something all replicas share is summed over them by
+    JAX; with respect to something each has of its own, and under pmap and shard_map without check_vma always, it is
+    not. Made the replicas' own, the gradients are summed in one place in all three: in `TrainStep.__call__`.
+    """
+    if axis_name is None:
+        return tree
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+
+    def vary(x: Array) -> Array:
+        missing = tuple(name for name in names if name not in varying_axes(x))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)
+
+
+def varying_axes(x: Array) -> frozenset[str]:
+    """The axes of shard_map, with check_vma, along which the replicas' values of `x` may differ."""
+    kind = jax.typeof(x)
+    # JAX 0.10 moved the attribute `vma` into `mat` ("manual axis type").
+    return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # type: ignore[no-any-return]
+
+
+def _batch_size(batch: PyTree) -> int:
+    sizes = {int(x.shape[0]) if getattr(x, "ndim", 0) else None for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            "the entries of a batch have the examples along their first axis; got the first lengths "
+            f"{jax.tree.map(lambda x: x.shape[0] if getattr(x, 'ndim', 0) else 'scalar', batch)}"
+        )
+    return sizes.pop()  # type: ignore[return-value]
+
+
+def _as_mean(name: str, value: Any, size: int) -> Mean:
+    if isinstance(value, Mean):
+        dtype = jnp.promote_types(value.total.dtype, jnp.float32)
+        return Mean(value.total.astype(dtype), jax.lax.stop_gradient(jnp.asarray(value.count, dtype)))
+    value = jnp.asarray(value)
+    if value.ndim:
+        raise ValueError(f"{name!r} is a scalar, the mean over the batch, or a Mean; got shape {value.shape}")
+    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return Mean(value * size, jnp.asarray(size, value.dtype))
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def _clip(grads: PyTree, largest: float) -> tuple[PyTree, Array]:
+    norm = optax.tree.norm(grads)
+    return optax.tree.scale(jnp.minimum(1, largest / (norm + 1e-6)), grads), norm
+
+
+def _where(condition: Array, new: TrainState, old: TrainState) -> TrainState:
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)  # type: ignore[no-any-return]
+
+
+def _first(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def _refuse_new_structure(before: Collections, after: Collections) -> None:
+    for old, new in ((before.batch_stats, after.batch_stats), (before.variables, after.variables)):
+        kinds = [
+            {jax.tree_util.keystr(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+            for tree in (old, new)
+        ]
+        changed = sorted(name for name in kinds[0].keys() | kinds[1].keys() if kinds[0].get(name) != kinds[1].get(name))
+        if changed:
+            lines = [f"  {name}: {kinds[0].get(name, 'absent')} -> {kinds[1].get(name, 'absent')}" for name in changed]
+            raise ValueError("the forward pass changed variables in shape, dtype or number:\n" + "\n".join(lines))
