@@ -1,0 +1,156 @@
+"""Files on disk: mapped for reading, replaced as a whole for writing."""
+
+import contextlib
+import logging
+import mmap
+import os
+import pathlib
+import stat
+import tempfile
+import weakref
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger("interop")
+
+_PAGE = mmap.PAGESIZE
+_CHUNK = 1 << 24  # bytes between two looks at a large file
+_LARGE = 1 << 30  # bytes from which on a progress bar is shown
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written as asked. The message names the file and the entry."""
+
+    def __init__(self, path: "os.PathLike[str] | str", problem: str) -> None:
+        super().__init__(f"{os.fspath(path)}: {problem}")
+
+
+class Data:
+    """Bytes that arrays are views of: a mapped file, or a member of an archive unpacked into memory.
+
+    A mapped file is read only, so its arrays are too, and no byte is copied. When an array dies its pages leave memory,
+    which is what makes `for name, array in checkpoint.items()` a stream: one array at a time, however large the file.
+    """
+
+    def __init__(self, buffer: "mmap.mmap | bytes", path: pathlib.Path) -> None:
+        self.buffer = buffer
+        self.path = path
+        self.size = len(buffer)
+
+    @classmethod
+    def map(cls, path: pathlib.Path) -> "Data":
+        """The file at `path`, mapped. Raises CheckpointError if there is none, or if it is empty or no regular file."""
+        try:
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise CheckpointError(path, "is a directory, not a checkpoint file")
+            if not stat.S_ISREG(mode):  # a pipe would wait for ever, a device would never end
+                raise CheckpointError(path, "is not a regular file")
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise CheckpointError(path, "is empty")
+                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path)
+        except FileNotFoundError:
+            raise CheckpointError(path, "no such file") from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(path, f"cannot be read: {error}") from error
+
+    def read(self, offset: int, size: int) -> bytes:
+        """A copy of `size` bytes; fewer where the file ends sooner."""
+        return bytes(self.buffer[offset : offset + size])
+
+    def array(self, dtype: Any, shape: Sequence[int], offset: int, strides: Sequence[int] | None = None) -> np.ndarray:
+        """A read-only view of the bytes from `offset` on. The caller has checked that they exist."""
+        view: np.ndarray = np.ndarray(
+            tuple(shape), dtype, self.buffer, offset, None if strides is None else tuple(strides)
+        )
+        if not view.flags.aligned:  # old writers did not align, and not every reader of arrays copes
+            view = view.copy()
+            view.flags.writeable = False
+        elif view.nbytes >= _PAGE and isinstance(self.buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            low = offset // _PAGE * _PAGE
+            length = min(offset + span(view), self.size) - low
+            weakref.finalize(view, self.buffer.madvise, mmap.MADV_DONTNEED, low, length).atexit = False
+        return view
+
+    def crc32(self, offset: int, size: int, crc: int = 0) -> int:
+        """The CRC-32 of a part of the data, whose pages are let go again on the way."""
+        for low in range(offset, offset + size, _CHUNK):
+            with memoryview(self.buffer) as view:
+                crc = zlib.crc32(view[low : min(low + _CHUNK, offset + size)], crc)
+            if isinstance(self.buffer, mmap.mmap) and size >= _CHUNK and hasattr(mmap, "MADV_DONTNEED"):
+                start = low // _PAGE * _PAGE
+                self.buffer.madvise(mmap.MADV_DONTNEED, start, min(low + _CHUNK, self.size) - start)
+        return crc
+
+
+def span(array: np.ndarray) -> int:
+    """The number of bytes from an array's first element to the end of its last (strides are not negative)."""
+    if array.size == 0:
+        return 0
+    return sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + array.itemsize
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
+
+    The data reach the disk before the name does (fsync, rename, fsync of the folder), so that after a crash there is
+    either the old file or the new one. Raises CheckpointError where the folder or the disk refuses.
+    """
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = pathlib.Path(name)
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+        temporary = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be written: {error}") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Brings the folder's names to the disk, where the system can."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mode(path: pathlib.Path) -> int:
+    """The permissions of the file to be replaced, or those that a new file would get (mkstemp's are tighter)."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Any]:
+    """A function to call with each number of bytes done; above 1 GB it moves a bar on a terminal (tqdm's)."""
+    if total >= _LARGE:
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+            with tqdm(total=total, desc=label, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+                yield bar.update
+                return
+    yield lambda done: None

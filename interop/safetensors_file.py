@@ -1,0 +1,156 @@
+"""safetensors files: the header is read and checked as a whole, the arrays are views of the mapped file.
+
+The format: eight bytes of header length N, N bytes of JSON `{name: {dtype, shape, data_offsets}}` with an optional
+`__metadata__` of strings, then the data, without holes (https://huggingface.co/docs/safetensors).
+"""
+
+import collections
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+from interop import dtypes
+from interop.files import CheckpointError, Data, replacing
+from interop.tensors import Storage, Tensor
+
+_MAX_HEADER = 100_000_000  # safetensors' own limit
+_FIELDS = ("dtype", "shape", "data_offsets")
+
+
+def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file in the order of their data, and its metadata.
+
+    Names that safetensors.torch.save_model left out because they share memory with another (it notes `{left out: kept}`
+    in the metadata) are there again, as the same tensor.
+
+    Raises CheckpointError for a header that is longer than the file or no JSON, for duplicate names, unknown dtypes,
+    shapes that do not match the offsets, and offsets that overlap, leave holes or do not end with the file.
+    """
+    start, header = _header(data)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(data.path, "entry '__metadata__' of the header is not a mapping from strings to strings")
+    found = sorted((_entry(data, start, name, entry) for name, entry in header.items()), key=lambda t: t[1:3])
+    end = start
+    for name, low, high, _ in found:
+        if low != end:
+            kind = "overlap those of the entry before" if low < end else "leave a hole after the entry before"
+            raise CheckpointError(data.path, f"entry {name!r}: its offsets {[low - start, high - start]} {kind}")
+        end = high
+    if end != data.size:
+        raise CheckpointError(
+            data.path, f"is {'truncated' if end > data.size else 'too long'}: the header describes {end} bytes, "
+            f"the file has {data.size}" + (f" (entry {found[-1][0]!r} is cut)" if end > data.size else "")
+        )  # fmt: skip
+    tensors = {name: tensor for name, _, _, tensor in found}
+    for name, kept in metadata.items():
+        if name not in tensors and kept in header:
+            tensors[name] = tensors[kept]
+    return tensors, metadata
+
+
+def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, atomically, with the safetensors library.
+
+    Names of the very same memory are stored once, the others noted in the metadata as `{left out: kept}`, which is what
+    safetensors.torch.save_model does and load_model (and `read`) understands.
+    """
+    kept: dict[tuple[Any, ...], str] = {}
+    whole: dict[str, np.ndarray] = {}
+    notes = dict(metadata)
+    for name, array in arrays.items():
+        key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.name)
+        if array.nbytes and (first := kept.setdefault(key, name)) != name:
+            notes[name] = first
+        else:
+            whole[name] = np.ascontiguousarray(array).reshape(array.shape)  # the former makes 0-d arrays 1-d
+    held = dtypes.SAFETENSORS_NAMES
+    bad = [f"{name!r} ({array.dtype})" for name, array in whole.items() if array.dtype.name not in held]
+    if bad:
+        raise CheckpointError(path, f"safetensors has no such dtype: {', '.join(bad)}; a .pth file may hold it")
+    if "__metadata__" in whole:
+        raise CheckpointError(path, "entry '__metadata__': safetensors keeps this name for itself")
+    with replacing(path) as temporary:
+        _serialize(path, whole, temporary, notes)
+
+
+def _serialize(path: pathlib.Path, arrays: dict[str, np.ndarray], target: pathlib.Path, notes: dict[str, str]) -> None:
+    import safetensors
+
+    specification: Any = getattr(safetensors, "TensorSpec", None)  # a pointer; older versions want the bytes
+    tensors: Any = {
+        name: specification(
+            dtype=array.dtype.name, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
+        )
+        if specification
+        else {"dtype": array.dtype.name, "shape": array.shape, "data": array.tobytes()}
+        for name, array in arrays.items()
+    }
+    try:
+        safetensors.serialize_file(tensors, target, metadata=notes or None)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(path, f"cannot be written: {error}") from error
+
+
+def _header(data: Data) -> tuple[int, dict[str, Any]]:
+    """Where the data begin, and the header."""
+    if data.size < 8:
+        raise CheckpointError(data.path, f"is truncated: {data.size} bytes are no safetensors file")
+    length = int.from_bytes(data.read(0, 8), "little")
+    if length > min(data.size - 8, _MAX_HEADER):
+        raise CheckpointError(
+            data.path, f"is truncated or no safetensors file: its header would have {length} bytes, "
+            f"the file has {data.size} and safetensors allows {_MAX_HEADER}"
+        )  # fmt: skip
+    try:
+        text = data.read(8, length).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(data.path, f"the header is not UTF-8 at byte {8 + error.start}") from None
+    if text.count("[") > length // 16 + 8 or text.count("{") > length // 16 + 8:  # no entry is that short
+        raise CheckpointError(data.path, "the header is not one of a safetensors file: brackets upon brackets")
+    try:
+        header = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(data.path, f"the header cannot be read: {error}") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(data.path, "the header is not a JSON object")
+    return 8 + length, header
+
+
+def _entry(data: Data, start: int, name: str, entry: Any) -> tuple[str, int, int, Tensor]:
+    def fail(problem: str) -> NoReturn:
+        raise CheckpointError(data.path, f"entry {name!r}: {problem}")
+
+    if not isinstance(entry, dict) or sorted(entry) != sorted(_FIELDS):
+        fail(f"is not an object of {', '.join(_FIELDS)}")
+    tag, shape, offsets = (entry[field] for field in _FIELDS)
+    dtype = dtypes.SAFETENSORS.get(tag) if isinstance(tag, str) else None
+    if dtype is None:
+        fail(f"dtype {tag!r} is not one that NumPy can hold ({', '.join(dtypes.SAFETENSORS)})")
+    for field, value in (("shape", shape), ("data_offsets", offsets)):
+        if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
+            fail(f"{field} {value!r:.80} is not a list of sizes")
+    if len(offsets) != 2 or len(shape) > 32:
+        fail(f"has {len(offsets)} offsets and {len(shape)} dimensions")
+    low, high = offsets
+    needed = math.prod(shape) * dtype.itemsize
+    if high - low != needed:
+        fail(f"shape {shape} of {tag} needs {needed} bytes, its offsets {offsets} give {high - low}")
+    storage = Storage(needed, dtype, name, data, start + low)
+    return name, start + low, start + high, Tensor(storage, dtype, tuple(shape))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        raise ValueError(f"duplicate names {[name for name, count in counts.items() if count > 1][:8]}")
+    return found
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,319 @@
+"""From what a file holds to one state dict: training checkpoints, pickled models, prefixes of wrappers.
+
+| written by | layout |
+|---|---|
+| `torch.save(model.state_dict())` | the state dict itself |
+| timm, `CheckpointSaver` | `state_dict`, `state_dict_ema`, `optimizer`, `epoch`, `arch`, `args`, ... |
+| torchvision's references | `model`, `model_ema` (`n_averaged`, `module.*`), `optimizer`, `epoch`, `args`, ... |
+| Ultralytics | `model` and `ema`, each None or a pickled module; `train_args`, `date`, ... |
+| DistributedDataParallel, DataParallel, AveragedModel | names begin with `module.` |
+| torch.compile, FSDP, activation checkpointing | `_orig_mod` and the like somewhere in the names |
+"""
+
+import dataclasses
+import logging
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from interop.files import CheckpointError
+from interop.rebuild import Unsupported, finish
+from interop.tensors import Tensor
+from interop.unpickle import Global, Instance, name_of
+
+logger = logging.getLogger("interop")
+
+_MODEL_KEYS: Final = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params")
+_EMA_WORDS: Final = frozenset({"ema", "averaged", "swa"})
+_OTHER_WORDS: Final = frozenset({"optimizer", "optim", "optimizers", "scheduler", "schedulers", "scaler", "rng"})
+_WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_DEEPEST = 100
+_MOST = 200_000  # modules and tensors of a pickled model; shared ones count each time, as in a state dict
+
+
+class Entry(Protocol):
+    """What becomes an array when it is asked for."""
+
+    def array(self) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """An array that the pickle itself contained."""
+
+    value: np.ndarray
+
+    def array(self) -> np.ndarray:
+        """The array, read only like all others."""
+        view = self.value.view()
+        view.flags.writeable = False
+        return view
+
+
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """One state dict out of a file, and what else the file says."""
+
+    entries: dict[str, Entry]
+    metadata: dict[str, Any]
+
+
+def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
+    """The state dict in `value`.
+
+    Args:
+        value: what the file holds, with stand-ins for tensors and objects.
+        which: "model" for the trained weights, "ema" for their average, or the name of one of the file's state dicts
+            (`metadata["choices"]`). None takes the model, as torchvision does, but the average where whole modules are
+            pickled, as Ultralytics does.
+        path: for messages.
+
+    Raises:
+        CheckpointError: if there is no state dict or no such one, if several could be meant, if an entry is no array.
+    """
+    choices = _choices(value)
+    if not choices:
+        raise CheckpointError(path, f"has no state dict: {_describe(value)}")
+    name = _choose(choices, which, path)
+    chosen = choices[name]
+    unwrapped = [name] if name else []
+    if is_module(chosen):
+        unwrapped.append(f"pickled {chosen.cls}")
+        found = collect(chosen, path)
+    else:
+        found = {str(key): finish(item) for key, item in chosen.items()}
+    entries, rest = _entries(found, path)
+    entries, notes, prefixes = strip_prefixes(entries, path)
+    metadata: dict[str, Any] = {}
+    if isinstance(value, Mapping) and name:
+        tops = {choice.partition("/")[0] for choice in choices}
+        metadata = {str(key): plain(item, path) for key, item in value.items() if key not in tops}
+    metadata |= notes
+    if rest:
+        metadata["not_arrays"] = {key: plain(item, path) for key, item in rest.items()}
+    metadata |= {"which": name, "choices": sorted(choices) if name else [], "unwrapped": unwrapped + prefixes}
+    if metadata["unwrapped"]:
+        others = ", ".join(choice for choice in choices if choice != name) or "nothing"
+        logger.info("%s: unwrapped %s; not taken: %s", path, ", ".join(metadata["unwrapped"]), others)
+    if rest:
+        logger.warning("%s: %d entries of the state dict are no arrays: %s", path, len(rest), ", ".join(list(rest)[:8]))
+    return StateDict(entries, metadata)
+
+
+def is_module(value: Any) -> bool:
+    """Whether this stands for a torch.nn.Module."""
+    return isinstance(value, Instance) and all(
+        isinstance(value.attributes.get(field), dict) for field in ("_parameters", "_buffers", "_modules")
+    )
+
+
+def collect(module: Instance, path: pathlib.Path) -> dict[str, Any]:
+    """The state dict of a pickled module: torch.nn.Module.state_dict on the stand-in, in the same order."""
+    found: dict[str, Any] = {}
+    todo: list[tuple[str, Instance, int]] = [("", module, 0)]
+    seen = 0
+    while todo:
+        prefix, current, depth = todo.pop()
+        attributes = current.attributes
+        hidden = attributes.get("_non_persistent_buffers_set") or ()
+        if not isinstance(hidden, set | frozenset | list | tuple):
+            raise CheckpointError(path, f"module {prefix or 'model'!r}: its non-persistent buffers are no set")
+        for field in ("_parameters", "_buffers"):
+            for name, item in attributes[field].items():
+                if item is not None and not (field == "_buffers" and name in hidden):
+                    found[f"{prefix}{name}"] = finish(item)
+        children = [(name, child) for name, child in attributes["_modules"].items() if child is not None]
+        for name, child in reversed(children):
+            if not is_module(child):
+                raise CheckpointError(path, f"module '{prefix}{name}' is {name_of(child)}, not a module")
+            todo.append((f"{prefix}{name}.", child, depth + 1))
+        seen += 1
+        if depth > _DEEPEST or seen + len(found) + len(todo) > _MOST:
+            raise CheckpointError(path, f"module {prefix[:80]!r}: modules without end")
+    return found
+
+
+def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, Any], list[str]]:
+    """Names as the bare model has them; notes (`n_averaged`) and the wrappers that were taken off."""
+    notes: dict[str, Any] = {}
+    removed: list[str] = []
+    while entries:
+        names = [name for name in entries if name != "n_averaged"]
+        if names and all(name.startswith("module.") for name in names):
+            if "n_averaged" in entries:
+                notes["n_averaged"] = int(entries["n_averaged"].array())
+                removed.append("averaged model")
+            removed.append("module.")
+            entries = {name.removeprefix("module."): entries[name] for name in names}
+            continue
+        break
+    for wrapper in _WRAPPERS:
+        pattern = re.compile(rf"(^|\.){wrapper}\.")
+        if any(pattern.search(name) for name in entries):
+            renamed: dict[str, Entry] = {}
+            for name, entry in entries.items():
+                new = pattern.sub(r"\1", name)
+                if new in renamed:
+                    raise CheckpointError(path, f"entry {name!r}: without {wrapper!r} there would be two of {new!r}")
+                renamed[new] = entry
+            entries = renamed
+            removed.append(f"{wrapper}.")
+            return _again(entries, notes, removed, path)
+    return entries, notes, removed
+
+
+def _again(
+    entries: dict[str, Entry], notes: dict[str, Any], removed: list[str], path: pathlib.Path
+) -> tuple[dict[str, Entry], dict[str, Any], list[str]]:
+    entries, more_notes, more = strip_prefixes(entries, path)  # DDP around torch.compile, or the other way round
+    return entries, notes | more_notes, removed + more
+
+
+def plain(value: Any, path: pathlib.Path) -> Any:
+    """Metadata as ordinary values: tensors as arrays, namespaces as dicts; what has no such form stays a stand-in."""
+    memo: dict[int, Any] = {}
+
+    def convert(value: Any, depth: int) -> Any:
+        value = finish(value)
+        if id(value) in memo:
+            return memo[id(value)]
+        if depth > _DEEPEST:
+            raise CheckpointError(path, "is nested more deeply than a checkpoint")
+        if isinstance(value, Tensor):
+            if problem := value.problem():
+                raise CheckpointError(path, f"a tensor beside the state dict: {problem}")
+            memo[id(value)] = value.array()
+            return memo[id(value)]
+        if isinstance(value, Instance) and not is_module(value):
+            cls = str(value.cls)
+            if cls in ("argparse.Namespace", "types.SimpleNamespace"):
+                value = value.attributes
+            elif cls.startswith("pathlib.") and value.args and all(isinstance(part, str) for part in value.args):
+                return str(pathlib.PurePosixPath(*value.args))
+            elif cls == "torch.device":
+                return ":".join(str(part) for part in value.args if isinstance(part, str | int))
+            else:
+                return value
+        if isinstance(value, dict):
+            result: Any = {}
+            memo[id(value)] = result
+            for key, item in value.items():
+                result[key] = convert(item, depth + 1)
+            return result
+        if isinstance(value, list):
+            result = []
+            memo[id(value)] = result
+            result.extend(convert(item, depth + 1) for item in value)
+            return result
+        if isinstance(value, tuple):
+            memo[id(value)] = result = tuple(convert(item, depth + 1) for item in value)
+            return result
+        return value
+
+    return convert(value, 0)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(finish(value), Tensor | Unsupported | np.ndarray | np.generic)
+
+
+def _is_state(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        return False
+    return any(map(_is_tensor, value.values()))
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", name.lower()))
+
+
+def _is_ema(name: str) -> bool:
+    return bool(_words(name) & _EMA_WORDS)
+
+
+def _choices(value: Any) -> dict[str, Any]:
+    """All state dicts in the file, by their keys joined with '/'; the name is empty if the file is one itself."""
+    if is_module(value):
+        return {"": value}
+    if not isinstance(value, dict):
+        return {}
+    found = _nested(value, "", 0)
+    if _is_state(value) and not any(name in _MODEL_KEYS or _is_ema(name) for name in found):
+        return {"": value}
+    return found
+
+
+def _nested(value: dict[Any, Any], prefix: str, depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if not isinstance(key, str) or _words(key) & _OTHER_WORDS:
+            continue
+        if is_module(item) or _is_state(item):
+            found[prefix + key] = item
+        elif isinstance(item, dict) and depth < 2 and len(item) < 1000:
+            found |= _nested(item, f"{prefix}{key}/", depth + 1)
+    return found
+
+
+def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path) -> str:
+    listed = ", ".join(repr(name) for name in choices if name) or "none but the one it is"
+    averages = [name for name in choices if _is_ema(name)]
+    models = [name for name in choices if name not in averages]
+    preferred = [name for name in models if name in _MODEL_KEYS] or models
+    if which is not None and which in choices:
+        return which
+    if which == "ema":
+        wanted = averages
+    elif which == "model":
+        wanted = preferred
+    elif which is not None:
+        raise CheckpointError(path, f"has no state dict {which!r}; its state dicts: {listed}")
+    elif averages and any(is_module(item) for item in choices.values()):
+        wanted = averages
+    else:
+        wanted = preferred or averages
+    if not wanted:
+        raise CheckpointError(path, f"has no state dict for which={which!r}; its state dicts: {listed}")
+    if len(wanted) > 1:
+        raise CheckpointError(path, f"has several state dicts: {listed}; choose one by which=")
+    return wanted[0]
+
+
+def _entries(found: dict[str, Any], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """Entries that are arrays, and the others. Raises with all entries that are broken."""
+    entries: dict[str, Entry] = {}
+    rest: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, item in found.items():
+        if isinstance(item, Tensor):
+            if problem := item.problem():
+                problems.append(f"entry {name!r}: {problem}")
+            entries[name] = item
+        elif isinstance(item, np.ndarray | np.generic):
+            entries[name] = InMemory(np.asarray(item))
+        elif isinstance(item, Unsupported):
+            problems.append(f"entry {name!r} is no array: {item.reason}")
+        else:
+            rest[name] = item
+    if problems:
+        more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
+        raise CheckpointError(path, "; ".join(problems[:8]) + more)
+    if not entries:
+        raise CheckpointError(path, "has no tensors in its state dict")
+    return entries, rest
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Mapping):
+        kinds = [f"{name_of(key)}: {_kind(item)}" for key, item in list(value.items())[:8]]
+        return f"a mapping of {len(value)} entries ({', '.join(kinds)})"
+    return f"the file holds {_kind(value)}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Global | Instance):
+        return str(value)
+    return "a tensor" if _is_tensor(value) else type(value).__name__
