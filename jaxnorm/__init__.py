@@ -1,8 +1,12 @@
 """BatchNorm over replicas: exact statistics across devices, PyTorch's conventions, and the tools to train with them."""
 
+from jaxnorm import linen, nnx
+from jaxnorm._batch_norm import batch_norm, normalize
 from jaxnorm.ema import Ema, EmaState
+from jaxnorm.moments import Moments, merge, moments
 from jaxnorm.parallel import data_parallel
 from jaxnorm.replicas import replica_divergence, replicate, unreplicate
+from jaxnorm.sync import convert_sync_batchnorm, revert_sync_batchnorm
 from jaxnorm.train import LossScale, Mean, TrainState, pad_batch, train_step
 
 __all__ = [
@@ -10,11 +14,20 @@ __all__ = [
     "EmaState",
     "LossScale",
     "Mean",
+    "Moments",
     "TrainState",
+    "batch_norm",
+    "convert_sync_batchnorm",
     "data_parallel",
+    "linen",
+    "merge",
+    "moments",
+    "nnx",
+    "normalize",
     "pad_batch",
     "replica_divergence",
     "replicate",
+    "revert_sync_batchnorm",
     "train_step",
     "unreplicate",
 ]

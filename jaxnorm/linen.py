@@ -1,0 +1,105 @@
+"""BatchNorm for Flax Linen: parameters, running statistics and flags. The mathematics is in `_batch_norm.py`."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import dtypes
+
+from jaxnorm._batch_norm import Activation, batch_norm, normalize
+from jaxnorm._typing import Array, Bool, Shaped
+from jaxnorm.moments import reduced_axes
+from jaxnorm.running import update_running
+
+
+class BatchNorm(nn.BatchNorm):
+    """`flax.linen.BatchNorm` with exact statistics over replicas, and all that PyTorch's BatchNorm and SyncBatchNorm
+    do.
+
+        y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)
+
+    Attributes, defaults, variables ('scale' and 'bias' in 'params', 'mean' and 'var' in 'batch_stats') and dtype
+    promotion are those of `flax.linen.BatchNorm`, so that it takes its place and loads its checkpoints. What differs,
+    and the attributes that it adds, are those of `jaxnorm.nnx.BatchNorm`. With `momentum=None` or `count_batches=True`
+    'batch_stats' also holds 'num_batches_tracked'.
+
+    `use_fast_variance` has no effect: statistics are exact at no more cost. `force_float32_reductions=False` only sets
+    the dtype that running statistics are kept in (`param_dtype`): they are computed in at least float32.
+
+    Note on momentum: `momentum=0.9` here is `momentum=0.1` in PyTorch.
+
+    Raises (when called):
+        ValueError: for one value per channel in training, or shapes that do not fit.
+        NameError: if `axis_name` is not bound where the layer is called.
+    """
+
+    momentum: float | None = 0.99  # type: ignore[assignment]
+    correction: float = 1
+    track_running_stats: bool = True
+    count_batches: bool = False
+    activation: Activation | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Shaped[Array, "..."],
+        use_running_average: bool | None = None,
+        *,
+        mask: Bool[Array, "..."] | None = None,
+    ) -> Shaped[Array, "..."]:
+        """Normalises `x`, and in training updates the running statistics (not during `init`, as in Flax).
+
+        Args:
+            x: the input, channels along `axis`.
+            use_running_average: as at construction; one of the two must be given.
+            mask: which values count towards the statistics, broadcastable to `x`.
+        """
+        x = jnp.asarray(x)
+        eval_mode = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        reduced = reduced_axes(x.ndim, self.axis)
+        channels = tuple(n for a, n in enumerate(x.shape) if a not in reduced)
+        kept_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        running = {}
+        if self.track_running_stats:
+            running["mean"] = self.variable("batch_stats", "mean", jnp.zeros, channels, kept_dtype)
+            running["var"] = self.variable("batch_stats", "var", jnp.ones, channels, kept_dtype)
+            if self.count_batches or self.momentum is None:
+                running["num_batches_tracked"] = self.variable(
+                    "batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int_
+                )
+        scale = self.param("scale", self.scale_init, channels, self.param_dtype) if self.use_scale else None
+        bias = self.param("bias", self.bias_init, channels, self.param_dtype) if self.use_bias else None
+        dtype = dtypes.canonicalize_dtype(*(v for v in (x, scale, bias) if v is not None), dtype=self.dtype)
+        options: dict[str, Any] = {
+            "axis": self.axis,
+            "epsilon": self.epsilon,
+            "activation": self.activation,
+            "dtype": dtype,
+        }
+        starting = self.is_initializing()
+        if running and (eval_mode or (starting and x.size == jnp.prod(jnp.asarray(channels)))):
+            return normalize(x, running["mean"].value, running["var"].value, scale, bias, **options)
+        try:
+            y, moments = batch_norm(
+                x,
+                scale,
+                bias,
+                axis_name=None if starting else self.axis_name,
+                axis_index_groups=None if starting else self.axis_index_groups,
+                mask=mask,
+                reference=running["mean"].value if running and self.axis_name is not None else None,
+                **options,
+            )
+        except (NameError, ValueError) as error:
+            raise type(error)(f"BatchNorm layer {'/'.join(self.path)!r}: {error}") from error
+        if running and not eval_mode and not starting:
+            count = None
+            if "num_batches_tracked" in running:
+                count = running["num_batches_tracked"].value = running["num_batches_tracked"].value + 1
+            mean, var = update_running(
+                running["mean"].value, running["var"].value, moments, self.momentum, self.correction, count
+            )
+            if not self.force_float32_reductions:
+                mean, var = mean.astype(kept_dtype), var.astype(kept_dtype)
+            running["mean"].value, running["var"].value = mean, var
+        return y

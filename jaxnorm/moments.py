@@ -1,0 +1,246 @@
+"""Mean and variance of a batch as `Moments`: of one array, merged, over the replicas of an axis name.
+
+**One pass, no cancellation.** The sums are taken about a shift that lies inside the data, one for each channel:
+
+    d = x - shift,   S1 = sum(d),   S2 = sum(d^2),   mean = shift + S1/n,   m2 = S2 - S1^2/n
+
+E[x^2] - E[x]^2 loses (mean/std)^2 of the precision (Chan, Golub & LeVeque, "Algorithms for Computing the Sample
+Variance", 1983, section 3); here that is at most (shift - mean)^2/var, a number near 1. The shift is the mean of the
+first 1/32 of the batch, clipped to that part's range, so that a constant channel has d = 0 exactly and one wild
+element cannot move it far.
+
+**Merged, not averaged.** Two samples give (Chan et al., 1979)
+
+    mean = (n_a mean_a + n_b mean_b) / n,   m2 = m2_a + m2_b + n_a (mean_a - mean)^2 + n_b (mean_b - mean)^2
+
+so that uneven, masked and empty parts are exact. Replicas gather one another's moments in one collective and merge them
+by the same formula.
+
+**Derivatives** are written out once (`_shifted_moments_jvp`), in a form whose transpose is one collective too:
+
+    d mean = sum(dx) / n,   d m2 = 2 sum((x - mean) dx)
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm._typing import Array, Bool, Float, Shaped
+from jaxnorm.collectives import AxisName, Groups, gather_replicas, sum_replicas
+
+# The part of the batch that places the shift: 1/32 of it bounds (shift - mean)^2/var by 32, whatever the data.
+_SHIFT_PART = 32
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations: `m2 = sum((x - mean)^2)`, for each channel.
+
+    `variance()` is `m2 / count` (biased, what BatchNorm normalises with); `variance(correction=1)` is
+    `m2 / (count - 1)` (unbiased, what PyTorch tracks; `correction` as in `torch.var`).
+    """
+
+    # Real, and one for all channels unless a mask tells them apart.
+    count: Float[Array, "*channels"] | Float[Array, ""]  # type: ignore[assignment]  # not tuple.count
+    mean: Float[Array, "*channels"]
+    m2: Float[Array, "*channels"]
+
+    def variance(self, correction: float = 0) -> Float[Array, "*channels"]:
+        """`m2 / (count - correction)`; NaN where no more than `correction` values were counted."""
+        freedom = self.count - correction
+        return jnp.where(freedom > 0, self.m2 / jnp.where(freedom > 0, freedom, 1), jnp.nan)
+
+
+def moments(
+    x: Shaped[Array, "..."],
+    axis: int | Sequence[int] = -1,
+    *,
+    mask: Bool[Array, "..."] | None = None,
+) -> Moments:
+    """The moments of `x` for each channel, over all axes but `axis`, in at least float32.
+
+    Args:
+        x: the values; real, of any floating or integer dtype.
+        axis: the channels' axis or axes.
+        mask: which values count, broadcastable to `x`; None counts all.
+    """
+    x, reduced = accumulable(x), reduced_axes(x.ndim, axis)
+    found = shifted_moments(x, mask, None, reduced, None, None)
+    shape = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
+    return Moments(_counts(found.count, shape), found.mean.reshape(shape), found.m2.reshape(shape))
+
+
+def merge(first: Moments, *others: Moments) -> Moments:
+    """The moments of all samples together, by Chan's formula. Exact for uneven and empty samples.
+
+    >>> merge(moments(a), moments(b))  # equals moments(jnp.concatenate([a, b]))
+    """
+    if not others:
+        return first
+    parts = (first, *others)
+    stacked = [jnp.stack(jnp.broadcast_arrays(*field)) for field in zip(*parts, strict=True)]
+    count, base, delta, m2 = merge_stacked(*stacked)
+    return Moments(count, base + delta, m2)
+
+
+class ShiftedMoments(NamedTuple):
+    """Moments whose mean is `base + delta`, to more digits than one float holds. Shapes are those of `x` with reduced
+    axes 1.
+
+    A float32 mean of 1e5 is good to 0.004 only; `(x - shift) - offset` with `offset = (base - shift) + delta` is good
+    to a few parts in 1e7 of the deviation, since `shift` lies near this replica's data and `delta` is small.
+    """
+
+    count: Float[Array, "..."]  # type: ignore[assignment]  # not tuple.count
+    shift: Float[Array, "..."]  # this replica's own; no derivative
+    base: Float[Array, "..."]  # the same for all replicas; no derivative
+    delta: Float[Array, "..."]
+    m2: Float[Array, "..."]
+
+    @property
+    def mean(self) -> Float[Array, "..."]:
+        return self.base + self.delta
+
+    @property
+    def offset(self) -> Float[Array, "..."]:
+        """`mean - shift`."""
+        return (self.base - self.shift) + self.delta
+
+
+def accumulable(x: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    """`x` in the dtype that statistics are computed in: at least float32, float64 stays.
+
+    Raises:
+        TypeError: for complex input, which has no BatchNorm in PyTorch.
+    """
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"expected real input, got {x.dtype}: normalise the real and imaginary parts on their own")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def reduced_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
+    """All axes of an array of `ndim` axes but the channels' `axis`.
+
+    Raises:
+        ValueError: if `axis` names no axis of the array, or one twice.
+    """
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    channels = {a + ndim if a < 0 else a for a in axes}
+    if len(channels) != len(axes) or not all(0 <= a < ndim for a in channels):
+        raise ValueError(f"axis must name distinct axes of the {ndim}-dimensional input, got {axis!r}")
+    return tuple(a for a in range(ndim) if a not in channels)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5, 6))
+def shifted_moments(
+    x: Float[Array, "..."],
+    mask: Bool[Array, "..."] | None,
+    reference: Float[Array, "..."] | None,
+    reduced: tuple[int, ...],
+    axis_name: AxisName | None,
+    groups: Groups | None,
+    widened: bool = False,
+) -> ShiftedMoments:
+    """The moments of `x` over the axes `reduced` and, given an axis name, over the replicas (of this one's group).
+
+    `reference` is a value for each channel that all replicas know. What they exchange is their means relative to it, so
+    that a float32 mean is exact to `eps |mean - reference|`: the running mean serves. `widened` says that `x` was
+    converted from a narrower dtype, which only matters for speed.
+    """
+    shift = _shift(x, mask, reduced)
+    # XLA on a CPU writes out x - shift if it is used twice, but fuses it into each sum (and into the normalisation)
+    # where the expressions differ: so doubled for one sum, plain for the other, plus the negative shift in the
+    # normalisation. All of them round alike. Where x was widened it has to be written out once anyway, centred: then
+    # both share it.
+    centred = x - shift
+    doubled = 2 * centred if widened else 2 * x - 2 * shift
+    if mask is not None:
+        doubled, centred = jnp.where(mask, doubled, 0), jnp.where(mask, centred, 0)
+    s1 = doubled.sum(reduced, keepdims=True) / 2
+    s2 = jnp.square(centred).sum(reduced, keepdims=True)
+    count = _count(x, mask, reduced)
+    delta = s1 / jnp.maximum(count, 1)
+    m2 = jnp.maximum(s2 - s1 * delta, 0)
+    if axis_name is None:
+        return ShiftedMoments(count, shift, shift, delta, m2)
+    relative = shift if reference is None else shift - reference
+    # Without a mask every replica counts the same number of values: no need to send it.
+    sent = [relative + delta, m2] if mask is None else [relative + delta, m2, count]
+    flat = [field.reshape(-1) for field in sent]
+    gathered = gather_replicas(jnp.concatenate(flat), axis_name, groups)
+    sizes = [field.size for field in flat]
+    splits = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    means, m2s, *counts = (
+        part.reshape(-1, *field.shape) for part, field in zip(jnp.split(gathered, splits, axis=1), sent, strict=True)
+    )
+    replica_counts = counts[0] if counts else jnp.broadcast_to(count, (means.shape[0], *count.shape))
+    total, base, delta, m2 = merge_stacked(replica_counts, means, m2s)
+    return ShiftedMoments(total, shift, base if reference is None else base + reference, delta, m2)
+
+
+@shifted_moments.defjvp
+def _shifted_moments_jvp(reduced, axis_name, groups, widened, primals, tangents):  # type: ignore[no-untyped-def]
+    x, mask, _ = primals
+    found = shifted_moments(*primals, reduced, axis_name, groups, widened)
+    dx = tangents[0] if mask is None else jnp.where(mask, tangents[0], 0)
+    centred = x - found.shift
+    if mask is not None:
+        centred = jnp.where(mask, centred, 0)  # what is masked may be NaN
+    d1 = dx.sum(reduced, keepdims=True)
+    d2 = (centred * dx).sum(reduced, keepdims=True) - found.offset * d1
+    if axis_name is not None:
+        d1, d2 = sum_replicas(jnp.stack([d1, d2]), axis_name, groups)
+    return found, ShiftedMoments(
+        count=jnp.zeros_like(found.count),
+        shift=jnp.zeros_like(found.shift),
+        base=jnp.zeros_like(found.base),
+        delta=d1 / jnp.maximum(found.count, 1),
+        m2=2 * d2,
+    )
+
+
+def _shift(x: Float[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
+    if mask is not None:  # the part may be masked altogether: take all that counts
+        mean = jnp.sum(x, reduced, where=mask, keepdims=True) / jnp.maximum(_count(x, mask, reduced), 1)
+        low = jnp.min(x, reduced, where=mask, initial=jnp.inf, keepdims=True)
+        high = jnp.max(x, reduced, where=mask, initial=-jnp.inf, keepdims=True)
+        return jnp.where(low > high, 0, jnp.clip(mean, low, high))
+    first = next(iter(reduced), None)
+    if first is None or x.size == 0:
+        return jnp.zeros([1 if a in reduced else n for a, n in enumerate(x.shape)], x.dtype)
+    part = lax.slice_in_dim(x, 0, -(-x.shape[first] // _SHIFT_PART), axis=first)
+    low, high = part.min(reduced, keepdims=True), part.max(reduced, keepdims=True)
+    return jnp.clip(part.mean(reduced, keepdims=True), low, high)
+
+
+def _count(x: Float[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
+    if mask is None:
+        count = 1
+        for a in reduced:
+            count *= x.shape[a]
+        return jnp.full([1] * x.ndim, count, x.dtype)
+    # Axes along which the mask is 1 wide count each value as often as x is long there.
+    repeats = 1
+    for a in reduced:
+        repeats *= x.shape[a] // mask.shape[a]
+    return repeats * mask.sum(reduced, keepdims=True, dtype=x.dtype)
+
+
+def _counts(count: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    return count.reshape(()) if count.size == 1 else count.reshape(shape)
+
+
+def merge_stacked(
+    counts: Float[Array, "parts ..."], means: Float[Array, "parts ..."], m2s: Float[Array, "parts ..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
+    """Count, base, delta and m2 of all parts: mean = base + delta, and `base` the mean of a part that is not empty."""
+    total = counts.sum(0)
+    occupied = jnp.broadcast_to(counts > 0, means.shape)
+    base = jnp.take_along_axis(means, jnp.argmax(occupied, 0, keepdims=True), 0)[0]
+    apart = jnp.where(occupied, means - base, 0)
+    delta = (counts * apart).sum(0) / jnp.maximum(total, 1)
+    m2 = (m2s + counts * jnp.square(apart - delta)).sum(0)
+    return total, base, delta, m2

@@ -1,0 +1,195 @@
+"""BatchNorm for Flax NNX: parameters, running statistics and flags. The mathematics is in `_batch_norm.py`."""
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes, initializers
+
+from jaxnorm._batch_norm import Activation, batch_norm, normalize
+from jaxnorm._typing import Array, Bool, Shaped
+from jaxnorm.collectives import AxisName
+from jaxnorm.running import update_running
+
+_ZEROS, _ONES = initializers.zeros_init(), initializers.ones_init()
+
+Args = TypeVar("Args", bound=tuple[Any, ...])
+
+
+def input_dtype(args: Args, /, *, dtype: Any = None, inexact: bool = True) -> Args:
+    """For `promote_dtype`: the output keeps the input's dtype (or takes `dtype`) as in PyTorch, not the parameters'."""
+    x, *rest = args
+    return (jnp.asarray(x, dtype), *rest)  # type: ignore[return-value]
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`flax.nnx.BatchNorm` with exact statistics over replicas, and all that PyTorch's BatchNorm and SyncBatchNorm do.
+
+        y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)
+
+    In training `mean` and `var` (biased) are those of the batch over all replicas of `axis_name`; in eval they are the
+    running statistics (`running.py` gives their formula). Fields, defaults, variable names and dtype promotion are
+    Flax's, so that it takes the place of `flax.nnx.BatchNorm` and loads its checkpoints. What differs:
+
+    - the running variance is unbiased as in PyTorch; `correction=0` tracks the biased one as Flax does;
+    - statistics are exact at any mean, at the cost of Flax's `use_fast_variance=True`; that field has no effect;
+    - eval with a bfloat16 input does not round the running statistics to bfloat16.
+
+    Note on momentum: `momentum=0.9` here is `momentum=0.1` in PyTorch.
+
+    Args:
+        num_features: the number of channels.
+        use_running_average: whether to normalise with the running statistics (eval) or the batch's (training).
+        axis: the channels' axis; PyTorch's is 1.
+        momentum: the share of the running statistics that is kept; None averages all batches alike, as in PyTorch.
+        epsilon: added to the variance.
+        dtype, param_dtype, use_bias, use_scale, bias_init, scale_init, promote_dtype, bias_metadata, scale_metadata:
+            as in `flax.nnx.BatchNorm`. `promote_dtype=input_dtype` makes the output keep the input's dtype, as in
+            PyTorch.
+        axis_name: the axis of `pmap`, `shard_map` or `vmap` over which replicas share statistics. None under `jit`
+            with sharded arrays: there the statistics are those of the whole batch.
+        axis_index_groups: groups of replicas that share statistics, `[[0, 1], [2, 3]]`; without an axis name, of equal
+            parts of the batch.
+        correction: subtracted from the count in the running variance.
+        track_running_stats: False, as in PyTorch, keeps no running statistics and normalises with the batch's in eval
+            too.
+        count_batches: whether to count the batches in `num_batches_tracked`, as PyTorch does. With `momentum=None`
+            they are.
+        activation: applied to the output; the backward pass recomputes its input.
+        rngs: for the initializers.
+
+    Raises:
+        ValueError: for one value per channel in training, or shapes that do not fit.
+        NameError: if `axis_name` is not bound where the layer is called.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: int | Sequence[int] = -1,
+        momentum: float | None = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Any = _ZEROS,
+        scale_init: Any = _ONES,
+        axis_name: AxisName | None = None,
+        axis_index_groups: Sequence[Sequence[int]] | None = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        correction: float = 1,
+        track_running_stats: bool = True,
+        count_batches: bool = False,
+        activation: Activation | None = None,
+    ) -> None:
+        flax_fields: dict[str, Any] = {
+            "use_running_average": use_running_average,
+            "axis": axis,
+            "momentum": momentum,
+            "epsilon": epsilon,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "use_bias": use_bias,
+            "use_scale": use_scale,
+            "bias_init": bias_init,
+            "scale_init": scale_init,
+            "axis_name": axis_name,
+            "axis_index_groups": hashable_groups(axis_index_groups),
+            "use_fast_variance": use_fast_variance,
+            "promote_dtype": promote_dtype,
+            "bias_metadata": bias_metadata,
+            "scale_metadata": scale_metadata,
+        }
+        super().__init__(num_features, **flax_fields, rngs=rngs)
+        none: Any = nnx.data(None)
+        if track_running_stats:
+            kept = jnp.promote_types(param_dtype, jnp.float32)
+            self.mean = nnx.BatchStat(jnp.zeros(num_features, kept))
+            self.var = nnx.BatchStat(jnp.ones(num_features, kept))
+        else:
+            self.mean, self.var = none, none
+        counts = track_running_stats and (count_batches or momentum is None)
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), int)) if counts else none
+        self.correction = correction
+        self.track_running_stats = track_running_stats
+        self.activation = activation
+        self.layer_name: str | None = None  # its path in the model, and what it was: where a conversion told it
+        self.before_sync: tuple[type, AxisName | None, Any] | None = None
+
+    def __call__(
+        self,
+        x: Shaped[Array, "..."],
+        use_running_average: bool | None = None,
+        *,
+        mask: Bool[Array, "..."] | None = None,
+        axis: int | Sequence[int] | None = None,
+    ) -> Shaped[Array, "..."]:
+        """Normalises `x`, and in training updates the running statistics.
+
+        Args:
+            x: the input, channels along `axis`.
+            use_running_average: takes precedence over the layer's own.
+            mask: which values count towards the statistics, broadcastable to `x`.
+            axis: takes precedence over the layer's own.
+        """
+        x = jnp.asarray(x)
+        eval_mode = self.use_running_average if use_running_average is None else use_running_average
+        if eval_mode is None:
+            raise ValueError(
+                f"{self._described()}: use_running_average is None; give it at construction, in the call, or by "
+                "model.train(), model.eval() or nnx.view(model, use_running_average=...)"
+            )
+        axis = self.axis if axis is None else axis
+        mean, var, scale, bias = (None if v is None else v[...] for v in (self.mean, self.var, self.scale, self.bias))
+        dtype = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)[0].dtype
+        if eval_mode and mean is not None and var is not None:
+            return normalize(
+                x, mean, var, scale, bias, axis=axis, epsilon=self.epsilon, activation=self.activation, dtype=dtype
+            )
+        try:
+            y, moments = batch_norm(
+                x,
+                scale,
+                bias,
+                axis=axis,
+                epsilon=self.epsilon,
+                axis_name=self.axis_name,
+                axis_index_groups=self.axis_index_groups,
+                mask=mask,
+                reference=mean if self.axis_name is not None else None,
+                activation=self.activation,
+                dtype=dtype,
+            )
+        except (NameError, ValueError) as error:
+            raise type(error)(f"{self._described()}: {error}") from error
+        if not eval_mode and self.track_running_stats:
+            self._track(moments)
+        return y
+
+    def _track(self, moments: Any) -> None:
+        count = None
+        if self.num_batches_tracked is not None:
+            count = self.num_batches_tracked[...] + 1
+            self.num_batches_tracked[...] = count
+        if self.mean is None or self.var is None or (self.momentum is None and count is None):
+            return  # nothing to average by, as in PyTorch
+        mean, var = update_running(self.mean[...], self.var[...], moments, self.momentum, self.correction, count)
+        self.mean[...], self.var[...] = mean.astype(self.mean.dtype), var.astype(self.var.dtype)
+
+    def _described(self) -> str:
+        name = "" if self.layer_name is None else f" {self.layer_name!r}"
+        return f"BatchNorm layer{name} ({self.num_features} features)"
+
+
+def hashable_groups(groups: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:
+    """`axis_index_groups` as tuples, which can be part of a compiled function's key."""
+    return None if groups is None else tuple(tuple(int(index) for index in group) for group in groups)

@@ -1,0 +1,47 @@
+"""Running statistics: the moving average of batch statistics that eval normalises with. PyTorch's and Flax's in one
+formula.
+
+    mean <- momentum * mean + (1 - momentum) * batch mean
+    var  <- momentum * var  + (1 - momentum) * m2 / (count - correction)
+
+`momentum` is Flax's: the share that is kept (PyTorch's is 1 - momentum). `momentum=None` averages all batches alike, as
+PyTorch's does: the share kept is 1 - 1/n after n batches (`torch/nn/modules/batchnorm.py`, `_BatchNorm.forward`).
+`correction=1` tracks the unbiased variance as PyTorch does, `correction=0` the biased one as Flax does.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm._typing import Array, Float, Integer
+from jaxnorm.moments import Moments
+
+
+def update_running(
+    mean: Float[Array, "*channels"],
+    var: Float[Array, "*channels"],
+    batch: Moments,
+    momentum: float | None,
+    correction: float,
+    num_batches: Integer[Array, ""] | None,
+) -> tuple[Float[Array, "*channels"], Float[Array, "*channels"]]:
+    """The running mean and variance after one more batch, in at least float32.
+
+    A batch in which nothing counts leaves both as they were, and one with no more values than `correction` has no
+    variance to add. Derivatives do not flow into running statistics, as in PyTorch.
+
+    Args:
+        mean, var: the running statistics before this batch.
+        batch: the moments of this batch.
+        momentum: the share kept, or None for the average over all batches.
+        correction: subtracted from the count in the variance's denominator.
+        num_batches: the number of batches tracked, this one included. Only needed if `momentum` is None.
+    """
+    taken: Any = 1 / num_batches if momentum is None and num_batches is not None else 1 - (momentum or 0.0)
+    kept: Any = 1 - taken if momentum is None else momentum
+    count, batch_mean, batch_var = lax.stop_gradient((batch.count, batch.mean, batch.variance(correction)))
+    return (
+        jnp.where(count > 0, kept * mean + taken * batch_mean, mean),
+        jnp.where(count > correction, kept * var + taken * batch_var, var),
+    )

@@ -1,0 +1,165 @@
+"""convert_sync_batchnorm and its inverse: which replicas a model's BatchNorm layers share statistics with.
+
+PyTorch's `torch.nn.SyncBatchNorm.convert_sync_batchnorm` for Flax. Only the sharing changes: parameters, statistics,
+momentum, epsilon, dtypes, metadata, shared layers and each layer's own train/eval flag stay as they are.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any
+
+from flax import linen, nnx
+
+import jaxnorm.linen
+import jaxnorm.nnx
+from jaxnorm.collectives import AxisName
+
+
+def convert_sync_batchnorm(
+    model: Any, axis_name: AxisName, axis_index_groups: Sequence[Sequence[int]] | None = None
+) -> Any:
+    """The model with every BatchNorm layer sharing statistics over the replicas of `axis_name`.
+
+    An NNX model comes back as a copy that shares its variables with `model`, as from `nnx.view`: Flax's BatchNorm
+    layers are replaced by `jaxnorm.nnx.BatchNorm` (which keep tracking Flax's biased variance), jaxnorm's own get the
+    axis name. A Linen model comes back as a module that runs the original with its layers synchronised, on the
+    original's variables.
+
+    Converting again to the same axis changes nothing.
+
+    Args:
+        model: an NNX or Linen module.
+        axis_name: the axis of `pmap`, `shard_map` or `vmap`. Under `jit` with sharded arrays no conversion is needed.
+        axis_index_groups: groups of replicas that share statistics.
+
+    Raises:
+        TypeError: if `model` is neither.
+
+    Warns:
+        UserWarning: if an NNX model has no BatchNorm layer.
+    """
+    groups = jaxnorm.nnx.hashable_groups(axis_index_groups)
+    if isinstance(model, linen.Module):
+        inner = model.inner if isinstance(model, SyncBatchNorm) else model
+        return SyncBatchNorm(inner, axis_name, groups)
+
+    def synchronise(layer: Any) -> Any:
+        before = getattr(layer, "before_sync", None) or (type(layer), layer.axis_name, layer.axis_index_groups)
+        if type(layer) is nnx.BatchNorm:
+            layer = _rebuilt(jaxnorm.nnx.BatchNorm, layer, correction=0)
+        layer.before_sync = before
+        layer.axis_name, layer.axis_index_groups = axis_name, groups
+        return layer
+
+    return _map_layers(synchronise, model)
+
+
+def revert_sync_batchnorm(model: Any) -> Any:
+    """The inverse of `convert_sync_batchnorm`: every BatchNorm layer as it was before, or with statistics of its own.
+
+    Parameters, statistics and flags are those of the model now. Layers that were built with an axis name, not
+    converted, lose it.
+
+    Raises:
+        TypeError: if `model` is neither an NNX nor a Linen module.
+
+    Warns:
+        UserWarning: if an NNX model has no BatchNorm layer.
+    """
+    if isinstance(model, linen.Module):
+        return model.inner if isinstance(model, SyncBatchNorm) else SyncBatchNorm(model, None, None)
+
+    def revert(layer: Any) -> Any:
+        kind, axis, groups = getattr(layer, "before_sync", None) or (type(layer), None, None)
+        if kind is nnx.BatchNorm:
+            layer = _rebuilt(kind, layer)
+        else:
+            layer.before_sync = None
+        layer.axis_name, layer.axis_index_groups = axis, groups
+        return layer
+
+    return _map_layers(revert, model)
+
+
+class SyncBatchNorm(linen.Module):
+    """Runs `inner`, on `inner`'s own variables, with its BatchNorm layers synchronised over `axis_name`.
+
+    Every method of `inner` is at hand: `model.apply(variables, x, method="encode")`.
+    """
+
+    inner: linen.Module
+    axis_name: AxisName | None
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
+
+    def setup(self) -> None:
+        linen.share_scope(self, self.inner)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run_method("__call__", *args, **kwargs)
+
+    def run_method(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """`inner`'s method of that name, with synchronised layers."""
+        with linen.intercept_methods(_interceptor(self.axis_name, self.axis_index_groups)):
+            return getattr(self.inner, name)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not callable(getattr(type(vars(self).get("inner")), name, None)):
+            return super().__getattr__(name)
+
+        def method(module: SyncBatchNorm, *args: Any, **kwargs: Any) -> Any:
+            return module.run_method(name, *args, **kwargs)
+
+        return MethodType(method, self)  # bound, since Linen calls methods given by name on a bound copy
+
+
+def _interceptor(axis_name: AxisName | None, groups: Any) -> Callable[..., Any]:
+    """Runs each Linen BatchNorm layer that shares its statistics otherwise as one that shares them so."""
+
+    def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        layer = context.module
+        if not isinstance(layer, linen.BatchNorm) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if (layer.axis_name, layer.axis_index_groups) == (axis_name, groups):
+            return call(*args, **kwargs)
+        fields = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.name not in ("parent", "name")}
+        kind: Any = type(layer)
+        if kind is linen.BatchNorm:
+            kind, fields["correction"] = jaxnorm.linen.BatchNorm, 0
+        fields |= {"axis_name": axis_name, "axis_index_groups": groups}
+        return kind(**fields, parent=layer.scope)(*args, **kwargs)
+
+    return intercept
+
+
+def _map_layers(change: Callable[[Any], Any], model: Any) -> Any:
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"expected a flax.nnx.Module or a flax.linen.Module, got {type(model).__name__}")
+    found = 0
+
+    def visit(path: tuple[Any, ...], node: Any) -> Any:
+        nonlocal found
+        if not isinstance(node, nnx.BatchNorm):
+            return node
+        found += 1
+        changed = change(node)
+        if isinstance(changed, jaxnorm.nnx.BatchNorm):
+            changed.layer_name = ".".join(map(str, path))  # for errors
+        return changed
+
+    mapped = nnx.recursive_map(visit, model)
+    if not found:
+        warnings.warn(f"{type(model).__name__} has no BatchNorm layer to convert", UserWarning, stacklevel=3)
+    return mapped
+
+
+def _rebuilt(kind: type[nnx.BatchNorm], layer: nnx.BatchNorm, **changes: Any) -> nnx.BatchNorm:
+    """A layer of another class with the same fields, on the same variables."""
+    names = inspect.signature(kind.__init__).parameters
+    fields = {name: value for name, value in vars(layer).items() if name in names}
+    rebuilt = kind(**fields, **changes, rngs=nnx.Rngs(0))
+    for name in ("mean", "var", "scale", "bias"):
+        setattr(rebuilt, name, getattr(layer, name))
+    return rebuilt
