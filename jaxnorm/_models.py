@@ -1,6 +1,6 @@
 """NNX modules and Linen modules as one thing: a definition that does not change, and collections of arrays that do."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,37 +18,11 @@ class Collections(NamedTuple):
     streams: PyTree  # NNX's random streams: re-keyed for each step, never advanced
 
 
-class Definition(Protocol):
-    """What stays when a model's arrays are taken out."""
-
-    def build(self, collections: Collections, key: PRNGKeyArray | None) -> Any:
-        """The model a loss function calls; its randomness is a function of `key` alone."""
-
-    def collect(self, model: Any) -> Collections:
-        """The arrays of a model that `build` made, after it has been called."""
-
-    def rebuild(self, collections: Collections) -> Any:
-        """The model as the user gave it, with these arrays."""
-
-
-def take_apart(model: Any) -> tuple[Definition, Collections]:
-    """A model's definition and its arrays. `model` is an `nnx.Module`, or Linen's `(module, variables)`."""
-    if isinstance(model, nnx.Module):
-        definition = NnxDefinition(model)
-        collections = definition.collect(model)
-    elif isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
-        module, variables = model
-        if "params" not in variables:
-            raise ValueError(f'Linen variables have a "params" collection; these have {sorted(variables)}')
-        definition = LinenDefinition(module)
-        collections = definition.sort(variables)
-    else:
-        raise TypeError(f"expected an nnx.Module or Linen's (module, variables); got {type(model).__name__}")
-    return definition, jax.tree.map(jnp.asarray, collections)
-
-
 class NnxDefinition:
-    """An `nnx.GraphDef`, hashed once: it is compared at every call of a compiled step."""
+    """What stays of an NNX module when its arrays are taken out: its `nnx.GraphDef`.
+
+    Hashed once, since it is compared at every call of a compiled step.
+    """
 
     def __init__(self, model: nnx.Module) -> None:
         self.graphdef = nnx.split(model)[0]
@@ -63,15 +37,18 @@ class NnxDefinition:
         )
 
     def build(self, collections: Collections, key: PRNGKeyArray | None) -> Any:
+        """The model a loss function calls; its randomness is a function of `key` alone."""
         streams = collections.streams if key is None else _rekey(collections.streams, key)
         return nnx.merge(self.graphdef, *collections._replace(streams=streams))
 
     def collect(self, model: Any) -> Collections:
+        """The arrays of a model that `build` made, after it has been called."""
         filters = (nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate, ...)
         _, params, batch_stats, streams, _, variables = nnx.split(model, *filters)
         return Collections(*map(nnx.to_pure_dict, (params, batch_stats, variables, streams)))
 
     def rebuild(self, collections: Collections) -> nnx.Module:
+        """The model as the user gave it, with these arrays."""
         return nnx.merge(self.graphdef, *collections)
 
 
@@ -107,6 +84,25 @@ class LinenDefinition:
     def _variables(self, collections: Collections) -> dict[str, Any]:
         variables = {"params": collections.params, **collections.variables}
         return {**variables, "batch_stats": collections.batch_stats} if collections.batch_stats else variables
+
+
+Definition = NnxDefinition | LinenDefinition
+
+
+def take_apart(model: Any) -> tuple[Definition, Collections]:
+    """A model's definition and its arrays. `model` is an `nnx.Module`, or Linen's `(module, variables)`."""
+    if isinstance(model, nnx.Module):
+        definition = NnxDefinition(model)
+        collections = definition.collect(model)
+    elif isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
+        module, variables = model
+        if "params" not in variables:
+            raise ValueError(f'Linen variables have a "params" collection; these have {sorted(variables)}')
+        definition = LinenDefinition(module)
+        collections = definition.sort(variables)
+    else:
+        raise TypeError(f"expected an nnx.Module or Linen's (module, variables); got {type(model).__name__}")
+    return definition, jax.tree.map(jnp.asarray, collections)
 
 
 def _rekey(streams: PyTree, key: PRNGKeyArray) -> PyTree:

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxnorm._typing import Array, Float, Int, PyTree
 
 Schedule = Callable[[Any], Any]
-Placement = Literal["cpu", "pinned_host"] | jax.Device | Sharding
+Placement = str | jax.Device | Sharding  # "cpu", "pinned_host"
 
 
 class EmaState(NamedTuple):
@@ -127,7 +127,7 @@ class Ema:
         """The state before any update: a copy of `tree`, placed and cast."""
         self._refuse_float16(tree)
         average = jax.tree.map(lambda x: _floating_as(jnp.array(x, copy=True), self.dtype), tree)
-        return EmaState(jnp.zeros((), jnp.int32), self._place(average))
+        return self._place(EmaState(jnp.zeros((), jnp.int32), average))
 
     def update(self, tree: PyTree, state: EmaState, step: Int[Array, ""] | int | None = None) -> EmaState:
         """The state after `tree` is taken in. `tree` has the structure given to `init`.
@@ -168,24 +168,26 @@ class Ema:
                 raise ValueError("a decay schedule needs the step: update(tree, state, step)")
             return jnp.asarray(1 - self.decay, dtype)
         since = jnp.maximum(0, jnp.asarray(step) - self.update_after_step - 1)
+        elapsed = since.astype(dtype)
         weight = 1 - self.decay(since) if callable(self.decay) else 1 - self.decay
         if self.decay is _equal_weights:
-            weight = 1 / (since + 1)
+            weight = 1 / (elapsed + 1)
         if self.use_warmup:
-            warmup = (1 + since / self.warmup_gamma) ** -self.warmup_power
+            warmup = (1 + elapsed / self.warmup_gamma) ** -self.warmup_power
             weight = jnp.minimum(jnp.maximum(warmup, weight), 1 - self.min_decay)
         return jnp.where(since == 0, 1, weight).astype(dtype)
 
-    def _place(self, average: PyTree) -> PyTree:
+    def _place(self, state: EmaState) -> EmaState:
         if self.device is None:
-            return average
+            return state
         if self.device == "cpu":
-            return jax.device_put(average, SingleDeviceSharding(jax.local_devices(backend="cpu")[0]))
-        if isinstance(self.device, NamedSharding):
-            return jax.tree.map(lambda x: jax.device_put(x, _split(self.device, x.shape)), average)
+            return jax.device_put(state, jax.local_devices(backend="cpu")[0])
         if self.device == "pinned_host":
-            return jax.tree.map(lambda x: jax.device_put(x, x.sharding.with_memory_kind("pinned_host")), average)
-        return jax.device_put(average, self.device)
+            there = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), state.average)
+            return EmaState(state.count, jax.device_put(state.average, there))
+        if isinstance(self.device, NamedSharding):
+            return jax.device_put(state, jax.tree.map(lambda x: _split(self.device, x.shape), state))
+        return jax.device_put(state, self.device)
 
     def _refuse_float16(self, tree: PyTree) -> None:
         if self.dtype is None or self.dtype == jnp.float16:
