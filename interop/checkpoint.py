@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from interop import dtypes, safetensors_file, torch_file, torch_writer, wrappings
+from interop import distributed, dtypes, hub, safetensors_file, shards, torch_file, torch_writer, wrappings
 from interop.files import CheckpointError, Data
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"]
@@ -62,7 +62,9 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
         ((64, 3, 7, 7), 87, ['state_dict_ema', 'module.'])
 
     Args:
-        path: a file of torch.save (zip or legacy) or safetensors. The format is told by the content.
+        path: a file of torch.save (zip or legacy) or safetensors, told by the content; an index of several files
+            (`*.index.json`); a folder of torch.distributed.checkpoint or of Hugging Face's cache; or a name of
+            Hugging Face's hub, `hf_hub:owner/model[@revision][/file]`.
         which: which of several state dicts to take: "model", "ema", or a name from `metadata["choices"]`. By default
             the model, as torchvision does; in a file with pickled modules the average (EMA), as Ultralytics does.
 
@@ -72,45 +74,120 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
     Raises:
         CheckpointError: for a file that is missing, truncated, damaged or no checkpoint, or if the choice is unclear.
     """
-    target = pathlib.Path(path)
-    data = Data.map(target)
-    if _is_safetensors(data):
-        entries, metadata = safetensors_file.read(data)
-        state = wrappings.unwrap(entries, which, target)
-        return Checkpoint(state.entries, {**metadata, **state.metadata}, target, "safetensors")
-    if data.read(0, 4) == b"PK\3\4" or data.read(0, 1) == b"\x80" or data.read(257, 5) == b"ustar":
-        value, format = torch_file.read(data)
-        state = wrappings.unwrap(value, which, target)
-        return Checkpoint(state.entries, state.metadata, target, format)
-    raise CheckpointError(target, f"is no checkpoint: it begins with {data.read(0, 16)!r}{_hint(data)}")
+    name = os.fspath(path)
+    source = hub.fetch(name) if hub.is_name(name) else pathlib.Path(name)
+    if source.is_dir():
+        source = _in_folder(source)
+    elif not source.exists() and source.with_name(source.name + shards.SUFFIX).exists():
+        source = source.with_name(source.name + shards.SUFFIX)  # save_checkpoint wrote it in several files
+    said: dict[str, Any] = {}
+    if source.name == distributed.METADATA:
+        value, format = distributed.read(source.parent), "torch.distributed.checkpoint"
+    elif source.name.endswith(shards.SUFFIX):
+        value, said = shards.read(source, lambda data: _read(data)[0])
+        format = "sharded"
+    else:
+        value, said, format = _read(Data.map(source))
+    state = wrappings.unwrap(value, which, source)
+    return Checkpoint(state.entries, {**said, **state.metadata}, source, format)
 
 
-def save_checkpoint(path: "str | os.PathLike[str]", target: Any, metadata: Mapping[str, Any] | None = None) -> None:
+def save_checkpoint(
+    path: "str | os.PathLike[str]",
+    target: Any,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    ema: Any = None,
+    layout: str | None = None,
+    max_shard_size: int | None = None,
+) -> None:
     """Writes a file that PyTorch loads, atomically: after a crash or on a full disk the old file is still there.
 
+        >>> interop.save_checkpoint("model.safetensors", model)
+        >>> interop.save_checkpoint("last.pth", model, {"epoch": 3, "arch": "resnet50"}, ema=average, layout="timm")
+
     Args:
-        path: ends in `.safetensors` (safetensors.torch.load_file, load_model) or `.pt`, `.pth`, `.bin`
+        path: ends in `.safetensors` (safetensors.torch.load_file, load_model) or `.pt`, `.pth`, `.bin`, `.tar`
             (`torch.load(path, weights_only=True)` gives an OrderedDict of tensors). The folder must exist.
         target: a mapping from names to arrays (NumPy, JAX or torch), a `Checkpoint`, or a model or state, which goes
             through `interop.state_dict`. dtypes are kept, and names that share memory share it in the file.
-        metadata: what else the file is to say. safetensors holds text, so that other values are written as JSON. In a
-            `.pth` file with metadata the state dict is the entry "state_dict", the metadata are its siblings.
+        metadata: what else the file is to say. safetensors holds text, so that other values are written as JSON.
+        ema: the average of `target`, of the same kinds. Not for safetensors, which holds one state dict.
+        layout: None, the state dict itself, or "timm" if there are metadata or an average; "timm" (`state_dict`,
+            `state_dict_ema` and the metadata beside them); "torchvision" (`model`, `model_ema` as an AveragedModel with
+            `n_averaged`, which is taken from the metadata or 1).
+        max_shard_size: bytes of arrays above which a safetensors file is split into several, with an index
+            `<path>.index.json`; `load_checkpoint` takes the same path.
 
     Raises:
-        CheckpointError: for an unknown ending, a dtype that the format does not have, and where the disk refuses.
+        CheckpointError: for an unknown ending or layout, a dtype that the format lacks, and where the disk refuses.
     """
     target_path = pathlib.Path(path)
-    arrays = _arrays(target_path, target)
     notes = dict(metadata or {})
+    if layout not in (None, "timm", "torchvision"):
+        raise CheckpointError(target_path, f"layout {layout!r} is neither None, 'timm' nor 'torchvision'")
+    if target_path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".tar"):
+        raise CheckpointError(target_path, "the ending says the format: .safetensors, .pt, .pth, .bin or .pth.tar")
+    arrays = _arrays(target_path, target)
     if target_path.suffix == ".safetensors":
-        text = {str(key): _text(target_path, key, value) for key, value in notes.items()}
-        safetensors_file.write(target_path, arrays, {"format": "pt", **text})
-    elif target_path.suffix in (".pt", ".pth", ".bin"):
-        if "state_dict" in notes:
-            raise CheckpointError(target_path, "metadata: 'state_dict' is the name of the state dict itself")
-        torch_writer.write(target_path, {"state_dict": arrays, **notes} if notes else arrays)
-    else:
-        raise CheckpointError(target_path, "the ending says the format: .safetensors, .pt, .pth or .bin")
+        if ema is not None or layout is not None:
+            raise CheckpointError(
+                target_path, "safetensors holds one state dict: no ema and no layout; .pth holds them"
+            )
+        text = {"format": "pt", **{str(key): _text(target_path, key, value) for key, value in notes.items()}}
+        if max_shard_size is not None and sum(array.nbytes for array in arrays.values()) > max_shard_size:
+            shards.write(target_path, arrays, text, max_shard_size)
+        else:
+            safetensors_file.write(target_path, arrays, text)
+        return
+    if max_shard_size is not None:
+        raise CheckpointError(target_path, "only safetensors are split into several files")
+    averages = None if ema is None else _arrays(target_path, ema)
+    value = _layout(target_path, arrays, averages, notes, layout) if layout or notes or averages is not None else arrays
+    torch_writer.write(target_path, value)
+
+
+def _read(data: Data) -> tuple[Any, dict[str, Any], str]:
+    """What one file holds, what it says besides, and its format."""
+    if data.path.suffix == ".safetensors" or data.read(8, 1) == b"{":
+        return *safetensors_file.read(data), "safetensors"
+    if data.read(0, 4) == b"PK\3\4" or data.read(0, 1) == b"\x80" or data.read(257, 5) == b"ustar":
+        value, format = torch_file.read(data)
+        return value, {}, format
+    raise CheckpointError(data.path, f"is no checkpoint: it begins with {data.read(0, 16)!r}{_hint(data)}")
+
+
+def _in_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The one checkpoint in a folder."""
+    if (folder / distributed.METADATA).is_file():
+        return folder / distributed.METADATA
+    for ending in (shards.SUFFIX, ".safetensors", ".bin", ".pt", ".pth"):
+        found = sorted(file for file in folder.iterdir() if file.name.endswith(ending) and file.is_file())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(repr(file.name) for file in found[:8])
+            raise CheckpointError(folder, f"is a folder with several checkpoints; choose one: {names}")
+    raise CheckpointError(folder, "is a folder without a checkpoint (.metadata, *.index.json, *.safetensors, *.pth)")
+
+
+def _layout(
+    path: pathlib.Path,
+    arrays: dict[str, np.ndarray],
+    averages: dict[str, np.ndarray] | None,
+    notes: dict[str, Any],
+    layout: str | None,
+) -> dict[str, Any]:
+    """The top level of a training checkpoint: timm.utils.CheckpointSaver, torchvision's references/classification."""
+    value: dict[str, Any] = {"model" if layout == "torchvision" else "state_dict": arrays}
+    if averages is not None and layout == "torchvision":
+        count = np.array(notes.pop("n_averaged", 1), np.int64)
+        value["model_ema"] = {"n_averaged": count, **{f"module.{name}": array for name, array in averages.items()}}
+    elif averages is not None:
+        value["state_dict_ema"] = averages
+    if taken := value.keys() & notes.keys():
+        raise CheckpointError(path, f"metadata: {', '.join(sorted(taken))} is where the state dict goes")
+    return {**value, **notes}
 
 
 def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
@@ -139,7 +216,7 @@ def _numpy(value: Any) -> np.ndarray:
             import torch
 
             bits = tensor.view({1: torch.uint8, 2: torch.int16}[tensor.element_size()]).numpy()
-            return bits.view(dtypes.TORCH[name])  # type: ignore[no-any-return]
+            return bits.view(dtypes.TORCH[name])
         value = tensor.numpy()
     return dtypes.native(np.asarray(value))
 
@@ -151,10 +228,6 @@ def _text(path: pathlib.Path, key: Any, value: Any) -> str:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CheckpointError(path, f"metadata {key!r} cannot be written as text: {error}") from None
-
-
-def _is_safetensors(data: Data) -> bool:
-    return data.path.suffix == ".safetensors" or data.read(8, 1) == b"{"
 
 
 def _hint(data: Data) -> str:

@@ -78,8 +78,9 @@ class Data:
             weakref.finalize(view, self.buffer.madvise, mmap.MADV_DONTNEED, low, length).atexit = False
         return view
 
-    def crc32(self, offset: int, size: int, crc: int = 0) -> int:
+    def crc32(self, offset: int, size: int) -> int:
         """The CRC-32 of a part of the data, whose pages are let go again on the way."""
+        crc = 0
         for low in range(offset, offset + size, _CHUNK):
             with memoryview(self.buffer) as view:
                 crc = zlib.crc32(view[low : min(low + _CHUNK, offset + size)], crc)

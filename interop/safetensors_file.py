@@ -4,8 +4,6 @@ The format: eight bytes of header length N, N bytes of JSON `{name: {dtype, shap
 `__metadata__` of strings, then the data, without holes (https://huggingface.co/docs/safetensors).
 """
 
-import collections
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -13,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from interop import dtypes
+from interop import dtypes, strict_json
 from interop.files import CheckpointError, Data, replacing
 from interop.tensors import Storage, Tensor
 
@@ -53,18 +51,20 @@ def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def write(
+    path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], share: bool = True
+) -> None:
     """Writes a safetensors file, atomically, with the safetensors library.
 
     Names of the very same memory are stored once, the others noted in the metadata as `{left out: kept}`, which is what
-    safetensors.torch.save_model does and load_model (and `read`) understands.
+    safetensors.torch.save_model does and load_model (and `read`) understands; with share=False each has its own copy.
     """
     kept: dict[tuple[Any, ...], str] = {}
     whole: dict[str, np.ndarray] = {}
     notes = dict(metadata)
     for name, array in arrays.items():
         key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.name)
-        if array.nbytes and (first := kept.setdefault(key, name)) != name:
+        if share and array.nbytes and (first := kept.setdefault(key, name)) != name:
             notes[name] = first
         else:
             whole[name] = np.ascontiguousarray(array).reshape(array.shape)  # the former makes 0-d arrays 1-d
@@ -107,18 +107,9 @@ def _header(data: Data) -> tuple[int, dict[str, Any]]:
             f"the file has {data.size} and safetensors allows {_MAX_HEADER}"
         )  # fmt: skip
     try:
-        text = data.read(8, length).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(data.path, f"the header is not UTF-8 at byte {8 + error.start}") from None
-    if text.count("[") > length // 16 + 8 or text.count("{") > length // 16 + 8:  # no entry is that short
-        raise CheckpointError(data.path, "the header is not one of a safetensors file: brackets upon brackets")
-    try:
-        header = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(data.path, f"the header cannot be read: {error}") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(data.path, "the header is not a JSON object")
-    return 8 + length, header
+        return 8 + length, strict_json.loads(data.read(8, length), "the header")
+    except ValueError as error:
+        raise CheckpointError(data.path, str(error)) from None
 
 
 def _entry(data: Data, start: int, name: str, entry: Any) -> tuple[str, int, int, Tensor]:
@@ -142,15 +133,3 @@ def _entry(data: Data, start: int, name: str, entry: Any) -> tuple[str, int, int
         fail(f"shape {shape} of {tag} needs {needed} bytes, its offsets {offsets} give {high - low}")
     storage = Storage(needed, dtype, name, data, start + low)
     return name, start + low, start + high, Tensor(storage, dtype, tuple(shape))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        counts = collections.Counter(name for name, _ in pairs)
-        raise ValueError(f"duplicate names {[name for name, count in counts.items() if count > 1][:8]}")
-    return found
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")

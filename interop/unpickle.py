@@ -144,10 +144,10 @@ class _Machine:
         if size < 0 or size > self.end - self.position:
             raise UnpickleError(f"is truncated: {size} bytes are announced at byte {self.position}")
         self.position += size
-        return self.source[self.position - size : self.position]  # type: ignore[no-any-return]
+        return self.source[self.position - size : self.position]
 
     def unpack(self, code: str) -> int:
-        return struct.unpack(code, self.read(struct.calcsize(code)))[0]  # type: ignore[no-any-return]
+        return struct.unpack(code, self.read(struct.calcsize(code)))[0]
 
     def line(self, limit: int = 1 << 16) -> str:
         end = self.source.find(b"\n", self.position, self.position + limit)
