@@ -149,12 +149,14 @@ def save_checkpoint(
 
 def _read(data: Data) -> tuple[Any, dict[str, Any], str]:
     """What one file holds, what it says besides, and its format."""
+    if hint := _hint(data):
+        raise CheckpointError(data.path, f"is no checkpoint but {hint}")
     if data.path.suffix == ".safetensors" or data.read(8, 1) == b"{":
         return *safetensors_file.read(data), "safetensors"
     if data.read(0, 4) == b"PK\3\4" or data.read(0, 1) == b"\x80" or data.read(257, 5) == b"ustar":
         value, format = torch_file.read(data)
         return value, {}, format
-    raise CheckpointError(data.path, f"is no checkpoint: it begins with {data.read(0, 16)!r}{_hint(data)}")
+    raise CheckpointError(data.path, f"is no checkpoint: it begins with {data.read(0, 16)!r}")
 
 
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
@@ -233,7 +235,7 @@ def _text(path: pathlib.Path, key: Any, value: Any) -> str:
 def _hint(data: Data) -> str:
     start = data.read(0, 64).lstrip()
     if start.startswith(b"version https://git-lfs"):
-        return ", a Git LFS pointer: fetch the file itself with `git lfs pull`"
+        return "a Git LFS pointer: fetch the file itself with `git lfs pull`"
     if start.lower().startswith((b"<!doctype", b"<html")):
-        return ", a web page: the download gave an error message instead of the file"
+        return "a web page: the download gave an error message instead of the file"
     return ""

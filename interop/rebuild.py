@@ -27,7 +27,10 @@ def call(function: Global, args: tuple[Any, ...]) -> Any:
     """What `function(*args)` describes. Raises UnpickleError for a call that is not known to stand for data."""
     rebuild = _CALLS.get(str(function))
     if rebuild is not None:
-        return rebuild(function, *args)
+        try:
+            return rebuild(function, *args)
+        except TypeError as error:
+            raise UnpickleError(f"calls {function} with {len(args)} arguments: {error}") from error
     if is_class(function):
         return Instance(function, args)
     raise UnpickleError(f"asks to call the function {function}, which is not done")
@@ -43,8 +46,11 @@ def build(value: Any, state: Any) -> bool:
     if isinstance(value, _Array):
         value.set(state)
         return True
-    # a parameter's or a subclass's Python attributes, a dtype's version and byte order (already in its name)
-    return isinstance(value, Tensor | Unsupported | _DType)
+    if isinstance(value, _DType):
+        value.set(state)
+        return True
+    # a parameter's or a subclass's Python attributes
+    return isinstance(value, Tensor | Unsupported)
 
 
 def finish(value: Any) -> Any:
@@ -121,6 +127,11 @@ def as_dtype(value: Any) -> Any:
 class _DType:
     def __init__(self, dtype: "np.dtype[Any] | None") -> None:
         self.dtype = dtype
+
+    def set(self, state: Any) -> None:
+        """NumPy's state of a dtype is (version, byte order, ...)."""
+        if self.dtype is not None and isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
+            self.dtype = self.dtype.newbyteorder(">")
 
 
 class _Array:

@@ -98,7 +98,7 @@ def unpickle(
         return machine.run(), machine.position
     except UnpickleError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise UnpickleError(f"is broken at byte {machine.position}: {type(error).__name__}: {error}") from error
 
 
@@ -146,7 +146,7 @@ class _Machine:
         self.position += size
         return self.source[self.position - size : self.position]
 
-    def unpack(self, code: str) -> int:
+    def unpack(self, code: str) -> Any:
         return struct.unpack(code, self.read(struct.calcsize(code)))[0]
 
     def line(self, limit: int = 1 << 16) -> str:

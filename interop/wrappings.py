@@ -15,7 +15,7 @@ import logging
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 
@@ -34,12 +34,6 @@ _DEEPEST = 100
 _MOST = 200_000  # modules and tensors of a pickled model; shared ones count each time, as in a state dict
 
 
-class Entry(Protocol):
-    """What becomes an array when it is asked for."""
-
-    def array(self) -> np.ndarray: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class InMemory:
     """An array that the pickle itself contained."""
@@ -51,6 +45,10 @@ class InMemory:
         view = self.value.view()
         view.flags.writeable = False
         return view
+
+
+Entry = Tensor | InMemory
+"""What becomes an array when it is asked for."""
 
 
 @dataclasses.dataclass(frozen=True)

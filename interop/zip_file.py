@@ -6,7 +6,7 @@ Structures: PKWARE's APPNOTE.TXT, sections 4.3.7 (local header), 4.3.12 (central
 import dataclasses
 import struct
 import zlib
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from interop.files import CheckpointError, Data
 
@@ -84,7 +84,7 @@ class Archive:
     def _fail(self, problem: str) -> NoReturn:
         raise CheckpointError(self.data.path, problem)
 
-    def _at(self, offset: int, code: str, magic: bytes, what: str) -> tuple[int, ...]:
+    def _at(self, offset: int, code: str, magic: bytes, what: str) -> tuple[Any, ...]:
         size = struct.calcsize(code)
         if offset < 0 or offset + size > self.size:
             self._fail(f"is truncated or no zip archive: {what} lies outside of it")
