@@ -1,0 +1,111 @@
+"""BatchNorm layers as single nodes of a traced graph: `jaxnorm.batch_norm(x, path)`.
+
+While a module is traced, the forward of PyTorch's own BatchNorm layers emits the node in place of its arithmetic; a layer
+that brings a forward of its own (timm's BatchNormAct2d, say) keeps it, and the call of `F.batch_norm` inside it emits the node. Counters,
+`momentum=None`, process groups and the choice between batch and running statistics stay out of the graph, and belong to
+the `jaxnorm.nnx.BatchNorm` module that the node calls. `F.batch_norm` called elsewhere is traced like any function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+OPERATION = "jaxnorm.batch_norm.default"
+
+
+@functools.cache
+def _operation() -> Callable[[Any, str], Any]:
+    import torch
+
+    def batch_norm(x: torch.Tensor, path: str) -> torch.Tensor:
+        raise RuntimeError(
+            "jaxnorm::batch_norm stands for a BatchNorm layer in a traced graph and cannot run in PyTorch"
+        )
+
+    batch_norm.__annotations__ = {"x": torch.Tensor, "path": str, "return": torch.Tensor}
+    custom = torch.library.custom_op("jaxnorm::batch_norm", batch_norm, mutates_args=())
+    custom.register_fake(lambda x, path: torch.empty_like(x))
+    return custom  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def opaque_batch_norms(root: Any) -> Iterator[None]:
+    """For the time of a trace: every BatchNorm layer of `root` is one node. Not for several threads at once."""
+    import torch
+    from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+
+    emit = _operation()
+    layers = {layer: path for path, layer in root.named_modules() if isinstance(layer, _BatchNorm)}
+    calls: list[Any] = []
+
+    def standard(layer: Any, input: Any) -> Any:
+        if layer not in layers:  # called by the user's code, and no part of the tree
+            return originals[SyncBatchNorm if isinstance(layer, SyncBatchNorm) else _BatchNorm](layer, input)
+        layer._check_input_dim(input)
+        return emit(input, layers[layer])
+
+    def own(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            calls.append(layer)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                calls.pop()
+
+        return called
+
+    function = torch.nn.functional.batch_norm
+
+    @functools.wraps(function)
+    def functional(
+        input: Any,
+        running_mean: Any,
+        running_var: Any,
+        weight: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        momentum: Any = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        if calls and eps == calls[-1].eps:
+            layer = calls[-1]
+            given = (
+                (running_mean, layer.running_mean),
+                (running_var, layer.running_var),
+                (weight, layer.weight),
+                (bias, layer.bias),
+            )
+            if all(mine is None or mine is theirs for mine, theirs in given):
+                return emit(input, layers[layer])
+        return function(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    originals = {_BatchNorm: _BatchNorm.forward, SyncBatchNorm: SyncBatchNorm.forward}
+    masked = []
+    try:
+        for layer in layers:
+            if type(layer).forward not in originals.values() or "forward" in vars(layer):
+                masked.append(
+                    (layer, layer.momentum, layer._buffers.get("num_batches_tracked"), vars(layer).get("forward"))
+                )
+                layer.forward = own(layer, layer.forward)
+                layer.momentum = 0.1 if layer.momentum is None else layer.momentum
+                layer._buffers["num_batches_tracked"] = None
+        for cls in originals:
+            cls.forward = standard
+        torch.nn.functional.batch_norm = functional
+        yield
+    finally:
+        torch.nn.functional.batch_norm = function
+        for cls, forward in originals.items():
+            cls.forward = forward
+        for layer, momentum, counter, forward in masked:
+            layer.momentum = momentum
+            layer._buffers["num_batches_tracked"] = counter
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward

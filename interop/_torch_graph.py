@@ -1,0 +1,198 @@
+"""An exported graph of torch.fx, read into plain nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from interop._torch_state import Constants, dtype_name
+from interop.program import DType, Input, Node, State, Value
+
+# Checks and hints that compute nothing.
+_DROPPED = frozenset(
+    {
+        "aten._assert_scalar.default",
+        "aten._assert_async.msg",
+        "aten._assert_tensor_metadata.default",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
+)
+# Where and how a tensor is stored, which is JAX's business.
+_STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "requires_grad"})
+
+
+def stop_gradients(graph_module: Any) -> None:
+    """Marks the results of `torch.no_grad()` regions by `aten.detach`, since `run_decompositions` forgets the regions."""
+    import torch
+
+    for node in list(graph_module.graph.nodes):
+        if getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled" or node.args[0]:
+            continue
+        for result in list(node.users):
+            value = result.meta.get("val")
+            if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
+                continue
+            with graph_module.graph.inserting_after(result):
+                detached = graph_module.graph.call_function(torch.ops.aten.detach.default, (result,))
+            detached.meta = dict(result.meta)
+            result.replace_all_uses_with(detached, delete_user_cb=lambda user, keep=detached: user is not keep)
+    graph_module.recompile()
+
+
+def operation_name(target: Any) -> str:
+    """`aten.conv2d.default`, `operator.add`, `math.floor`, `torch.sym_max`: what names an operation in a program."""
+    import torch
+
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    module = getattr(target, "__module__", "") or ""
+    name = getattr(target, "__name__", str(target))
+    return f"{module.lstrip('_')}.{name}"
+
+
+class GraphReader:
+    """Reads one exported program: `inputs`, `nodes`, `output` and `updates`, as `interop.program` has them."""
+
+    def __init__(self, module: Any, exported: Any, constants: Constants):
+        self.inputs: list[Input] = []
+        self.user_inputs: list[Any] = []
+        self.nodes: list[Node] = []
+        self.updates: dict[str, Any] = {}
+        self.output: Any = None
+        self._exported, self._constants = exported, constants
+        self._values: dict[str, Any] = {}
+        self._names = {path for path, _ in module.named_modules()}
+
+    def read(self) -> None:
+        """Reads the whole graph."""
+        self._read_inputs()
+        for node in self._exported.graph.nodes:
+            if node.op == "call_function":
+                self._read_call(node)
+            elif node.op == "get_attr":
+                self._values[node.name] = State(self._constants.add(getattr(self._exported.graph_module, node.target)))
+            elif node.op == "output":
+                self._read_output(node)
+
+    def _read_inputs(self) -> None:
+        from torch.export.graph_signature import ConstantArgument, InputKind
+
+        placeholders = {node.name: node for node in self._exported.graph.nodes if node.op == "placeholder"}
+        for spec in self._exported.graph_signature.input_specs:
+            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                self._values[spec.arg.name] = State(spec.target)
+            elif spec.kind is InputKind.CONSTANT_TENSOR:
+                if placeholders[spec.arg.name].users:
+                    self._values[spec.arg.name] = State(self._constants.add(self._exported.constants[spec.target]))
+            elif spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, ConstantArgument):
+                self.user_inputs.append(spec.arg.value)
+            elif spec.kind is InputKind.USER_INPUT:
+                tensor = placeholders[spec.arg.name].meta["val"]
+                shape = tuple(size if isinstance(size, int) else str(size) for size in tensor.shape)
+                self.inputs.append(Input(spec.arg.name, shape, dtype_name(tensor.dtype)))
+                self._values[spec.arg.name] = Value(spec.arg.name)
+                self.user_inputs.append(Value(spec.arg.name))
+            else:
+                raise ValueError(
+                    f"the graph takes an input of the kind {spec.kind.name}, which has no counterpart: {spec.target}"
+                )
+
+    def _read_call(self, node: Any) -> None:
+        name = operation_name(node.target)
+        if name in _DROPPED:
+            return
+        self._values[node.name] = Value(node.name)
+        self.nodes.append(
+            Node(
+                name=node.name,
+                operation=name,
+                args=tuple(self._argument(item) for item in node.args),
+                kwargs={key: self._argument(item) for key, item in node.kwargs.items() if key not in _STORAGE},
+                module=_module_path(node),
+                source=_source(node),
+            )
+        )
+
+    def _argument(self, item: Any) -> Any:
+        import torch
+
+        if isinstance(item, torch.fx.Node):
+            return self._values[item.name]
+        if isinstance(item, (list, tuple)):
+            return [self._argument(inner) for inner in item]
+        if isinstance(item, torch.dtype):
+            return DType(dtype_name(item))
+        if isinstance(item, (torch.device, torch.memory_format, torch.layout)):
+            return None
+        if item is None or isinstance(item, (bool, int, float, complex, str)):
+            return item
+        raise ValueError(
+            f"the graph has an argument of type {type(item).__qualname__}, which has no counterpart: {item!r}"
+        )
+
+    def _read_output(self, node: Any) -> None:
+        from torch.export.graph_signature import ConstantArgument, OutputKind
+
+        results = []
+        for spec, item in zip(self._exported.graph_signature.output_specs, node.args[0], strict=True):
+            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+                self.updates[spec.target] = self._argument(item)
+            elif spec.kind is OutputKind.USER_OUTPUT:
+                results.append(spec.arg.value if isinstance(spec.arg, ConstantArgument) else self._argument(item))
+        self.output = self.structure(self._exported.call_spec.out_spec, iter(results))
+
+    def structure(self, spec: Any, leaves: Iterator[Any]) -> Any:
+        """A TreeSpec of torch as `interop.structure` writes it."""
+        if spec.is_leaf():
+            return ("leaf", next(leaves))
+        items = [self.structure(child, leaves) for child in _children(spec)]
+        if spec.type is tuple:
+            return ("tuple", items)
+        if spec.type is list:
+            return ("list", items)
+        fields = getattr(spec.type, "_fields", None) or getattr(spec.context, "_fields", None)
+        if fields:
+            name = getattr(spec.context, "__name__", None) or spec.type.__name__
+            return ("named", name, list(fields), items)
+        keys = _keys(spec.context, len(items))
+        if keys is not None:
+            return ("dict", [list(pair) for pair in zip(keys, items, strict=True)])
+        return ("tuple", items)
+
+
+def _children(spec: Any) -> list[Any]:
+    children = spec.children
+    return list(children() if callable(children) else spec.children_specs)
+
+
+def _keys(context: Any, count: int) -> list[Any] | None:
+    """The keys of a dict, an OrderedDict, a defaultdict, or a registered class whose context holds them."""
+    candidates = [context, *(context if isinstance(context, (list, tuple)) else ())]
+    for candidate in candidates:
+        if isinstance(candidate, (list, tuple)) and len(candidate) == count:
+            if all(isinstance(key, (str, int)) for key in candidate):
+                return list(candidate)
+    return None
+
+
+def _module_path(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next((entry[0] for entry in reversed(list(stack.values()))), "")
+    return path() if callable(path) else str(path)
+
+
+def _source(node: Any) -> str:
+    """`file.py:12: code` of the innermost line outside torch's own modules, without the machine's folders."""
+    lines = (node.meta.get("stack_trace") or "").splitlines()
+    frames = []
+    for index, line in enumerate(lines):
+        line = line.strip()
+        if line.startswith('File "') and '", line ' in line:
+            file, _, rest = line[6:].partition('", line ')
+            code = lines[index + 1].strip() if index + 1 < len(lines) else ""
+            parts = file.replace("\\", "/").split("/")
+            if parts[-3:-1] == ["nn", "modules"] or file.startswith("<"):
+                continue
+            frames.append(f"{'/'.join(parts[-2:])}:{rest.split(',')[0]}: {code}")
+    return frames[-1] if frames else ""

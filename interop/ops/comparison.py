@@ -1,0 +1,63 @@
+"""Comparisons, logic on bits and booleans, and choice between elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from interop.ops.dtypes import promoted
+from interop.ops.registry import register
+
+
+def _binary(function: Callable[[Any, Any], Any], *names: str) -> None:
+    def apply(x: Any, y: Any) -> Any:
+        return function(*promoted(x, y))
+
+    register(*(f"aten.{name}" for name in names), layout="elementwise")(apply)
+
+
+for _name, _function in {
+    "eq": jnp.equal, "ne": jnp.not_equal, "lt": jnp.less, "le": jnp.less_equal, "gt": jnp.greater, "ge": jnp.greater_equal,
+}.items():  # fmt: skip
+    _binary(_function, f"{_name}.Tensor", f"{_name}.Scalar")
+
+for _name, _function in {
+    "bitwise_and": jnp.bitwise_and, "bitwise_or": jnp.bitwise_or, "bitwise_xor": jnp.bitwise_xor,
+    "__and__": jnp.bitwise_and, "__or__": jnp.bitwise_or, "__xor__": jnp.bitwise_xor,
+    "bitwise_left_shift": jnp.left_shift, "bitwise_right_shift": jnp.right_shift,
+    "__lshift__": jnp.left_shift, "__rshift__": jnp.right_shift,
+}.items():  # fmt: skip
+    _binary(_function, f"{_name}.Tensor", f"{_name}.Scalar", f"{_name}.Tensor_Scalar", f"{_name}.Scalar_Tensor")
+
+for _name, _function in {
+    "logical_and": jnp.logical_and,
+    "logical_or": jnp.logical_or,
+    "logical_xor": jnp.logical_xor,
+}.items():
+    _binary(_function, f"{_name}.default")
+
+
+@register("aten.isclose.default", layout="elementwise")
+def isclose(x: Any, y: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Any:
+    return jnp.isclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan)
+
+
+@register(
+    "aten.where.self", "aten.where.ScalarSelf", "aten.where.ScalarOther", "aten.where.Scalar", layout="elementwise"
+)
+def where(condition: Any, x: Any, y: Any) -> Any:
+    x, y = promoted(x, y)
+    return jnp.where(condition, x, y)
+
+
+@register("aten.masked_fill.Scalar", "aten.masked_fill.Tensor", layout="elementwise")
+def masked_fill(x: Any, mask: Any, value: Any) -> Any:
+    """`value` where `mask` holds; the result has the type of x."""
+    return jnp.where(mask, jnp.asarray(value, x.dtype), x)
+
+
+@register("aten.heaviside.default", layout="elementwise")
+def heaviside(x: Any, values: Any) -> Any:
+    return jnp.heaviside(*promoted(x, values))

@@ -1,0 +1,106 @@
+"""Element types: PyTorch's names, and PyTorch's rules of promotion.
+
+torch.result_type: among tensors with dimensions, tensors without, and Python numbers, an operand of a later group counts only
+if its category (bool, integer, floating point, complex) is higher. JAX's own rules differ: they treat a tensor without dimensions like any other.
+Matches c10/core/ScalarType.h (promoteTypes) and aten/src/ATen/native/TypeProperties.cpp (result_type, combine_categories).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interop.program import DType
+
+_SPECIAL = {"bool": jnp.bool_, "half": jnp.float16, "float": jnp.float32, "double": jnp.float64, "long": jnp.int64}
+
+
+def jax_dtype(dtype: DType | Any) -> Any:
+    """The JAX type for one of PyTorch's; 64-bit types become 32-bit ones unless jax_enable_x64 is set, as everywhere in JAX."""
+    if isinstance(dtype, DType):
+        name = dtype.name
+        dtype = _SPECIAL.get(name) or getattr(jnp, name, None)
+        if dtype is None:
+            raise TypeError(f"JAX has no element type {name}")
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def default_float() -> Any:
+    """What PyTorch makes of a Python float among integers: torch.get_default_dtype()."""
+    return jnp.float32
+
+
+def is_float(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def is_complex(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.complexfloating))
+
+
+def is_inexact(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.inexact))
+
+
+def is_integer(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.integer))
+
+
+def _category(dtype: Any) -> int:
+    if dtype == jnp.bool_:
+        return 0
+    return 1 if is_integer(dtype) else 2 if is_float(dtype) else 3
+
+
+def _number_dtype(x: Any) -> Any:
+    if isinstance(x, bool):
+        return jnp.bool_
+    if isinstance(x, int):
+        return jax_dtype(jnp.int64)
+    return default_float() if isinstance(x, float) else jnp.complex64
+
+
+def _merged(dtypes: list[Any]) -> Any:
+    merged = dtypes[0]
+    for dtype in dtypes[1:]:
+        merged = jnp.promote_types(merged, dtype)
+    return merged
+
+
+def result_type(*operands: Any) -> Any:
+    """torch.result_type of arrays and Python numbers."""
+    groups: list[list[Any]] = [[], [], []]
+    for x in operands:
+        if isinstance(x, (bool, int, float, complex)):
+            groups[2].append(_number_dtype(x))
+        elif x is not None:
+            groups[0 if np.ndim(x) else 1].append(x.dtype)
+    result = None
+    for group in groups:
+        if not group:
+            continue
+        lower = _merged(group)
+        if result is None:
+            result = lower
+        elif _category(lower) > _category(result):
+            if is_complex(lower) and is_float(result):
+                result = jnp.complex128 if result == jnp.float64 else jnp.complex64
+            else:
+                result = lower
+    return jax.dtypes.canonicalize_dtype(result)
+
+
+def promoted(*operands: Any, inexact: bool = False) -> tuple[Any, ...]:
+    """The operands as arrays of one type; with `inexact`, integers become the default floating-point type."""
+    dtype = result_type(*operands)
+    if inexact and not is_inexact(dtype):
+        dtype = default_float()
+    return tuple(None if x is None else jnp.asarray(x, dtype) for x in operands)
+
+
+def floating(x: Any) -> Any:
+    """x, integers as the default floating-point type: what PyTorch's unary float operations do."""
+    return x if is_inexact(x.dtype) else x.astype(default_float())

@@ -1,0 +1,312 @@
+"""Arithmetic and functions of single elements, with PyTorch's promotion of types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from interop.ops.dtypes import floating, is_complex, is_float, is_inexact, is_integer, jax_dtype, promoted, result_type
+from interop.ops.registry import register
+
+
+def _unary(name: str, function: Callable[[Any], Any], float_result: bool = True) -> None:
+    def apply(x: Any) -> Any:
+        return function(floating(x) if float_result else x)
+
+    register(f"aten.{name}.default", layout="elementwise")(apply)
+
+
+for _name, _function in {
+    "exp": jnp.exp, "exp2": jnp.exp2, "expm1": jnp.expm1, "log": jnp.log, "log2": jnp.log2, "log10": jnp.log10, "log1p": jnp.log1p,
+    "sin": jnp.sin, "cos": jnp.cos, "tan": jnp.tan, "asin": jnp.arcsin, "acos": jnp.arccos, "atan": jnp.arctan,
+    "sinh": jnp.sinh, "cosh": jnp.cosh, "tanh": jnp.tanh, "asinh": jnp.arcsinh, "acosh": jnp.arccosh, "atanh": jnp.arctanh,
+    "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt, "reciprocal": lambda x: 1 / x, "erf": lax.erf, "erfc": lax.erfc, "erfinv": lax.erf_inv,
+    "lgamma": lax.lgamma, "digamma": lax.digamma, "sigmoid": jax.nn.sigmoid, "special_expit": jax.nn.sigmoid, "deg2rad": jnp.deg2rad,
+    "rad2deg": jnp.rad2deg, "sinc": jnp.sinc,
+}.items():  # fmt: skip
+    _unary(_name, _function)
+
+for _name, _function in {
+    "neg": jnp.negative, "sign": jnp.sign, "sgn": jnp.sign, "square": jnp.square, "positive": lambda x: x, "real": jnp.real,
+    "imag": jnp.imag, "conj": jnp.conj, "_conj": jnp.conj, "resolve_conj": lambda x: x, "resolve_neg": lambda x: x,
+    "isnan": jnp.isnan, "isinf": jnp.isinf, "isfinite": jnp.isfinite, "logical_not": jnp.logical_not,
+    "bitwise_not": jnp.bitwise_not, "angle": jnp.angle, "signbit": jnp.signbit,
+    "isposinf": jnp.isposinf, "isneginf": jnp.isneginf,
+}.items():  # fmt: skip
+    _unary(_name, _function, float_result=False)
+
+
+def _whole(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda x: function(x) if is_inexact(x.dtype) else x
+
+
+for _name, _function in {
+    "floor": jnp.floor,
+    "ceil": jnp.ceil,
+    "trunc": jnp.trunc,
+    "fix": jnp.trunc,
+    "round": jnp.round,
+}.items():
+    _unary(_name, _whole(_function), float_result=False)
+
+
+@register("aten.frac.default", layout="elementwise")
+def frac(x: Any) -> Any:
+    return x - jnp.trunc(x)
+
+
+@register("aten.round.decimals", layout="elementwise")
+def round_decimals(x: Any, *, decimals: int) -> Any:
+    scale = 10.0 ** abs(decimals)
+    return jnp.round(x * scale) / scale if decimals >= 0 else jnp.round(x / scale) * scale
+
+
+@register("aten.abs.default", layout="elementwise")
+def absolute(x: Any) -> Any:
+    """|x|; its derivative at 0 is 0."""
+    if is_complex(x.dtype):
+        return jnp.abs(x)
+    return x * jnp.sign(x) if is_inexact(x.dtype) else jnp.abs(x)
+
+
+@register("aten.copysign.Tensor", "aten.copysign.Scalar", layout="elementwise")
+def copysign(x: Any, y: Any) -> Any:
+    return jnp.copysign(*promoted(x, y, inexact=True))
+
+
+@register("aten.logit.default", layout="elementwise")
+def logit(x: Any, eps: float | None = None) -> Any:
+    x = floating(x)
+    if eps is not None:
+        x = jnp.clip(x, eps, 1 - eps)
+    return jnp.log(x / (1 - x))
+
+
+@register("aten.add.Tensor", "aten.add.Scalar", layout="elementwise")
+def add(x: Any, y: Any, alpha: Any = 1) -> Any:
+    x, y = promoted(x, y)
+    if x.dtype == jnp.bool_:
+        return jnp.logical_or(x, y)
+    return x + (y if _is_one(alpha) else y * alpha)
+
+
+@register("aten.sub.Tensor", "aten.sub.Scalar", layout="elementwise")
+def sub(x: Any, y: Any, alpha: Any = 1) -> Any:
+    x, y = promoted(x, y)
+    return x - (y if _is_one(alpha) else y * alpha)
+
+
+@register("aten.rsub.Tensor", "aten.rsub.Scalar", layout="elementwise")
+def rsub(x: Any, y: Any, alpha: Any = 1) -> Any:
+    return sub(y, x, alpha)
+
+
+def _is_one(alpha: Any) -> bool:
+    return isinstance(alpha, (int, float)) and alpha == 1
+
+
+@register("aten.mul.Tensor", "aten.mul.Scalar", layout="elementwise")
+def mul(x: Any, y: Any) -> Any:
+    x, y = promoted(x, y)
+    return x * y
+
+
+@register("aten.div.Tensor", "aten.div.Scalar", "aten.true_divide.Tensor", layout="elementwise")
+def div(x: Any, y: Any) -> Any:
+    x, y = promoted(x, y, inexact=True)
+    return x / y
+
+
+@register("aten.div.Tensor_mode", "aten.div.Scalar_mode", layout="elementwise")
+def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> Any:
+    if rounding_mode is None:
+        return div(x, y)
+    x, y = promoted(x, y)
+    if rounding_mode == "floor":
+        return jnp.floor_divide(x, y)
+    return lax.div(*jnp.broadcast_arrays(x, y)) if is_integer(x.dtype) else jnp.trunc(x / y)
+
+
+@register("aten.floor_divide.default", "aten.floor_divide.Scalar", layout="elementwise")
+def floor_divide(x: Any, y: Any) -> Any:
+    return jnp.floor_divide(*promoted(x, y))
+
+
+@register("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor", layout="elementwise")
+def remainder(x: Any, y: Any) -> Any:
+    return jnp.remainder(*promoted(x, y))
+
+
+@register("aten.fmod.Tensor", "aten.fmod.Scalar", layout="elementwise")
+def fmod(x: Any, y: Any) -> Any:
+    return jnp.fmod(*promoted(x, y))
+
+
+@register(
+    "aten.pow.Tensor_Tensor",
+    "aten.pow.Tensor_Scalar",
+    "aten.pow.Scalar",
+    "aten.float_power.Tensor_Scalar",
+    layout="elementwise",
+)
+def power(x: Any, y: Any) -> Any:
+    """x ** y. A whole number as y is a product of x's, so that the derivative holds at 0 and below."""
+    if isinstance(y, (int, float)) and not isinstance(y, bool) and hasattr(x, "dtype"):
+        dtype = result_type(x, y)
+        x = jnp.asarray(x, dtype)
+        if y == 0.5 and is_float(dtype):
+            return jnp.sqrt(x)
+        if float(y).is_integer() and abs(y) < 64 and (y >= 0 or is_inexact(dtype)):
+            return lax.integer_pow(x, int(y))
+        return jnp.power(x, y)
+    return jnp.power(*promoted(x, y))
+
+
+@register("aten.atan2.default", layout="elementwise")
+def atan2(x: Any, y: Any) -> Any:
+    return jnp.arctan2(*promoted(x, y, inexact=True))
+
+
+@register("aten.hypot.default", layout="elementwise")
+def hypot(x: Any, y: Any) -> Any:
+    return jnp.hypot(*promoted(x, y))
+
+
+@register("aten.logaddexp.default", layout="elementwise")
+def logaddexp(x: Any, y: Any) -> Any:
+    return jnp.logaddexp(*promoted(x, y))
+
+
+@register("aten.xlogy.Tensor", "aten.xlogy.Scalar_Other", "aten.special_xlogy.default", layout="elementwise")
+def xlogy(x: Any, y: Any) -> Any:
+    return jax.scipy.special.xlogy(*promoted(x, y, inexact=True))
+
+
+@register("aten.maximum.default", "aten.max.other", "aten.fmax.default", layout="elementwise")
+def maximum(x: Any, y: Any) -> Any:
+    return jnp.maximum(*promoted(x, y))
+
+
+@register("aten.minimum.default", "aten.min.other", "aten.fmin.default", layout="elementwise")
+def minimum(x: Any, y: Any) -> Any:
+    return jnp.minimum(*promoted(x, y))
+
+
+@register("aten.clamp.default", "aten.clamp.Tensor", "aten.clip.default", layout="elementwise")
+def clamp(x: Any, min: Any = None, max: Any = None) -> Any:
+    """x between min and max. The derivative is 1 where min <= x <= max, borders included (torch: clamp_backward)."""
+    x, low, high = promoted(x, min, max)
+    if low is not None:
+        x = jnp.where(x < low, low, x)
+    if high is not None:
+        x = jnp.where(x > high, high, x)
+    return x
+
+
+@register("aten.clamp_min.default", "aten.clamp_min.Tensor", layout="elementwise")
+def clamp_min(x: Any, min: Any) -> Any:
+    return clamp(x, min)
+
+
+@register("aten.clamp_max.default", "aten.clamp_max.Tensor", layout="elementwise")
+def clamp_max(x: Any, max: Any) -> Any:
+    return clamp(x, None, max)
+
+
+@register("aten.lerp.Scalar", "aten.lerp.Tensor", layout="elementwise")
+def lerp(start: Any, end: Any, weight: Any) -> Any:
+    start, end = promoted(start, end)
+    return start + weight * (end - start)
+
+
+@register("aten.addcmul.default", layout="elementwise")
+def addcmul(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+    x, a, b = promoted(x, a, b)
+    return x + value * a * b
+
+
+@register("aten.addcdiv.default", layout="elementwise")
+def addcdiv(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+    x, a, b = promoted(x, a, b)
+    return x + value * a / b
+
+
+@register("aten.nan_to_num.default", layout="elementwise")
+def nan_to_num(x: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Any:
+    return (
+        jnp.nan_to_num(x, nan=0.0 if nan is None else nan, posinf=posinf, neginf=neginf) if is_inexact(x.dtype) else x
+    )
+
+
+@register("aten.detach.default", "aten.detach_.default", layout="elementwise")
+def detach(x: Any) -> Any:
+    return lax.stop_gradient(x)
+
+
+@register(
+    "aten.clone.default", "aten.alias.default", "aten.contiguous.default", "aten.lift_fresh_copy.default",
+    "aten.lift_fresh.default", "aten.lift.default", "aten.view_as_real_copy.default", layout="elementwise",
+)  # fmt: skip
+def identity(x: Any, *_: Any, **__: Any) -> Any:
+    """What differs only in where a tensor is stored."""
+    return x
+
+
+@register("aten._to_copy.default", "aten.to.dtype_layout", layout="elementwise")
+def to_copy(x: Any, *, dtype: Any = None, non_blocking: bool = False, copy: bool = False) -> Any:
+    return x if dtype is None else cast(x, dtype)
+
+
+@register("aten.to.dtype", "aten.type.default", "prims.convert_element_type.default", layout="elementwise")
+def cast(x: Any, dtype: Any, *_: Any, **__: Any) -> Any:
+    """x as `dtype`; a complex number loses its imaginary part, a number becomes a boolean by x != 0."""
+    target = jax_dtype(dtype)
+    if is_complex(x.dtype) and not jnp.issubdtype(target, jnp.complexfloating):
+        x = jnp.real(x)
+    return (x != 0) if target == jnp.bool_ else x.astype(target)
+
+
+@register("aten.to.device", layout="elementwise")
+def to_device(x: Any, device: Any, dtype: Any = None, *_: Any, **__: Any) -> Any:
+    return x if dtype is None else cast(x, dtype)
+
+
+@register("aten.to.other", "aten.type_as.default", layout="elementwise")
+def to_other(x: Any, other: Any, *_: Any, **__: Any) -> Any:
+    return cast(x, other.dtype)
+
+
+for _dtype in ("float", "double", "half", "bfloat16", "int", "long", "bool"):
+
+    def _cast(
+        x: Any,
+        _target: Any = {
+            "float": "float32",
+            "double": "float64",
+            "half": "float16",
+            "int": "int32",
+            "long": "int64",
+        }.get(_dtype, _dtype),
+    ) -> Any:
+        return cast(x, jnp.bool_ if _target == "bool" else getattr(jnp, _target))
+
+    register(f"aten.{_dtype}.default", layout="elementwise")(_cast)
+
+
+@register("aten.polar.default", layout="elementwise")
+def polar(magnitude: Any, angle: Any) -> Any:
+    return lax.complex(magnitude * jnp.cos(angle), magnitude * jnp.sin(angle))
+
+
+@register("aten.complex.default", layout="elementwise")
+def make_complex(real: Any, imag: Any) -> Any:
+    return lax.complex(*promoted(real, imag))
+
+
+@register("aten.special_erf.default", layout="elementwise")
+def special_erf(x: Any) -> Any:
+    return lax.erf(floating(x))

@@ -1,0 +1,138 @@
+"""Tensors made from nothing but sizes and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from interop.ops.dtypes import default_float, jax_dtype
+from interop.ops.registry import register
+
+
+def _chosen(dtype: Any, *numbers: Any) -> Any:
+    """`dtype`, or what PyTorch infers from Python numbers: bool, int64 or the default floating-point type."""
+    if dtype is not None:
+        return jax_dtype(dtype)
+    if any(isinstance(n, complex) for n in numbers):
+        return jnp.complex64
+    if numbers and all(isinstance(n, bool) for n in numbers):
+        return jnp.bool_
+    return jax_dtype(jnp.int64) if numbers and all(isinstance(n, int) for n in numbers) else default_float()
+
+
+@register("aten.full.default")
+def full(size: Sequence[int], fill_value: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.full(
+        tuple(size),
+        fill_value,
+        _chosen(dtype, fill_value)
+        if not hasattr(fill_value, "dtype")
+        else (fill_value.dtype if dtype is None else jax_dtype(dtype)),
+    )
+
+
+@register("aten.zeros.default", "aten.empty.memory_format", "aten.empty.default")
+def zeros(size: Sequence[int], *, dtype: Any = None, **_: Any) -> Any:
+    """Zeros; also where PyTorch leaves memory as it is."""
+    return jnp.zeros(tuple(size), _chosen(dtype))
+
+
+@register("aten.empty_permuted.default", "aten.empty_strided.default")
+def empty_permuted(size: Sequence[int], _layout: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.zeros(tuple(size), _chosen(dtype))
+
+
+@register("aten.ones.default")
+def ones(size: Sequence[int], *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.ones(tuple(size), _chosen(dtype))
+
+
+@register("aten.eye.default", "aten.eye.m")
+def eye(n: int, m: int | None = None, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.eye(n, m, dtype=_chosen(dtype))
+
+
+@register("aten.scalar_tensor.default")
+def scalar_tensor(value: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.asarray(value, _chosen(dtype))
+
+
+def _like(x: Any, dtype: Any) -> Any:
+    return x.dtype if dtype is None else jax_dtype(dtype)
+
+
+@register("aten.full_like.default", layout="elementwise")
+def full_like(x: Any, fill_value: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.full(x.shape, fill_value, _like(x, dtype))
+
+
+@register("aten.zeros_like.default", "aten.empty_like.default", layout="elementwise")
+def zeros_like(x: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.zeros(x.shape, _like(x, dtype))
+
+
+@register("aten.ones_like.default", layout="elementwise")
+def ones_like(x: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.ones(x.shape, _like(x, dtype))
+
+
+@register("aten.fill.Scalar", "aten.fill.Tensor", layout="elementwise")
+def fill(x: Any, value: Any) -> Any:
+    return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
+
+
+@register("aten.new_full.default")
+def new_full(x: Any, size: Sequence[int], fill_value: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.full(tuple(size), fill_value, _like(x, dtype))
+
+
+@register("aten.new_zeros.default", "aten.new_empty.default")
+def new_zeros(x: Any, size: Sequence[int], *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.zeros(tuple(size), _like(x, dtype))
+
+
+@register("aten.new_ones.default")
+def new_ones(x: Any, size: Sequence[int], *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.ones(tuple(size), _like(x, dtype))
+
+
+@register("aten.arange.default")
+def arange(end: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.arange(end, dtype=_chosen(dtype, end))
+
+
+@register("aten.arange.start")
+def arange_start(start: Any, end: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.arange(start, end, dtype=_chosen(dtype, start, end))
+
+
+@register("aten.arange.start_step")
+def arange_step(start: Any, end: Any, step: Any = 1, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.arange(start, end, step, dtype=_chosen(dtype, start, end, step))
+
+
+@register("aten.linspace.default")
+def linspace(start: Any, end: Any, steps: int, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.linspace(start, end, steps, dtype=_chosen(dtype))
+
+
+@register("aten.logspace.default")
+def logspace(start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.logspace(start, end, steps, base=base, dtype=_chosen(dtype))
+
+
+@register("aten.tril_indices.default")
+def tril_indices(row: int, col: int, offset: int = 0, **_: Any) -> Any:
+    return jnp.stack(jnp.tril_indices(row, offset, col)).astype(jax_dtype(jnp.int64))
+
+
+@register("aten.triu_indices.default")
+def triu_indices(row: int, col: int, offset: int = 0, **_: Any) -> Any:
+    return jnp.stack(jnp.triu_indices(row, offset, col)).astype(jax_dtype(jnp.int64))
+
+
+@register("aten.hann_window.default")
+def hann_window(length: int, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.hanning(length + 1)[:-1].astype(_chosen(dtype))

@@ -1,0 +1,222 @@
+"""Reading and writing by index: gather, scatter, masks, triangles, diagonals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from interop.ops.dtypes import jax_dtype
+from interop.ops.layout import normal_dim
+from interop.ops.registry import register
+
+
+@register("aten.index.Tensor", "aten._unsafe_index.Tensor")
+def index(x: Any, indices: Sequence[Any]) -> Any:
+    return x[_index(indices)]
+
+
+def _index(indices: Sequence[Any]) -> tuple[Any, ...]:
+    """NumPy's index: None stands for a whole dimension."""
+    return tuple(slice(None) if i is None else i for i in indices)
+
+
+@register("aten.index_put.default", "aten._unsafe_index_put.default")
+def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Any:
+    """x with `values` written, or added, at the indices; a boolean index is a mask."""
+    values = jnp.asarray(values, x.dtype)
+    masks = [i for i in indices if i is not None and i.dtype == jnp.bool_]
+    if masks and len(indices) == 1 and values.size == 1:
+        mask = masks[0].reshape(masks[0].shape + (1,) * (x.ndim - masks[0].ndim))
+        return jnp.where(mask, x + values.reshape(()) if accumulate else values.reshape(()), x)
+    at = x.at[_index(indices)]
+    return at.add(values) if accumulate else at.set(values)
+
+
+@register("aten.index_select.default")
+def index_select(x: Any, dim: int, index: Any) -> Any:
+    return jnp.take(x.reshape(1) if x.ndim == 0 else x, index, axis=dim)
+
+
+@register("aten.gather.default")
+def gather(x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
+    """out[i][j] = x[index[i][j]][j] for dim = 0; index may be smaller than x in the other dimensions."""
+    return x[_places(index, dim)] if x.ndim else x
+
+
+def _places(index: Any, dim: int) -> tuple[Any, ...]:
+    """For each element of `index`, its own position, with `index` in place of dimension `dim`."""
+    places = list(jnp.indices(index.shape, sparse=True))
+    places[normal_dim(dim, index.ndim)] = index
+    return tuple(places)
+
+
+@register("aten.scatter.src", "aten.scatter.value")
+def scatter(x: Any, dim: int, index: Any, src: Any) -> Any:
+    return x.at[_places(index, dim)].set(_cropped(src, index, x.dtype))
+
+
+@register("aten.scatter_add.default")
+def scatter_add(x: Any, dim: int, index: Any, src: Any) -> Any:
+    return x.at[_places(index, dim)].add(_cropped(src, index, x.dtype))
+
+
+@register("aten.scatter.reduce", "aten.scatter.value_reduce")
+def scatter_reduce_op(x: Any, dim: int, index: Any, src: Any, *, reduce: str) -> Any:
+    at = x.at[_places(index, dim)]
+    source = _cropped(src, index, x.dtype)
+    return at.add(source) if reduce == "add" else at.multiply(source)
+
+
+@register("aten.scatter_reduce.two")
+def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
+    places, source = _places(index, dim), _cropped(src, index, x.dtype)
+    neutral = {"sum": 0, "mean": 0, "prod": 1, "amax": -jnp.inf, "amin": jnp.inf}[reduce]
+    start = x if include_self else x.at[places].set(jnp.asarray(neutral, x.dtype))
+    at = start.at[places]
+    if reduce in ("amax", "amin"):
+        return at.max(source) if reduce == "amax" else at.min(source)
+    if reduce == "prod":
+        return at.multiply(source)
+    if reduce == "sum":
+        return at.add(source)
+    count = (jnp.ones_like(x) if include_self else jnp.zeros_like(x)).at[places].add(1)
+    return at.add(source) / jnp.maximum(count, 1)
+
+
+def _cropped(src: Any, index: Any, dtype: Any) -> Any:
+    src = jnp.asarray(src, dtype)
+    return src[tuple(slice(0, n) for n in index.shape)] if src.ndim else src
+
+
+@register("aten.index_add.default")
+def index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
+    at: list[Any] = [slice(None)] * x.ndim
+    at[normal_dim(dim, x.ndim)] = index
+    return x.at[tuple(at)].add(alpha * source)
+
+
+@register("aten.index_copy.default")
+def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
+    at: list[Any] = [slice(None)] * x.ndim
+    at[normal_dim(dim, x.ndim)] = index
+    return x.at[tuple(at)].set(source)
+
+
+@register("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
+def index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
+    at: list[Any] = [slice(None)] * x.ndim
+    at[normal_dim(dim, x.ndim)] = index
+    return x.at[tuple(at)].set(jnp.asarray(value, x.dtype))
+
+
+@register("aten.slice_scatter.default")
+def slice_scatter(
+    x: Any, src: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Any:
+    at: list[Any] = [slice(None)] * x.ndim
+    at[normal_dim(dim, x.ndim)] = slice(start, end, step)
+    return x.at[tuple(at)].set(src.astype(x.dtype))
+
+
+@register("aten.select_scatter.default")
+def select_scatter(x: Any, src: Any, dim: int, index: int) -> Any:
+    at: list[Any] = [slice(None)] * x.ndim
+    at[normal_dim(dim, x.ndim)] = index
+    return x.at[tuple(at)].set(src.astype(x.dtype))
+
+
+@register("aten.diagonal_scatter.default")
+def diagonal_scatter(x: Any, src: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    moved = jnp.moveaxis(x, (dim1, dim2), (-2, -1))
+    count = src.shape[-1]
+    rows = jnp.arange(count) + max(-offset, 0)
+    columns = jnp.arange(count) + max(offset, 0)
+    return jnp.moveaxis(moved.at[..., rows, columns].set(src.astype(x.dtype)), (-2, -1), (dim1, dim2))
+
+
+@register("aten.copy.default")
+def copy(x: Any, src: Any, non_blocking: bool = False) -> Any:
+    """The values of `src`, with the shape and type of x."""
+    return jnp.broadcast_to(src.astype(x.dtype), x.shape)
+
+
+@register("aten.masked_scatter.default")
+def masked_scatter(x: Any, mask: Any, source: Any) -> Any:
+    """The elements of `source`, in order, where `mask` holds."""
+    mask = jnp.broadcast_to(mask, x.shape)
+    order = jnp.clip(jnp.cumsum(mask.reshape(-1)) - 1, 0, source.size - 1)
+    return jnp.where(mask, source.reshape(-1)[order].reshape(x.shape), x)
+
+
+@register("aten.embedding.default")
+def embedding(
+    weight: Any, indices: Any, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Any:
+    """Rows of `weight`; the row `padding_idx` gets no gradient."""
+    rows = jnp.take(weight, indices, axis=0)
+    if padding_idx < 0:
+        return rows
+    return jnp.where((indices == padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
+
+
+@register("aten.one_hot.default")
+def one_hot(x: Any, num_classes: int = -1) -> Any:
+    if num_classes < 0:
+        raise ValueError("one_hot needs num_classes: without it the shape of the result depends on data")
+    return jax.nn.one_hot(x, num_classes, dtype=jax_dtype(jnp.int64))
+
+
+@register("aten.take.default")
+def take(x: Any, index: Any) -> Any:
+    return x.reshape(-1)[index]
+
+
+@register("aten.take_along_dim.default")
+def take_along_dim(x: Any, indices: Any, dim: int | None = None) -> Any:
+    return jnp.take_along_axis(x, indices, dim)
+
+
+@register("aten.tril.default")
+def tril(x: Any, diagonal: int = 0) -> Any:
+    return jnp.tril(x, diagonal)
+
+
+@register("aten.triu.default")
+def triu(x: Any, diagonal: int = 0) -> Any:
+    return jnp.triu(x, diagonal)
+
+
+@register("aten.diagonal.default", "aten.linalg_diagonal.default")
+def diagonal(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+    return jnp.diagonal(x, offset, dim1, dim2)
+
+
+@register("aten.diag_embed.default")
+def diag_embed(x: Any, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
+    size = x.shape[-1] + abs(offset)
+    out = jnp.zeros((*x.shape[:-1], size, size), x.dtype)
+    rows = jnp.arange(x.shape[-1]) + max(-offset, 0)
+    columns = jnp.arange(x.shape[-1]) + max(offset, 0)
+    return jnp.moveaxis(out.at[..., rows, columns].set(x), (-2, -1), (dim1, dim2))
+
+
+@register("aten.searchsorted.Tensor")
+def searchsorted(
+    sorted_sequence: Any,
+    values: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Any = None,
+) -> Any:
+    found = jnp.searchsorted(sorted_sequence, values, side=side or ("right" if right else "left"))
+    return found.astype(jnp.int32 if out_int32 else jax_dtype(jnp.int64))
+
+
+@register("aten.bucketize.Tensor")
+def bucketize(values: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:
+    return searchsorted(boundaries, values, out_int32=out_int32, right=right)

@@ -1,0 +1,95 @@
+"""Matrix products and linear algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from interop.ops.dtypes import promoted
+from interop.ops.registry import register
+
+
+@register("aten.linear.default")
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """x weight^T + bias, weight (out, in)."""
+    y = lax.dot_general(*promoted(x, weight), (((x.ndim - 1,), (weight.ndim - 1,)), ((), ())))
+    return y if bias is None else y + bias
+
+
+@register(
+    "aten.matmul.default",
+    "aten.mm.default",
+    "aten.bmm.default",
+    "aten.mv.default",
+    "aten.dot.default",
+    "aten.vdot.default",
+)
+def matmul(a: Any, b: Any) -> Any:
+    return jnp.matmul(a, b)
+
+
+@register("aten.addmm.default", "aten.addmv.default", "aten.baddbmm.default")
+def addmm(x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    """beta x + alpha a b; with beta = 0, x does not count at all."""
+    product = jnp.matmul(a, b)
+    product = product if alpha == 1 else alpha * product
+    if beta == 0:
+        return product
+    return product + (x if beta == 1 else beta * x)
+
+
+@register("aten.addbmm.default")
+def addbmm(x: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
+    return beta * x + alpha * jnp.sum(jnp.matmul(a, b), 0)
+
+
+@register("aten.outer.default", "aten.ger.default")
+def outer(a: Any, b: Any) -> Any:
+    return jnp.outer(a, b)
+
+
+@register("aten.einsum.default")
+def einsum(equation: str, tensors: Sequence[Any], *, path: Any = None) -> Any:
+    return jnp.einsum(equation.replace(" ", ""), *promoted(*tensors))
+
+
+@register("aten.tensordot.default")
+def tensordot(a: Any, b: Any, dims_self: Sequence[int], dims_other: Sequence[int]) -> Any:
+    return jnp.tensordot(a, b, (tuple(dims_self), tuple(dims_other)))
+
+
+@register("aten.bilinear.default")
+def bilinear(a: Any, b: Any, weight: Any, bias: Any = None) -> Any:
+    y = jnp.einsum("...i,oij,...j->...o", a, weight, b)
+    return y if bias is None else y + bias
+
+
+@register("aten.kron.default")
+def kron(a: Any, b: Any) -> Any:
+    return jnp.kron(a, b)
+
+
+@register("aten.linalg_inv.default", "aten.inverse.default")
+def inv(a: Any) -> Any:
+    return jnp.linalg.inv(a)
+
+
+@register("aten.linalg_cross.default", "aten.cross.default")
+def cross(a: Any, b: Any, dim: int = -1) -> Any:
+    return jnp.cross(a, b, axis=dim)
+
+
+@register("aten.trace.default")
+def trace(x: Any) -> Any:
+    return jnp.trace(x)
+
+
+@register("aten.cdist.default", "aten._cdist_forward.default")
+def cdist(a: Any, b: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
+    """Distances between the rows of a and those of b; derivative 0 where the distance is 0."""
+    from interop.ops.reductions import vector_norm
+
+    return vector_norm(a[..., :, None, :] - b[..., None, :, :], p, [-1])

@@ -1,0 +1,356 @@
+"""Sums, means, extrema, variances, norms, softmax, sorting: what runs along dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from interop.ops.dtypes import is_inexact, jax_dtype
+from interop.ops.layout import Tensor, array_of, axis_of, inverse, laid, normal_dim, order_of, plain
+from interop.ops.registry import register
+
+
+def _dims(dim: Any, ndim: int) -> tuple[int, ...]:
+    """The dimensions meant: None and the empty list mean all of them."""
+    if dim is None or (isinstance(dim, (list, tuple)) and not dim):
+        return tuple(range(ndim))
+    if isinstance(dim, int):
+        dim = [dim]
+    return tuple(normal_dim(d, ndim) for d in dim) if ndim else ()
+
+
+def reduce(function: Callable[..., Any], x: Tensor, dim: Any, keepdim: bool) -> Tensor:
+    """`function(array, axes, keepdims)` along PyTorch's dimensions `dim`, in whatever order x lies."""
+    dims = _dims(dim, x.ndim)
+    order = order_of(x)
+    axes = tuple(sorted(inverse(order)[d] for d in dims))
+    result = function(array_of(x), axes, keepdim)
+    if keepdim:
+        return laid(result, order)
+    kept = [d for d in order if d not in dims]
+    ranks = {d: rank for rank, d in enumerate(sorted(kept))}
+    return laid(result, [ranks[d] for d in kept])
+
+
+def _typed(x: Tensor, dtype: Any, integers: Any = None) -> Tensor:
+    """x as `dtype`; without one, integers and booleans as `integers`."""
+    if dtype is None and integers is not None and not is_inexact(x.dtype):
+        dtype = integers
+    return x if dtype is None else laid(array_of(x).astype(jax_dtype(dtype)), order_of(x))
+
+
+@register("aten.sum.default", "aten.sum.dim_IntList", layout="aware")
+def sum_(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    x = _typed(x, dtype, jnp.int64)
+    return reduce(lambda a, axes, keep: jnp.sum(a, axes, keepdims=keep, dtype=a.dtype), x, dim, keepdim)
+
+
+@register("aten.mean.default", "aten.mean.dim", layout="aware")
+def mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return reduce(lambda a, axes, keep: jnp.mean(a, axes, keepdims=keep), _typed(x, dtype), dim, keepdim)
+
+
+@register("aten.nansum.default", layout="aware")
+def nansum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return reduce(lambda a, axes, keep: jnp.nansum(a, axes, keepdims=keep), _typed(x, dtype, jnp.int64), dim, keepdim)
+
+
+@register("aten.amax.default", layout="aware")
+def amax(x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+    """The largest element; equal ones share its derivative."""
+    return reduce(lambda a, axes, keep: jnp.max(a, axes, keepdims=keep), x, dim, keepdim)
+
+
+@register("aten.amin.default", layout="aware")
+def amin(x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+    return reduce(lambda a, axes, keep: jnp.min(a, axes, keepdims=keep), x, dim, keepdim)
+
+
+@register("aten.aminmax.default", layout="aware")
+def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return amin(x, dim, keepdim), amax(x, dim, keepdim)
+
+
+register("aten.max.default", layout="aware")(amax)
+register("aten.min.default", layout="aware")(amin)
+
+
+def _selected(choose: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+        if x.ndim == 0:
+            return x, jnp.zeros((), jax_dtype(jnp.int64))
+        index = choose(lax.stop_gradient(x), axis=dim, keepdims=True)
+        value = jnp.take_along_axis(x, index, dim)
+        index = index.astype(jax_dtype(jnp.int64))
+        return (value, index) if keepdim else (jnp.squeeze(value, dim), jnp.squeeze(index, dim))
+
+    return apply
+
+
+register("aten.max.dim")(_selected(jnp.argmax))
+register("aten.min.dim")(_selected(jnp.argmin))
+
+
+def _position(choose: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+        index = choose(x.reshape(-1)) if dim is None else choose(x, axis=dim, keepdims=keepdim)
+        if dim is None and keepdim:
+            index = index.reshape((1,) * x.ndim)
+        return index.astype(jax_dtype(jnp.int64))
+
+    return apply
+
+
+register("aten.argmax.default")(_position(jnp.argmax))
+register("aten.argmin.default")(_position(jnp.argmin))
+
+
+@register("aten.all.default", "aten.all.dim", "aten.all.dims", layout="aware")
+def all_(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    return reduce(lambda a, axes, keep: jnp.all(a, axes, keepdims=keep), x, dim, keepdim)
+
+
+@register("aten.any.default", "aten.any.dim", "aten.any.dims", layout="aware")
+def any_(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    return reduce(lambda a, axes, keep: jnp.any(a, axes, keepdims=keep), x, dim, keepdim)
+
+
+@register("aten.prod.default")
+def prod(x: Any, *, dtype: Any = None) -> Any:
+    return jnp.prod(_typed(x, dtype, jnp.int64))
+
+
+@register("aten.prod.dim_int")
+def prod_dim(x: Any, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    return jnp.prod(_typed(x, dtype, jnp.int64), axis=dim, keepdims=keepdim)
+
+
+@register("aten.count_nonzero.default", "aten.count_nonzero.dim_IntList", layout="aware")
+def count_nonzero(x: Tensor, dim: Any = None) -> Tensor:
+    return sum_(laid(array_of(x) != 0, order_of(x)), dim)
+
+
+def _variance(x: Tensor, dim: Any, correction: Any, keepdim: bool) -> Tensor:
+    def variance(a: Any, axes: tuple[int, ...], keep: bool) -> Any:
+        count = math.prod(a.shape[axis] for axis in axes)
+        centred = a - jnp.mean(a, axes, keepdims=True)
+        squares = jnp.real(centred * jnp.conj(centred))
+        return jnp.sum(squares, axes, keepdims=keep) / jnp.asarray(max(count - correction, 0), squares.dtype)
+
+    return reduce(variance, x, dim, keepdim)
+
+
+def _correction(unbiased: Any, correction: Any) -> Any:
+    if correction is not None:
+        return correction
+    return 1 if unbiased is None else int(unbiased)
+
+
+@register("aten.var.default")
+def var(x: Any, unbiased: bool = True) -> Any:
+    return _variance(x, None, int(unbiased), False)
+
+
+@register("aten.var.dim", layout="aware")
+def var_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Tensor:
+    return _variance(x, dim, int(unbiased), keepdim)
+
+
+@register("aten.var.correction", layout="aware")
+def var_correction(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
+    return _variance(x, dim, _correction(None, correction), keepdim)
+
+
+@register("aten.std.default")
+def std(x: Any, unbiased: bool = True) -> Any:
+    return jnp.sqrt(_variance(x, None, int(unbiased), False))
+
+
+@register("aten.std.dim", layout="aware")
+def std_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Tensor:
+    return _root(_variance(x, dim, int(unbiased), keepdim))
+
+
+@register("aten.std.correction", layout="aware")
+def std_correction(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
+    return _root(_variance(x, dim, _correction(None, correction), keepdim))
+
+
+@register("aten.var_mean.correction", layout="aware")
+def var_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return _variance(x, dim, _correction(None, correction), keepdim), mean(x, dim, keepdim)
+
+
+@register("aten.var_mean.dim", layout="aware")
+def var_mean_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return _variance(x, dim, int(unbiased), keepdim), mean(x, dim, keepdim)
+
+
+@register("aten.std_mean.correction", layout="aware")
+def std_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return std_correction(x, dim, correction=correction, keepdim=keepdim), mean(x, dim, keepdim)
+
+
+@register("aten.std_mean.dim", layout="aware")
+def std_mean_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    return std_dim(x, dim, unbiased, keepdim), mean(x, dim, keepdim)
+
+
+@jax.custom_jvp
+def _root_or_zero(x: Any) -> Any:
+    return jnp.sqrt(x)
+
+
+@_root_or_zero.defjvp
+def _root_or_zero_jvp(primals: Any, tangents: Any) -> Any:
+    root = jnp.sqrt(primals[0])
+    safe = jnp.where(root == 0, jnp.ones_like(root), root)
+    return root, jnp.where(root == 0, jnp.zeros_like(root), tangents[0] / (2 * safe))
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root, with derivative 0 at 0, as PyTorch gives std and norms (tools/autograd: std_backward, norm_backward)."""
+    return laid(_root_or_zero(array_of(x)), order_of(x))
+
+
+def _norm(x: Tensor, p: Any, dim: Any, keepdim: bool, dtype: Any = None) -> Tensor:
+    x = _typed(x, dtype)
+    p = 2 if p is None else p
+    if p == 2 or p == "fro":
+        squares = reduce(lambda a, axes, keep: jnp.sum(jnp.real(a * jnp.conj(a)), axes, keepdims=keep), x, dim, keepdim)
+        return _root(squares)
+
+    def norm(a: Any, axes: tuple[int, ...], keep: bool) -> Any:
+        size = a * jnp.sign(a) if is_inexact(a.dtype) and not jnp.iscomplexobj(a) else jnp.abs(a)
+        if p == math.inf:
+            return jnp.max(size, axes, keepdims=keep)
+        if p == -math.inf:
+            return jnp.min(size, axes, keepdims=keep)
+        if p == 0:
+            return jnp.sum((a != 0).astype(a.dtype), axes, keepdims=keep)
+        if p == 1:
+            return jnp.sum(size, axes, keepdims=keep)
+        total = jnp.sum(jnp.where(size == 0, 0, jnp.where(size == 0, 1, size) ** p), axes, keepdims=keep)
+        return jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / p))
+
+    return reduce(norm, x, dim, keepdim)
+
+
+@register("aten.linalg_vector_norm.default", layout="aware")
+def vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return _norm(x, ord, dim, keepdim, dtype)
+
+
+@register("aten.norm.Scalar", layout="aware")
+def norm_all(x: Tensor, p: Any = 2) -> Tensor:
+    return _norm(x, p, None, False)
+
+
+@register("aten.norm.ScalarOpt_dim", "aten.linalg_norm.default", "aten.frobenius_norm.dim", layout="aware")
+def norm_dim(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return _norm(x, p, dim, keepdim, dtype)
+
+
+@register("aten.logsumexp.default", layout="aware")
+def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    return reduce(lambda a, axes, keep: jax.nn.logsumexp(a, axes, keepdims=keep), x, dim, keepdim)
+
+
+def _softmax_like(function: Callable[..., Any], *names: str) -> None:
+    def apply(x: Tensor, dim: int, dtype: Any = None, **keywords: Any) -> Tensor:
+        dtype = keywords.get("dtype", dtype)
+        if isinstance(dtype, bool):  # _softmax(x, dim, half_to_float)
+            dtype = jnp.float32 if dtype else None
+        x = _typed(x, dtype)
+        if x.ndim == 0:
+            return function(x[None], 0)[0]
+        return laid(function(array_of(x), axis_of(x, dim)), order_of(x))
+
+    register(*names, layout="aware")(apply)
+
+
+_softmax_like(lambda a, axis: jax.nn.softmax(a, axis), "aten.softmax.int", "aten._softmax.default")
+_softmax_like(lambda a, axis: jax.nn.log_softmax(a, axis), "aten.log_softmax.int", "aten._log_softmax.default")
+
+
+@register("aten.cumsum.default")
+def cumsum(x: Any, dim: int, *, dtype: Any = None) -> Any:
+    x = _typed(x, dtype, jnp.int64)
+    return x if x.ndim == 0 else jnp.cumsum(x, axis=dim, dtype=x.dtype)
+
+
+@register("aten.cumprod.default")
+def cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
+    x = _typed(x, dtype, jnp.int64)
+    return x if x.ndim == 0 else jnp.cumprod(x, axis=dim, dtype=x.dtype)
+
+
+@register("aten.logcumsumexp.default")
+def logcumsumexp(x: Any, dim: int) -> Any:
+    return lax.associative_scan(jnp.logaddexp, x, axis=normal_dim(dim, x.ndim))
+
+
+@register("aten.sort.default", "aten.sort.stable")
+def sort(x: Any, dim: int = -1, descending: bool = False, *, stable: Any = None, **keywords: Any) -> tuple[Any, Any]:
+    dim, descending = keywords.get("dim", dim), keywords.get("descending", descending)
+    index = jnp.argsort(lax.stop_gradient(x), axis=dim, descending=descending, stable=True)
+    return jnp.take_along_axis(x, index, dim), index.astype(jax_dtype(jnp.int64))
+
+
+@register("aten.argsort.default", "aten.argsort.stable")
+def argsort(x: Any, dim: int = -1, descending: bool = False, **_: Any) -> Any:
+    return sort(x, dim, descending)[1]
+
+
+@register("aten.topk.default")
+def topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Any, Any]:
+    """The k largest (or smallest) elements in order, and where they are."""
+    values, index = sort(x, dim, largest)
+    return lax.slice_in_dim(values, 0, k, axis=dim % x.ndim), lax.slice_in_dim(index, 0, k, axis=dim % x.ndim)
+
+
+@register("aten.median.default")
+def median(x: Any) -> Any:
+    """The lower of the two middle elements."""
+    flat = jnp.sort(x.reshape(-1))
+    return flat[(flat.shape[0] - 1) // 2]
+
+
+@register("aten.median.dim")
+def median_dim(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+    values, index = sort(x, dim)
+    middle = (x.shape[dim] - 1) // 2
+    values = lax.slice_in_dim(values, middle, middle + 1, axis=dim % x.ndim)
+    index = lax.slice_in_dim(index, middle, middle + 1, axis=dim % x.ndim)
+    return (values, index) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(index, dim))
+
+
+@register("aten.diff.default")
+def diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    return jnp.diff(x, n, dim, prepend, append)
+
+
+@register("aten._weight_norm.default")
+def weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
+    """g v / |v|, the norm taken over all dimensions but `dim`."""
+    dims = [d for d in range(v.ndim) if d != dim % v.ndim] if dim != -1 else list(range(v.ndim))
+    return v * (g / plain(_norm(v, 2, dims, True)))
+
+
+@register("aten._weight_norm_interface.default")
+def weight_norm_interface(v: Any, g: Any, dim: int = 0) -> tuple[Any, Any]:
+    dims = [d for d in range(v.ndim) if d != dim % v.ndim]
+    norm = plain(_norm(v, 2, dims, True))
+    return v * (g / norm), norm
+
+
+@register("aten.cosine_similarity.default")
+def cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
+    """a.b / (max(|a|, eps) max(|b|, eps)) (aten/src/ATen/native/Distance.cpp)."""
+    lengths = [jnp.maximum(plain(_norm(x, 2, [dim], True)), eps) for x in (a, b)]
+    return jnp.sum((a / lengths[0]) * (b / lengths[1]), dim)

@@ -1,0 +1,81 @@
+"""Operations by name. Each is one JAX function with the arguments of PyTorch's schema.
+
+    @register("aten.relu.default", layout="elementwise")
+    def relu(x): ...
+
+How a function takes activations is said by `layout`:
+
+- "plain": arrays with PyTorch's order of dimensions (N, C, H, W).
+- "elementwise": arrays in any common order; dimensions mean nothing to the function, and its result has the same order.
+- "aware": arrays or `Laid` values, as they come; the function answers for the order itself (see `interop.ops.layout`).
+
+A function registered with `random=True` takes a `key`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
+
+Layout = Literal["plain", "elementwise", "aware"]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """A named function and how it is called."""
+
+    name: str
+    function: Callable[..., Any]
+    layout: Layout
+    random: bool
+
+
+_operations: dict[str, Operation] = {}
+
+
+def normalised(name: str) -> str:
+    """The name as programs have it: "mylib::op" and "mylib.op" are "mylib.op.default"."""
+    name = name.replace("::", ".")
+    if not re.fullmatch(r"\w+(\.\w+){1,2}", name):
+        raise ValueError(f'an operation is named "library::operation" or "library::operation.overload", found {name!r}')
+    library = name.split(".")[0]
+    return name if name.count(".") == 2 or library in ("operator", "math", "torch", "builtins") else f"{name}.default"
+
+
+def register(*names: str, layout: Layout = "plain", random: bool = False) -> Callable[[Function], Function]:
+    """Makes a function the JAX side of the operations `names`; it replaces one that is registered already.
+
+    Arguments:
+        names: PyTorch's names, `mylib::op` or `mylib::op.overload`.
+        layout: how the function takes activations; "plain" means with PyTorch's order of dimensions.
+        random: whether the function takes a `key=` to draw from.
+
+    Example::
+
+        @interop.register("mylib::scaled_tanh")
+        def scaled_tanh(x, scale=1.0):
+            return scale * jnp.tanh(x)
+    """
+    if layout not in ("plain", "elementwise", "aware"):
+        raise ValueError(f'layout is "plain", "elementwise" or "aware", found {layout!r}')
+
+    def add(function: Function) -> Function:
+        for name in names:
+            key = normalised(name)
+            _operations[key] = Operation(key, function, layout, random)
+        return function
+
+    return add
+
+
+def lookup(name: str) -> Operation | None:
+    """The operation of that name, if there is one."""
+    return _operations.get(name)
+
+
+def names() -> Iterator[str]:
+    """The names of all operations, sorted."""
+    yield from sorted(_operations)

@@ -1,0 +1,242 @@
+"""torch.nn.Module -> Model: both modes traced by torch.export, as plain data.
+
+`torch.export` records the operations of one call with a varying batch size; `run_decompositions({})` makes the record functional: no
+in-place operation is left, and what the call writes into buffers is listed as outputs. Both modes are recorded, since Python
+control flow depends on `self.training`, and the two records share one state.
+
+The module is left as it was found, also after an exception: training flags, buffers, attributes, hooks, random state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import logging
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from interop import structure
+from interop._torch_batch_norm import opaque_batch_norms
+from interop._torch_graph import GraphReader, stop_gradients
+from interop._torch_state import Constants, read_batch_norms, read_state
+from interop.program import Model, Node, Program
+
+logger = logging.getLogger("interop")
+_lock = threading.RLock()
+
+
+class TraceError(ValueError):
+    """A module that cannot be turned into a program; the message says where and what to do."""
+
+
+def trace(
+    module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_dims: Iterable[int] = (0,)
+) -> tuple[Model, dict[str, np.ndarray]]:
+    """Records what `module(*args, **kwargs)` does in train mode and in eval mode.
+
+    Arguments:
+        module: a `torch.nn.Module`, in either mode. In train mode, layers that are in eval mode count as frozen. In eval mode,
+            `module.train()` says what training means, and layers still in eval mode after it count as frozen.
+        args, kwargs: example inputs; tensors may hold anything, only shapes and dtypes matter.
+        dynamic_dims: the dimensions of every input tensor that may vary from call to call.
+
+    Returns:
+        The model, and the arrays of its state by name. Arrays share no memory with the module's tensors only where dtypes
+        differ; copy them before either side is changed.
+
+    Raises:
+        TraceError: if PyTorch cannot record the module.
+    """
+    import torch
+
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
+    args, kwargs = _traceable_batch(args), _traceable_batch(dict(kwargs))
+    with _lock, _left_as_found(module), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
+        flags = {path: layer.training for path, layer in module.named_modules()}
+        entries, arrays = read_state(module)
+        constants = Constants()
+        if not module.training:
+            module.train()
+        frozen = frozenset(path for path, layer in module.named_modules() if not layer.training)
+        programs = {}
+        for mode in ("train", "eval"):
+            if mode == "eval":
+                module.eval()
+            programs[mode] = _record(module, args, kwargs, tuple(dynamic_dims), constants, mode)
+        for path, layer in module.named_modules():
+            layer.training = flags[path]
+        layers = read_batch_norms(module, frozen)
+    if any(layer.frozen for layer in layers):
+        logger.warning("BatchNorm frozen at import: %d layers", sum(layer.frozen for layer in layers))
+    arrays.update(constants.arrays)
+    model = Model(
+        name=type(module).__name__,
+        entries=(*entries, *constants.entries),
+        batch_norms=layers,
+        modules=flags,
+        train=programs["train"],
+        eval=programs["eval"],
+    )
+    return model, arrays
+
+
+def _traceable_batch(inputs: Any) -> Any:
+    """Inputs with one example, doubled: torch.export takes a size of 1 for a constant."""
+    import torch
+    from torch.utils import _pytree
+
+    leaves, spec = _pytree.tree_flatten(inputs)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim]
+    if tensors and all(tensor.shape[0] == 1 for tensor in tensors):
+        leaves = [torch.cat([leaf, leaf]) if isinstance(leaf, torch.Tensor) and leaf.ndim else leaf for leaf in leaves]
+    return _pytree.tree_unflatten(leaves, spec)
+
+
+@contextlib.contextmanager
+def _left_as_found(module: Any) -> Iterator[None]:
+    """Puts back every attribute of every layer, and torch's random state."""
+    import torch
+
+    random_state = torch.get_rng_state()
+    found = []
+    for layer in module.modules():
+        attributes = dict(vars(layer))
+        containers = {name: value.copy() for name, value in attributes.items() if isinstance(value, (dict, set))}
+        found.append((layer, attributes, containers))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(random_state)
+        for layer, attributes, containers in found:
+            vars(layer).clear()
+            vars(layer).update(attributes)
+            for name, value in containers.items():
+                attributes[name].clear()
+                attributes[name].update(value)
+
+
+def _record(
+    module: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_dims: tuple[int, ...],
+    constants: Constants,
+    mode: str,
+) -> Program:
+    import torch
+    from torch.utils import _pytree
+
+    def sizes(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        return {dim: torch.export.Dim.AUTO for dim in dynamic_dims if dim < leaf.ndim and leaf.shape[dim] > 1}
+
+    shapes = _pytree.tree_map(sizes, (args, kwargs))
+    with opaque_batch_norms(module), _plain_results(module):
+        try:
+            exported = torch.export.export(
+                module, args, kwargs, dynamic_shapes=_by_argument(module, *shapes), strict=False
+            )
+            stop_gradients(exported.graph_module)
+            exported = exported.run_decompositions({})
+        except Exception as error:
+            raise TraceError(_explained(module, mode, error)) from error
+    return _program(module, exported, args, kwargs, constants)
+
+
+def _by_argument(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Dynamic shapes as torch.export wants them: by parameter name where the call can be bound, with *args as a tuple."""
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    named = dict(bound.arguments)
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and name in named:
+            named.update(named.pop(name))
+    return named
+
+
+@contextlib.contextmanager
+def _plain_results(module: Any) -> Iterator[None]:
+    """Dataclass results become named tuples for the time of the trace: torch.export knows no others."""
+    import functools
+
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return _plain(forward(*args, **kwargs))
+
+    had = "forward" in vars(module)
+    module.forward = plain
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = forward
+        else:
+            del module.forward
+
+
+def _plain(result: Any) -> Any:
+    if dataclasses.is_dataclass(result) and not isinstance(result, (type, dict)):
+        fields = tuple(field.name for field in dataclasses.fields(result))
+        values = (_plain(getattr(result, name)) for name in fields)
+        return structure.named_type(type(result).__name__, fields)(*values)
+    if type(result) is dict:
+        return {key: _plain(item) for key, item in result.items()}
+    if type(result) in (tuple, list):
+        return type(result)(_plain(item) for item in result)
+    return result
+
+
+def _explained(module: Any, mode: str, error: Exception) -> str:
+    text = str(error).strip().split("\n\nThe following call raised")[0]
+    return (
+        f"torch.export cannot record {type(module).__name__} in {mode} mode: {type(error).__name__}: {text}\n"
+        "Shapes and control flow may depend on the shapes of the inputs, not on their values."
+    )
+
+
+def _program(
+    module: Any, exported: Any, args: tuple[Any, ...], kwargs: dict[str, Any], constants: Constants
+) -> Program:
+    reader = GraphReader(module, exported, constants)
+    reader.read()
+    return Program(
+        inputs=tuple(reader.inputs),
+        signature=_signature(module, exported, reader, args, kwargs),
+        nodes=_live(reader.nodes, (reader.output, reader.updates)),
+        output=reader.output,
+        updates=reader.updates,
+    )
+
+
+def _live(nodes: list[Node], results: Any) -> tuple[Node, ...]:
+    """The nodes that the results depend on."""
+    from interop.program import value_names
+
+    wanted, kept = set(value_names(results)), []
+    for node in reversed(nodes):
+        if node.name in wanted:
+            wanted.update(value_names((node.args, node.kwargs)))
+            kept.append(node)
+    return tuple(reversed(kept))
+
+
+def _signature(module: Any, exported: Any, reader: GraphReader, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The structure of a call: positional and keyword arguments, and the names under which positional ones may come too."""
+    tree = reader.structure(exported.call_spec.in_spec, iter(reader.user_inputs))
+    (positional, keywords) = tree[1]
+    parameters = inspect.signature(module.forward).parameters.values()
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return {
+        "args": list(positional[1]),
+        "kwargs": dict(keywords[1]),
+        "names": [parameter.name for parameter in parameters if parameter.kind in plain],
+    }
