@@ -1,0 +1,262 @@
+"""Update rules of torch.optim and timm.optim that optax defines otherwise, as optax transformations.
+
+Each follows the single-tensor function of the torch file named; state fields bear optax's names (`mu`, `nu`, `trace`).
+Every rule gives the direction that is then multiplied by -learning rate.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxnorm._typing import Array, Float, Int, PyTree
+
+Schedule = Callable[[Any], Any]
+
+
+class DampenedTraceState(NamedTuple):
+    """State of `dampened_trace`."""
+
+    count: Int[Array, ""]
+    trace: PyTree
+
+
+def dampened_trace(decay: float, dampening: float, nesterov: bool = False) -> optax.GradientTransformation:
+    """torch/optim/sgd.py: `buf = decay * buf + (1 - dampening) * g`, whose first value is `g` undampened.
+
+    `optax.trace` is the same with no dampening.
+    """
+
+    def init(params: PyTree) -> DampenedTraceState:
+        return DampenedTraceState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
+
+    def update(updates: PyTree, state: DampenedTraceState, params: PyTree = None) -> Any:
+        share = jnp.where(state.count == 0, 1, 1 - dampening)
+        trace = _map(lambda g, t: share.astype(g.dtype) * g + decay * t, updates, state.trace)
+        if nesterov:
+            updates = _map(lambda g, t: g + decay * t, updates, trace)
+        return updates if nesterov else trace, DampenedTraceState(state.count + 1, trace)
+
+    return optax.GradientTransformation(init, update)
+
+
+def adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """torch/optim/adam.py. `optax.scale_by_adam`, with its state, and a bias correction that float32 does not round.
+
+    There 1 - 0.999**t at t = 1 has lost four digits; PyTorch computes it in double precision.
+    """
+
+    def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None) -> Any:
+        count = state.count + 1
+        mu, nu = _moments(updates, state.mu, state.nu, b1, b2)
+        c1, c2 = _corrections(b1, b2, count)
+        updates = _map(lambda m, n: m / _as(c1, m) / (jnp.sqrt(n) / _as(jnp.sqrt(c2), n) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(_adam_init, update)
+
+
+class AmsgradState(NamedTuple):
+    """State of `amsgrad`."""
+
+    count: Int[Array, ""]
+    mu: PyTree
+    nu: PyTree
+    nu_max: PyTree
+
+
+def amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """torch/optim/adam.py with amsgrad: the largest `nu` *before* bias correction. `optax.scale_by_amsgrad`: after."""
+
+    def init(params: PyTree) -> AmsgradState:
+        return AmsgradState(jnp.zeros((), jnp.int32), *(optax.tree.zeros_like(params) for _ in range(3)))
+
+    def update(updates: PyTree, state: AmsgradState, params: PyTree = None) -> Any:
+        count = state.count + 1
+        mu, nu = _moments(updates, state.mu, state.nu, b1, b2)
+        nu_max = _map(jnp.maximum, state.nu_max, nu)
+        c1, c2 = _corrections(b1, b2, count)
+        updates = _map(lambda m, n: m / _as(c1, m) / (jnp.sqrt(n) / _as(jnp.sqrt(c2), n) + eps), mu, nu_max)
+        return updates, AmsgradState(count, mu, nu, nu_max)
+
+    return optax.GradientTransformation(init, update)
+
+
+class NadamState(NamedTuple):
+    """State of `nadam`."""
+
+    count: Int[Array, ""]
+    mu_product: Float[Array, ""]
+    mu: PyTree
+    nu: PyTree
+
+
+def nadam(b1: float, b2: float, eps: float, momentum_decay: float) -> optax.GradientTransformation:
+    """torch/optim/nadam.py: momentum `b1 (1 - 0.96^(t momentum_decay) / 2)`, changing over time. optax's is constant.
+
+    `mu_product` is float32, as PyTorch's is under its default dtype, whatever the parameters are.
+    """
+
+    def init(params: PyTree) -> NadamState:
+        zeros = optax.tree.zeros_like(params)
+        return NadamState(jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32), zeros, optax.tree.zeros_like(params))
+
+    def update(updates: PyTree, state: NadamState, params: PyTree = None) -> Any:
+        count = state.count + 1
+        t = _float(count)
+        now = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
+        following = b1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
+        kept = state.mu_product * now.astype(jnp.float32)
+        product = kept.astype(now.dtype)
+        mu, nu = _moments(updates, state.mu, state.nu, b1, b2)
+        _, c2 = _corrections(b1, b2, count)
+        of_gradient, of_mean = (1 - now) / (1 - product), following / (1 - product * following)
+
+        def direction(g: Array, m: Array, n: Array) -> Array:
+            return (_as(of_gradient, g) * g + _as(of_mean, m) * m) / (jnp.sqrt(n / _as(c2, n)) + eps)
+
+        return _map(direction, updates, mu, nu), NadamState(count, kept, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """torch/optim/radam.py: eps beside the root of the *uncorrected* `nu`. `optax.scale_by_radam`: of the corrected."""
+
+    def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None) -> Any:
+        count = state.count + 1
+        mu, nu = _moments(updates, state.mu, state.nu, b1, b2)
+        c1, c2 = _corrections(b1, b2, count)
+        t = _float(count)
+        longest = 2 / (1 - b2) - 1
+        length = longest - 2 * t * (1 - c2) / c2
+        usable = length > 5
+        safe = jnp.where(usable, length, 6)
+        rectified = jnp.sqrt((safe - 4) * (safe - 2) * longest / ((longest - 4) * (longest - 2) * safe))
+
+        def direction(m: Array, n: Array) -> Array:
+            adaptive = _as(rectified * jnp.sqrt(c2), n) / (jnp.sqrt(n) + eps)
+            return m / _as(c1, m) * jnp.where(usable, adaptive, 1)
+
+        return _map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(_adam_init, update)
+
+
+class AdagradState(NamedTuple):
+    """State of `adagrad`."""
+
+    count: Int[Array, ""]
+    sum_of_squares: PyTree
+
+
+def adagrad(lr_decay: float, eps: float, initial: float) -> optax.GradientTransformation:
+    """torch/optim/adagrad.py: eps beside the root, and a falling rate. `optax.scale_by_rss`: eps inside."""
+
+    def init(params: PyTree) -> AdagradState:
+        return AdagradState(jnp.zeros((), jnp.int32), optax.tree.full_like(params, initial))
+
+    def update(updates: PyTree, state: AdagradState, params: PyTree = None) -> Any:
+        sums = _map(lambda g, s: s + g * g, updates, state.sum_of_squares)
+        rate = 1 / (1 + _float(state.count) * lr_decay)
+        updates = _map(lambda g, s: _as(rate, g) * g / (jnp.sqrt(s) + eps), updates, sums)
+        return updates, AdagradState(state.count + 1, sums)
+
+    return optax.GradientTransformation(init, update)
+
+
+class AdanState(NamedTuple):
+    """State of `adan`; fields as `optax.ScaleByAdanState`."""
+
+    count: Int[Array, ""]
+    m: PyTree  # of the gradients
+    v: PyTree  # of their differences
+    n: PyTree  # of squares
+    g: PyTree  # the gradient before
+
+
+def adan(b1: float, b2: float, b3: float, eps: float) -> optax.GradientTransformation:
+    """timm/optim/adan.py: `g + b2 * difference`. `optax.scale_by_adan` has `g + (1 - b2) * difference`."""
+
+    def init(params: PyTree) -> AdanState:
+        return AdanState(jnp.zeros((), jnp.int32), *(optax.tree.zeros_like(params) for _ in range(4)))
+
+    def update(updates: PyTree, state: AdanState, params: PyTree = None) -> Any:
+        count = state.count + 1
+        differences = _map(lambda g, before: jnp.where(state.count == 0, 0, g - before), updates, state.g)
+        m = _map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.m)
+        v = _map(lambda d, v: b2 * v + (1 - b2) * d, differences, state.v)
+        n = _map(lambda g, d, n: b3 * n + (1 - b3) * jnp.square(g + b2 * d), updates, differences, state.n)
+        c1, c2, c3 = (_correction(b, count) for b in (b1, b2, b3))
+
+        def direction(m: Array, v: Array, n: Array) -> Array:
+            return (m / _as(c1, m) + b2 * v / _as(c2, v)) / (jnp.sqrt(n) / _as(jnp.sqrt(c3), n) + eps)
+
+        return _map(direction, m, v, n), AdanState(count, m, v, n, updates)
+
+    return optax.GradientTransformation(init, update)
+
+
+def proximal_decay(learning_rate: Schedule, decay: float) -> optax.GradientTransformation:
+    """timm/optim/adan.py: the step first, and then `p / (1 + lr * decay)`. To come after the learning rate."""
+
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None) -> Any:
+        shrink = 1 + learning_rate(state.count) * decay
+        updates = _map(lambda u, p: (p + u) / _as(jnp.asarray(shrink), p) - p, updates, params)
+        return updates, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def added_decay(learning_rate: Schedule, decay: float) -> optax.GradientTransformation:
+    """Decoupled decay, `p - lr * decay * p`, beside updates that bear their rate already."""
+
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None) -> Any:
+        share = jnp.asarray(learning_rate(state.count) * decay)
+        updates = _map(lambda u, p: u - _as(share, p) * p, updates, params)
+        return updates, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _adam_init(params: PyTree) -> optax.ScaleByAdamState:
+    zeros = optax.tree.zeros_like(params)
+    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, optax.tree.zeros_like(params))
+
+
+def _moments(updates: PyTree, mu: PyTree, nu: PyTree, b1: float, b2: float) -> tuple[PyTree, PyTree]:
+    return (
+        _map(lambda g, m: b1 * m + (1 - b1) * g, updates, mu),
+        _map(lambda g, n: b2 * n + (1 - b2) * g * g, updates, nu),
+    )
+
+
+def _corrections(b1: float, b2: float, count: Array) -> tuple[Array, Array]:
+    return _correction(b1, count), _correction(b2, count)
+
+
+def _correction(b: float, count: Array) -> Array:
+    """`1 - b**count`, to all digits for b near 1."""
+    t = _float(count)
+    return -jnp.expm1(t * math.log(b)) if b > 0 else jnp.ones_like(t)
+
+
+def _float(count: Array) -> Array:
+    return count.astype(jnp.result_type(float))
+
+
+def _as(scalar: Array, like: Array) -> Array:
+    return scalar.astype(like.dtype)
+
+
+def _map(f: Callable[..., Any], *trees: PyTree) -> PyTree:
+    return jax.tree.map(f, *trees)

@@ -1,0 +1,531 @@
+"""Optimizers in mid-training: torch.optim's rule as an optax chain, its state into that chain's, and back."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from interop import _torch_rules as rules
+from jaxnorm import TrainState
+from jaxnorm._typing import PyTree
+
+Schedule = Callable[[Any], Any]
+Rename = Callable[[str], str] | Mapping[str, str]
+
+# Fields of optax states and the entries of a torch optimizer's state for one parameter.
+# The first entry found in the torch state is taken: RMSprop's mu is its grad_avg, Adam's is its exp_avg.
+_ENTRIES = {
+    "trace": ("momentum_buffer",),
+    "mu": ("exp_avg", "grad_avg"),
+    "nu": ("exp_avg_sq", "square_avg"),
+    "nu_max": ("max_exp_avg_sq",),
+    "sum_of_squares": ("sum",),
+    "m": ("exp_avg",),
+    "v": ("exp_avg_diff",),
+    "n": ("exp_avg_sq",),
+    "g": ("neg_pre_grad",),
+}
+_COUNTS = ("count", "t")  # numbers of steps; "t" is optax.ScaleByAdanState's
+_NEGATED = "neg_pre_grad"
+
+
+def optax_from_torch(
+    optimizer: Any,
+    *,
+    names: Any = None,
+    model: Any = None,
+    learning_rate: Schedule | Sequence[Schedule] | None = None,
+    rename: Rename | None = None,
+) -> optax.GradientTransformation:
+    """The optax chain that takes the same steps as a torch optimizer.
+
+    ```python
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    state = jaxnorm.TrainState.create(model, interop.optax_from_torch(optimizer))
+    state = interop.load_optimizer_state(state, optimizer, names=module)
+    ...
+    optimizer.load_state_dict(interop.optimizer_state_dict(state, optimizer, names=module))
+    ```
+
+    torch.optim: SGD, Adam, AdamW, NAdam, RAdam, Adagrad, RMSprop. timm.optim: RMSpropTF, Lion, Adan, Lamb.
+
+    | PyTorch | optax |
+    |---|---|
+    | SGD | `trace`; with dampening a rule of ours, whose first value is undampened |
+    | Adam, AdamW | `scale_by_adam`; with amsgrad a rule of ours (the maximum is taken before the bias correction) |
+    | RMSprop | `scale_by_rms(eps_in_sqrt=False)`, or `scale_by_stddev`; then `trace`, then the rate |
+    | timm RMSpropTF | `scale_by_rms(eps_in_sqrt=True, initial_scale=1)`; the rate, then `trace` |
+    | timm Lion | `scale_by_lion` |
+    | timm Lamb | `clip_by_global_norm`, adam, `add_decayed_weights`, `scale_by_trust_ratio` |
+    | NAdam, RAdam, Adagrad, timm Adan | rules of ours: optax's momentum, place of eps, or difference is another |
+
+    Weight decay is added to the gradient, or decoupled and multiplied by the rate, as the optimizer says.
+
+    **Arguments:**
+
+    - `optimizer`: the torch optimizer. Its hyperparameters as they are now; its state is not read.
+    - `names`, `model`: needed with several parameter groups that differ, to know which parameter of the JAX model is
+      in which group. `names` as in `load_optimizer_state`; `model` is what `TrainState.create` takes.
+    - `learning_rate`: instead of the groups' `lr`, a schedule (number of steps so far -> rate), or one for each group;
+      see `schedule_from_torch`.
+    - `rename`: as in `load_state_dict`.
+
+    **Raises:** `ValueError` for an optimizer or an option that has no counterpart here, naming them all.
+    """
+    groups = optimizer.param_groups
+    kind = type(optimizer).__name__
+    _refuse_unknown(kind, groups)
+    rates = _rates(groups, learning_rate)
+    chains = [_chain(kind, group, rate) for group, rate in zip(groups, rates, strict=True)]
+    alike = all(
+        _hyperparameters(g) == _hyperparameters(groups[0]) and r == rates[0] for g, r in zip(groups, rates, strict=True)
+    )
+    if alike:
+        chain = chains[0]
+    else:
+        if model is None:
+            raise ValueError(
+                f"the optimizer has {len(groups)} parameter groups that differ: give model= (what TrainState.create "
+                "takes) and names= (the torch module), so that each parameter's group is known"
+            )
+        labels = _group_of_each(optimizer, names, model, rename)
+        chain = optax.partition({str(i): c for i, c in enumerate(chains)}, labels)
+    largest = optimizer.defaults.get("max_grad_norm") if kind == "Lamb" else None
+    return chain if largest is None else optax.chain(optax.clip_by_global_norm(largest), chain)
+
+
+def schedule_from_torch(scheduler: Any, steps: int, *, every: int = 1) -> Schedule | list[Schedule]:
+    """The learning rates of a torch scheduler as an optax schedule, a list of them for several parameter groups.
+
+    A copy of the scheduler is stepped and its rates are written down: exact for every scheduler whose rates do not
+    depend on what is measured (ReduceLROnPlateau's do).
+
+    **Arguments:**
+
+    - `scheduler`: at the point of the hand-over; it is left as it is.
+    - `steps`: for how many further optimizer steps. Later ones keep the last rate.
+    - `every`: optimizer steps for each step of the scheduler (those of an epoch, say).
+    """
+    if type(scheduler).__name__ == "ReduceLROnPlateau":
+        raise ValueError("ReduceLROnPlateau's rates depend on what is measured; there is no schedule to be had from it")
+    start = scheduler.last_epoch * every
+    scheduler = copy.deepcopy(scheduler)
+    rates = [[float(group["lr"]) for group in scheduler.optimizer.param_groups]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the copy's optimizer takes no steps
+        for _ in range(-(-steps // every)):
+            scheduler.step()
+            rates.append([float(group["lr"]) for group in scheduler.optimizer.param_groups])
+    tables = np.asarray(rates).T
+
+    def schedule(table: Any) -> Schedule:
+        return lambda count: jnp.asarray(table)[jnp.clip((count - start) // every, 0, len(table) - 1)]
+
+    schedules = [schedule(table) for table in tables]
+    return schedules[0] if len(schedules) == 1 else schedules
+
+
+def load_optimizer_state(
+    state: TrainState, optimizer: Any, *, names: Any = None, step: int | None = None, rename: Rename | None = None
+) -> TrainState:
+    """The training state with the torch optimizer's momenta, squares and step count in its optimizer state.
+
+    The optax state may be `optax_from_torch`'s or any other whose fields have optax's names (`trace`, `mu`, `nu`,
+    `count`, ...). `state.step`, which the EMA and the randomness of the steps go by, becomes the number of steps taken.
+
+    **Arguments:**
+
+    - `optimizer`: a torch optimizer, or its state dict (of tensors or of NumPy arrays: no torch is needed then).
+    - `names`: which parameter is which: the torch module, or the names in the order the optimizer was given the
+      parameters. Not needed where the optimizer was made from `named_parameters()`, nor for an imported model and an
+      optimizer of all its parameters in one group.
+    - `step`: the number of steps taken; needed for SGD and Lion, which keep no count, and checked for the others.
+    - `rename`: as in `load_state_dict`.
+
+    **Raises:** `ValueError` listing the optax fields that the torch state has nothing for, and entries of the torch
+    state that the optax state has no field for.
+    """
+    order = _names(optimizer, names, state, rename)
+    source = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
+    entries, scalars = _by_entry(source, order)
+    fields = {f for f, _, _ in _fields(state.opt_state)}
+    chosen = {f: next((e for e in _ENTRIES[f] if e in entries), None) for f in fields if f in _ENTRIES}
+    taken = any(scalars.values()) or any(entries.values())
+    missing = sorted(f for f, entry in chosen.items() if entry is None)
+    unused = sorted(entries.keys() - set(chosen.values()))
+    if taken and (missing or unused):
+        raise ValueError(
+            f"the optimizer states do not match: the optax state's {missing} have no counterpart among the torch "
+            f"state's {sorted(entries)}, and {unused} no place in the optax state"
+        )
+    trees = {
+        f: _leaves_by_path(_as_params(state, _filled(entries[entry], entry)))
+        for f, entry in chosen.items()
+        if entry is not None
+    }
+    step = _step(scalars["step"], step)
+
+    def replaced(path: Any, leaf: Any) -> Any:
+        field, rest = _field(path)
+        if field in trees:
+            return jnp.asarray(trees[field][rest], leaf.dtype).reshape(leaf.shape)
+        if field in _COUNTS:
+            return jnp.full(leaf.shape, step, leaf.dtype)
+        if field == "mu_product" and scalars["mu_product"]:
+            return jnp.full(leaf.shape, scalars["mu_product"][0], leaf.dtype)
+        return leaf
+
+    opt_state = jax.tree_util.tree_map_with_path(replaced, state.opt_state)
+    return state.replace(opt_state=opt_state, step=jnp.asarray(step, state.step.dtype))
+
+
+def optimizer_state_dict(
+    state: TrainState, optimizer: Any, *, names: Any = None, rename: Rename | None = None
+) -> dict[str, Any]:
+    """What `optimizer.load_state_dict` takes to go on in PyTorch: the inverse of `load_optimizer_state`.
+
+    **Arguments:**
+
+    - `optimizer`: the torch optimizer to go on with, or its state dict: for its groups, hyperparameters and layout.
+    - `names`, `rename`: as in `load_optimizer_state`.
+    """
+    import torch
+
+    order = _names(optimizer, names, state, rename)
+    like = copy.deepcopy(optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict())
+    found: dict[str, dict[Any, Any]] = {}
+    for field, rest, leaf in _fields(state.opt_state):
+        found.setdefault(field, {})[rest] = leaf
+    counts = {int(x) for field in _COUNTS for x in found.get(field, {}).values()}
+    if len(counts) > 1:
+        raise ValueError(f"the optimizer state counts different numbers of steps: {sorted(counts)}")
+    steps = counts.pop() if counts else int(state.step)
+
+    centered = any("alpha" in group for group in like["param_groups"])
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    for field, leaves in found.items():
+        if field in _ENTRIES:
+            options = _ENTRIES[field]
+            arrays[options[-1] if centered else options[0]] = _as_state_dict(state, leaves)
+    if _NEGATED in arrays:
+        arrays[_NEGATED] = {name: -x for name, x in arrays[_NEGATED].items()}
+
+    result: dict[int, dict[str, Any]] = {}
+    for group in like["param_groups"]:
+        counts_by_group = "betas" in group and ("trust_clip" in group or "no_prox" in group)  # timm's Lamb and Adan
+        if counts_by_group:
+            group["step"] = torch.tensor(float(steps)) if isinstance(group.get("step"), torch.Tensor) else steps
+        for index in group["params"]:
+            name = order[index]
+            mine = {entry: torch.tensor(x[name]) for entry, x in arrays.items() if name in x}
+            if not mine:
+                continue
+            if not counts_by_group and _counts_by_parameter(group):
+                mine["step"] = torch.tensor(float(steps))
+            if "mu_product" in found:
+                mine["mu_product"] = torch.tensor(float(next(iter(found["mu_product"].values()))))
+            result[index] = mine
+    return {"state": result, "param_groups": like["param_groups"]}
+
+
+# Chains.
+
+_SHARED = {
+    "params",
+    "param_names",
+    "lr",
+    "initial_lr",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "maximize",
+    "weight_decay",
+    "decoupled_weight_decay",
+    "decoupled_decay",
+    "step",
+    "max_lr_snapshot",
+}
+# timm's optimizers have options without a counterpart here, fine where they are off.
+_OFF = {"caution": False, "corrected_weight_decay": False}
+_KNOWN: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "SGD": ({"momentum", "dampening", "nesterov"}, {}),
+    "Adam": ({"betas", "eps", "amsgrad"}, {}),
+    "AdamW": ({"betas", "eps", "amsgrad"}, {}),
+    "NAdam": ({"betas", "eps", "momentum_decay"}, {}),
+    "RAdam": ({"betas", "eps"}, {}),
+    "Adagrad": ({"lr_decay", "eps", "initial_accumulator_value"}, {}),
+    "RMSprop": ({"alpha", "eps", "momentum", "centered"}, {}),
+    "RMSpropTF": ({"alpha", "eps", "momentum", "centered", "lr_in_momentum"}, _OFF),
+    "Lion": ({"betas"}, _OFF),
+    "Adan": ({"betas", "eps", "no_prox"}, _OFF),
+    "Lamb": ({"betas", "eps", "always_adapt", "max_grad_norm"},
+             {**_OFF, "bias_correction": True, "grad_averaging": True, "trust_clip": False, "decoupled_decay": False}),
+}  # fmt: skip
+
+
+def _refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]]) -> None:
+    if kind not in _KNOWN:
+        raise ValueError(f"no optax counterpart of {kind} here; there are: {', '.join(_KNOWN)}")
+    options, required = _KNOWN[kind]
+    wrong = [
+        f"  group {i}: {key}={value!r}"
+        for i, group in enumerate(groups)
+        for key, value in group.items()
+        if (key in required and value != required[key]) or key not in options | _SHARED | required.keys()
+    ]
+    if wrong:
+        raise ValueError(f"{kind} options without a counterpart here:\n" + "\n".join(wrong))
+
+
+def _chain(kind: str, group: Mapping[str, Any], rate: Schedule) -> optax.GradientTransformation:
+    decay = float(group.get("weight_decay", 0))
+    decoupled = kind in ("AdamW", "Lion") or group.get("decoupled_weight_decay") or group.get("decoupled_decay")
+    parts = [optax.scale(-1.0)] if group.get("maximize") else []
+    if decay and not decoupled and kind not in ("Lamb", "Adan"):
+        parts.append(optax.add_decayed_weights(decay))
+    direction, momentum = _direction(kind, group), float(group.get("momentum", 0))
+    parts.append(direction)
+    if kind == "RMSprop" and momentum:
+        parts.append(optax.trace(momentum))
+    if kind == "RMSpropTF" and momentum:
+        if group["lr_in_momentum"]:
+            decayed = [rules.added_decay(rate, decay)] if decay and decoupled else []
+            return optax.chain(
+                *parts, optax.scale_by_schedule(rate), optax.trace(momentum), optax.scale(-1.0), *decayed
+            )
+        parts.append(optax.trace(momentum))
+    if decay and (decoupled or kind == "Lamb"):
+        parts.append(optax.add_decayed_weights(decay))
+    if kind == "Lamb" and (decay or group["always_adapt"]):
+        parts.append(optax.scale_by_trust_ratio())
+    if kind == "Adan" and decay and group["no_prox"]:
+        parts.append(optax.add_decayed_weights(decay))
+    parts.append(optax.scale_by_learning_rate(rate))
+    if kind == "Adan" and decay and not group["no_prox"]:
+        parts.append(rules.proximal_decay(rate, decay))
+    return optax.chain(*parts)
+
+
+def _direction(kind: str, group: Mapping[str, Any]) -> optax.GradientTransformation:
+    if kind == "SGD":
+        momentum, dampening, nesterov = float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"])
+        if not momentum:
+            return optax.identity()
+        return rules.dampened_trace(momentum, dampening, nesterov) if dampening else optax.trace(momentum, nesterov)
+    if kind in ("RMSprop", "RMSpropTF"):
+        scale_by = optax.scale_by_stddev if group["centered"] else optax.scale_by_rms
+        inside = kind == "RMSpropTF"
+        return scale_by(
+            decay=group["alpha"], eps=group["eps"], eps_in_sqrt=inside, initial_scale=1.0 if inside else 0.0
+        )
+    if kind == "Adagrad":
+        return rules.adagrad(group["lr_decay"], group["eps"], group["initial_accumulator_value"])
+    betas = [float(b) for b in group["betas"]]
+    if kind == "Lion":
+        return optax.scale_by_lion(*betas)
+    eps = float(group["eps"])
+    if kind == "Adan":
+        return rules.adan(*betas, eps=eps)
+    if kind == "NAdam":
+        return rules.nadam(*betas, eps=eps, momentum_decay=group["momentum_decay"])
+    if kind == "RAdam":
+        return rules.radam(*betas, eps=eps)
+    return rules.amsgrad(*betas, eps=eps) if group.get("amsgrad") else rules.adam(*betas, eps=eps)
+
+
+def _rates(groups: Sequence[Mapping[str, Any]], given: Schedule | Sequence[Schedule] | None) -> list[Schedule]:
+    if given is None:
+        # Constant rates are schedules too, so that every chain counts its steps.
+        constants = {float(group["lr"]): _constant(float(group["lr"])) for group in groups}
+        return [constants[float(group["lr"])] for group in groups]
+    if callable(given):
+        return [given] * len(groups)
+    if len(given) != len(groups):
+        raise ValueError(f"learning_rate has {len(given)} schedules for {len(groups)} parameter groups")
+    return list(given)
+
+
+def _constant(rate: float) -> Schedule:
+    return lambda count: jnp.asarray(rate)
+
+
+def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in group.items() if k not in ("params", "param_names", "lr", "initial_lr", "step")}
+
+
+def _counts_by_parameter(group: Mapping[str, Any]) -> bool:
+    # SGD and Lion keep no count.
+    return "dampening" not in group and ("eps" in group or "lr_decay" in group)
+
+
+# Names.
+
+
+def _names(optimizer: Any, names: Any, state: TrainState, rename: Rename | None) -> dict[int, str]:
+    """The model's name of each parameter by its number in the optimizer's state dict."""
+    order = _torch_names(optimizer, names, state)
+    if rename is None:
+        return order
+    new = (lambda name: rename.get(name, name)) if isinstance(rename, Mapping) else rename
+    return {i: new(name) for i, name in order.items()}
+
+
+def _torch_names(optimizer: Any, names: Any, state: TrainState) -> dict[int, str]:
+    live = not isinstance(optimizer, Mapping)
+    groups = optimizer.param_groups if live else optimizer["param_groups"]
+    numbers = [list(range(len(g["params"]))) for g in groups] if live else [list(g["params"]) for g in groups]
+    if live:  # state_dict() numbers parameters one group after the other
+        start = 0
+        for group in numbers:
+            group[:] = [start + i for i in group]
+            start += len(group)
+    flat = [i for group in numbers for i in group]
+    if live and hasattr(names, "named_parameters"):
+        by_identity = {id(p): name for name, p in names.named_parameters()}
+        parameters = [p for group in groups for p in group["params"]]
+        unknown = sum(id(p) not in by_identity for p in parameters)
+        if unknown:
+            raise ValueError(f"{unknown} of the optimizer's parameters are not the given module's")
+        return dict(zip(flat, (by_identity[id(p)] for p in parameters), strict=True))
+    if names is None and all(g.get("param_names") for g in groups):
+        names = [name for g in groups for name in g["param_names"]]
+    if names is None and len(groups) == 1 and hasattr(state.model(), "_interop_model"):  # in PyTorch's order
+        names = _parameter_names(state)
+    if names is None:
+        raise ValueError(
+            "whose parameters are these? Give names=: the torch module, or their names in the order in which the "
+            "optimizer was given them"
+        )
+    names = [name for name, _ in names.named_parameters()] if hasattr(names, "named_parameters") else list(names)
+    if len(names) != len(flat):
+        raise ValueError(f"{len(names)} names for the optimizer's {len(flat)} parameters")
+    return dict(zip(flat, names, strict=True))
+
+
+def _parameter_names(state: TrainState) -> list[str]:
+    """The trainable entries of the state dict, in its order: those that become nan when the parameters do."""
+    nans = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
+    return [k for k, x in _state_dict(state.replace(params=nans)).items() if x.size and np.isnan(_float64(x)).all()]
+
+
+def _group_of_each(optimizer: Any, names: Any, model: Any, rename: Rename | None) -> PyTree:
+    state = TrainState.create(model, optax.identity())
+    order = _names(optimizer, names, state, rename)
+    shapes = {name: x.shape for name, x in _state_dict(state).items()}
+    labels, i = {}, 0
+    for g, group in enumerate(optimizer.param_groups):
+        for _ in group["params"]:
+            labels[order[i]] = np.full(shapes[order[i]], float(g))
+            i += 1
+    params = _as_params(state, labels)
+    unset = [name for name in _parameter_names(state) if name not in labels]
+    if unset:
+        raise ValueError(f"in no parameter group of the optimizer: {', '.join(unset)}")
+    return jax.tree.map(lambda x: str(int(np.asarray(x).flat[0])), params)
+
+
+# Values.
+
+
+def _by_entry(source: Mapping[str, Any], order: Mapping[int, str]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """{entry: {parameter: array}} of a torch state dict, and its scalars: steps, and NAdam's products."""
+    entries: dict[str, dict[str, np.ndarray]] = {}
+    scalars: dict[str, list[float]] = {"step": [], "mu_product": []}
+    for index, values in source["state"].items():
+        for entry, value in values.items():
+            if value is None:
+                continue
+            if entry in scalars:
+                scalars[entry].append(float(value))
+            else:
+                entries.setdefault(entry, {})[order[int(index)]] = _numpy(value)
+    scalars["step"] += [float(g["step"]) for g in source["param_groups"] if g.get("step") is not None]
+    return entries, scalars
+
+
+def _step(counted: Sequence[float], given: int | None) -> int:
+    counts = {int(x) for x in counted}
+    if len(counts) > 1:
+        raise ValueError(
+            f"the parameters were updated different numbers of times ({sorted(counts)}); optax counts once"
+        )
+    if not counts and given is None:
+        raise ValueError("this torch optimizer keeps no count of its steps: give step=")
+    if given is not None and counts and given not in counts:
+        raise ValueError(f"step={given}, but the optimizer has taken {counts.pop()} steps")
+    return counts.pop() if given is None else given
+
+
+def _filled(values: Mapping[str, np.ndarray], entry: str) -> dict[str, np.ndarray]:
+    return {name: -x for name, x in values.items()} if entry == _NEGATED else dict(values)
+
+
+def _numpy(x: Any) -> np.ndarray:
+    if not hasattr(x, "detach"):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return x.float().numpy() if str(x.dtype) == "torch.bfloat16" else x.numpy()  # type: ignore[no-any-return]
+
+
+def _float64(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64)
+
+
+def _field(path: Any) -> tuple[str, Any]:
+    """The optax field that a leaf of an optimizer state is in, and its path from there: its parameter's."""
+    for i in range(len(path) - 1, -1, -1):
+        if isinstance(path[i], jax.tree_util.GetAttrKey):
+            return path[i].name, tuple(path[i + 1 :])
+    return "", tuple(path)
+
+
+def _fields(opt_state: PyTree) -> list[tuple[str, Any, Any]]:
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        field, rest = _field(path)
+        # Scalars of different parts of a chain have no path of their own.
+        found.append((field, rest or tuple(path), leaf))
+    return found
+
+
+def _leaves_by_path(tree: PyTree) -> dict[Any, Any]:
+    return {tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _as_params(state: TrainState, values: Mapping[str, np.ndarray]) -> PyTree:
+    """Arrays by torch's names, in torch's layouts, as a tree like the parameters; zeros where there is none.
+
+    They go the way of parameters: into a copy of the model, by `load_state_dict`.
+    """
+    from interop import load_state_dict
+
+    blank = state.replace(params=optax.tree.zeros_like(state.params))
+    full = _state_dict(blank)
+    unknown = sorted(values.keys() - full.keys())
+    if unknown:
+        raise ValueError(f"not in the model's state dict: {', '.join(unknown)}")
+    full |= {name: np.asarray(x).astype(full[name].dtype) for name, x in values.items()}
+    model = blank.model()
+    if isinstance(model, tuple):
+        return load_state_dict(model[1], full)["params"]
+    return TrainState.create(load_state_dict(model, full), optax.identity()).params
+
+
+def _as_state_dict(state: TrainState, leaves: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    """The inverse: leaves by the paths of parameters, as arrays by torch's names; of trainable parameters only."""
+    params = jax.tree_util.tree_map_with_path(lambda path, x: leaves.get(tuple(path), x), state.params)
+    full = _state_dict(state.replace(params=params))
+    return {name: full[name] for name in _parameter_names(state)}
+
+
+def _state_dict(state: TrainState) -> dict[str, np.ndarray]:
+    from interop import state_dict
+
+    model = state.model()
+    return dict(state_dict(model[1] if isinstance(model, tuple) else model))
