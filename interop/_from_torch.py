@@ -16,7 +16,8 @@ def from_torch(
     dynamic_dims: Sequence[int] = (0,),
     **example_kwargs: Any,
 ) -> TracedModule:
-    """A trainable Flax NNX module that computes what a PyTorch module does, in train and in eval mode, with the module's own names.
+    """A trainable Flax NNX module that computes what a PyTorch module does, in train and in eval mode, with the
+    module's own names.
 
         model = interop.from_torch(torchvision.models.resnet18(), torch.zeros(2, 3, 224, 224))
         logits = model(images)                                # (N, 3, 224, 224), any N
@@ -24,15 +25,19 @@ def from_torch(
     The module is recorded by `torch.export`, in both modes; it is left as it was. Arrays are copied.
 
     Args:
-        module: a `torch.nn.Module`. Its mode is the model's mode at first; layers in eval mode inside a training module stay frozen.
+        module: a `torch.nn.Module`. Its mode is the model's mode at first; layers in eval mode inside a training
+            module stay frozen.
         example_inputs, example_kwargs: what the module is called with. Shapes and dtypes count, values do not.
         rngs: the `flax.nnx.Rngs` that dropout and its like draw from; `nnx.Rngs(0)` if None.
-        compute_dtype: cast parameters and inputs to this type for the run (bfloat16, say); the model's own arrays stay as they are.
-        dynamic_dims: the dimensions of every input that may vary; the batch by default, (0, 2, 3) for images of any size where the module allows it.
+        compute_dtype: cast parameters and inputs to this type for the run (bfloat16, say); the model's own arrays
+            stay as they are.
+        dynamic_dims: the dimensions of every input that may vary; the batch by default, (0, 2, 3) for images of any
+            size where the module allows it.
 
     Raises:
         interop.TraceError: if PyTorch cannot record the module.
-        NotImplementedError: for operations without a JAX function, all at once with the layers that use them; see `interop.register`.
+        NotImplementedError: for operations without a JAX function, all at once with the layers that use them; see
+            `interop.register`.
         ValueError: for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64).
     """
     from interop.trace import trace

@@ -17,7 +17,8 @@ Rename = Callable[[str], str] | Mapping[str, str]
 
 
 def state_dict(target: nnx.Module) -> dict[str, np.ndarray]:
-    """PyTorch's state dict of a model: its names, layouts and dtypes, in the order of `module.state_dict()` for an imported model.
+    """PyTorch's state dict of a model: its names, layouts and dtypes, in the order of `module.state_dict()` for an
+    imported model.
 
     Arrays that have not changed since the import come back bit for bit; `num_batches_tracked` is int64 again.
 
@@ -31,7 +32,7 @@ def state_dict(target: nnx.Module) -> dict[str, np.ndarray]:
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _named(target: Any) -> dict[str, nnx.Variable]:
+def _named(target: Any) -> dict[str, nnx.Variable[Any]]:
     if not isinstance(target, nnx.Module):
         raise TypeError(f"expected a flax.nnx.Module, found {type(target).__module__}.{type(target).__qualname__}")
     return dict(named_variables(target))
@@ -113,7 +114,7 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _fits(value: np.ndarray, variable: nnx.Variable) -> bool:
+def _fits(value: np.ndarray, variable: nnx.Variable[Any]) -> bool:
     dtype = variable[...].dtype
     if not (np.issubdtype(dtype, np.integer) and np.issubdtype(value.dtype, np.integer) and value.size):
         return True

@@ -1,9 +1,10 @@
 """BatchNorm layers as single nodes of a traced graph: `jaxnorm.batch_norm(x, path)`.
 
-While a module is traced, the forward of PyTorch's own BatchNorm layers emits the node in place of its arithmetic; a layer
-that brings a forward of its own (timm's BatchNormAct2d, say) keeps it, and the call of `F.batch_norm` inside it emits the node. Counters,
-`momentum=None`, process groups and the choice between batch and running statistics stay out of the graph, and belong to
-the `jaxnorm.nnx.BatchNorm` module that the node calls. `F.batch_norm` called elsewhere is traced like any function.
+While a module is traced, the forward of PyTorch's own BatchNorm layers emits the node in place of its arithmetic; a
+layer that brings a forward of its own (timm's BatchNormAct2d, say) keeps it, and the call of `F.batch_norm` inside it
+emits the node. Counters, `momentum=None`, process groups and the choice between batch and running statistics stay out
+of the graph, and belong to the `jaxnorm.nnx.BatchNorm` module that the node calls. `F.batch_norm` called elsewhere is
+traced like any function.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def _operation() -> Callable[[Any, str], Any]:
     batch_norm.__annotations__ = {"x": torch.Tensor, "path": str, "return": torch.Tensor}
     custom = torch.library.custom_op("jaxnorm::batch_norm", batch_norm, mutates_args=())
     custom.register_fake(lambda x, path: torch.empty_like(x))
-    return custom  # type: ignore[no-any-return]
+    return custom
 
 
 @contextlib.contextmanager

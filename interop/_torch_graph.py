@@ -23,7 +23,9 @@ _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "requir
 
 
 def stop_gradients(graph_module: Any) -> None:
-    """Marks the results of `torch.no_grad()` regions by `aten.detach`, since `run_decompositions` forgets the regions."""
+    """Marks the results of `torch.no_grad()` regions by `aten.detach`, since `run_decompositions` forgets the
+    regions.
+    """
     import torch
 
     for node in list(graph_module.graph.nodes):
@@ -170,9 +172,9 @@ def _keys(context: Any, count: int) -> list[Any] | None:
     """The keys of a dict, an OrderedDict, a defaultdict, or a registered class whose context holds them."""
     candidates = [context, *(context if isinstance(context, (list, tuple)) else ())]
     for candidate in candidates:
-        if isinstance(candidate, (list, tuple)) and len(candidate) == count:
-            if all(isinstance(key, (str, int)) for key in candidate):
-                return list(candidate)
+        fits = isinstance(candidate, (list, tuple)) and len(candidate) == count
+        if fits and all(isinstance(key, (str, int)) for key in candidate):
+            return list(candidate)
     return None
 
 

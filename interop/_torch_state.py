@@ -22,8 +22,8 @@ def to_numpy(tensor: Any) -> np.ndarray:
     if tensor.dtype is torch.bfloat16:
         import ml_dtypes
 
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
-    return tensor.numpy()  # type: ignore[no-any-return]
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def read_state(module: Any) -> tuple[list[Entry], dict[str, np.ndarray]]:

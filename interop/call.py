@@ -73,7 +73,8 @@ def _arranged(
     given = [*(name for name, _ in positional[: len(args)]), *kwargs]
     if len(args) > len(positional) or sorted(given) != sorted(wanted):
         raise TypeError(
-            f"the model was traced with the arguments {wanted}, and takes these; found {len(args)} by position and {list(kwargs)} by name"
+            f"the model was traced with the arguments {wanted}, and takes these; "
+            f"found {len(args)} by position and {list(kwargs)} by name"
         )
     return positional, keywords
 

@@ -35,8 +35,8 @@ FLAX_NAMES: Mapping[str, str] = MappingProxyType({torch: flax for flax, torch in
 class Momentum(float):
     """A momentum that remembers the number of the other convention that it was made from.
 
-    1 - m in floating point has no inverse (all of 1e-17, 1e-18, ... give 1.0), so a converted momentum carries its source. It is the plain number
-    in arithmetic, comparison and printing.
+    1 - m in floating point has no inverse (all of 1e-17, 1e-18, ... give 1.0), so a converted momentum carries its
+    source. It is the plain number in arithmetic, comparison and printing.
     """
 
     source: float
@@ -51,7 +51,8 @@ class Momentum(float):
 
 
 def flax_momentum(torch_momentum: float | None) -> float | None:
-    """The share that is kept, from the share of the new batch: 0.1 -> 0.9. None, the cumulative average, is None on both sides.
+    """The share that is kept, from the share of the new batch: 0.1 -> 0.9. None, the cumulative average, is None on
+    both sides.
 
     The inverse of `torch_momentum`, bit for bit, for every number from 0 to 1.
     """
@@ -59,12 +60,18 @@ def flax_momentum(torch_momentum: float | None) -> float | None:
 
 
 def torch_momentum(flax_momentum: float | None) -> float | None:
-    """The share of the new batch, from the share that is kept: 0.9 -> 0.1. The inverse of `flax_momentum`, bit for bit."""
+    """The share of the new batch, from the share that is kept.
+
+    0.9 -> 0.1. The inverse of `flax_momentum`, bit for bit.
+    """
     return _complement(flax_momentum)
 
 
 def _complement(momentum: float | None) -> float | None:
-    """1 - momentum, of the decimal numbers that are written: 0.1 gives 0.9, where 1 - 0.1 of floats in turn gives 0.09999999999999998."""
+    """1 - momentum, of the decimal numbers that are written.
+
+    0.1 gives 0.9, where 1 - 0.1 of floats in turn gives 0.09999999999999998.
+    """
     if momentum is None:
         return None
     if isinstance(momentum, Momentum):

@@ -1,7 +1,8 @@
 """The Flax module that runs a traced model.
 
-Its tree has PyTorch's paths and PyTorch's arrays: `model.layer1` has a child "0", whose `conv1` has a `weight` of shape (out, in, kh, kw). BatchNorm layers are
-real `jaxnorm.nnx.BatchNorm` modules, so everything in `jaxnorm` works on it.
+Its tree has PyTorch's paths and PyTorch's arrays: `model.layer1` has a child "0", whose `conv1` has a `weight` of
+shape (out, in, kh, kw). BatchNorm layers are real `jaxnorm.nnx.BatchNorm` modules, so everything in `jaxnorm` works
+on it.
 """
 
 from __future__ import annotations
@@ -25,19 +26,23 @@ logger = logging.getLogger("interop")
 _CLASSES = {"parameter": nnx.Param, "frozen": Frozen, "buffer": Buffer, "constant": Constant}
 
 
-class Layer(nnx.Module):  # type: ignore[misc]
-    """A place in the tree: holds variables and layers under PyTorch's names. It runs as part of the whole model only."""
+class Layer(nnx.Module):
+    """A place in the tree.
+
+    Holds variables and layers under PyTorch's names. It runs as part of the whole model only.
+    """
 
 
 class TracedModule(Layer):
     """A PyTorch model in JAX, as `interop.from_torch` makes it.
 
-    `model(*args, **kwargs)` takes what the PyTorch module takes, as arrays, and returns what it returns, dataclasses as named tuples.
-    `model.train()` and `model.eval()` choose between the two recorded graphs; layers that were frozen in eval mode at import stay so. Randomness (dropout,
-    stochastic depth) draws from the model's `nnx.Rngs`; under an axis name that its BatchNorm layers share, replicas draw differently.
+    `model(*args, **kwargs)` takes what the PyTorch module takes, as arrays, and returns what it returns, dataclasses
+    as named tuples. `model.train()` and `model.eval()` choose between the two recorded graphs; layers that were
+    frozen in eval mode at import stay so. Randomness (dropout, stochastic depth) draws from the model's `nnx.Rngs`;
+    under an axis name that its BatchNorm layers share, replicas draw differently.
 
-    With a `compute_dtype`, parameters and inputs are cast to it for the run, while the model keeps them as they are; BatchNorm statistics stay in at
-    least float32.
+    With a `compute_dtype`, parameters and inputs are cast to it for the run, while the model keeps them as they are;
+    BatchNorm statistics stay in at least float32.
     """
 
     def __init__(
@@ -66,15 +71,19 @@ class TracedModule(Layer):
         """Runs the graph of the current mode.
 
         Raises:
-            TypeError, ValueError: if the arguments are not those that the model was traced with, up to the varying sizes.
+            TypeError, ValueError: if the arguments are not those that the model was traced with, up to the varying
+                sizes.
         """
         program = self._program()
         values = bind(program, args, kwargs)
         return run(program, values, self)
 
     def train(self, **attributes: Any) -> None:
-        """To training: batch statistics, running statistics that move, dropout; layers frozen at import stay in eval mode."""
-        super().train(**attributes)
+        """To training.
+
+        Batch statistics, running statistics that move, dropout; layers frozen at import stay in eval mode.
+        """
+        super().train(**attributes)  # type: ignore[no-untyped-call]
         for layer in _batch_norms(self):
             if getattr(layer, "frozen", False):
                 layer.use_running_average = True
@@ -102,7 +111,7 @@ def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -
             by_path[layer.path] = by_path[layer.same_as]
     for path in (*model.modules, *by_path):
         _place(by_path, path)
-    variables: dict[str, nnx.Variable] = {}
+    variables: dict[str, nnx.Variable[Any]] = {}
     for entry in model.entries:
         parent, _, name = entry.name.rpartition(".")
         holder = _place(by_path, parent)
@@ -131,7 +140,7 @@ def _place(by_path: dict[str, Any], path: str) -> Any:
 
 def _batch_norm(layer: BatchNormLayer, entries: Mapping[str, Entry], rngs: nnx.Rngs) -> Any:
     has = {name: f"{layer.path}.{name}".removeprefix(".") in entries for name in FLAX_NAMES}
-    node = jaxnorm.nnx.BatchNorm(
+    node: Any = jaxnorm.nnx.BatchNorm(
         layer.num_features,
         use_running_average=not layer.training,
         axis=1,
@@ -151,8 +160,8 @@ def _batch_norm(layer: BatchNormLayer, entries: Mapping[str, Entry], rngs: nnx.R
     return node
 
 
-def _variable(entry: Entry, holder: Any, name: str, arrays: Mapping[str, np.ndarray]) -> nnx.Variable:
-    value = to_jax(arrays[entry.name], entry.name)
+def _variable(entry: Entry, holder: Any, name: str, arrays: Mapping[str, np.ndarray]) -> nnx.Variable[Any]:
+    value: Any = to_jax(arrays[entry.name], entry.name)
     cls = _CLASSES[entry.kind]
     if isinstance(holder, nnx.BatchNorm) and name in ("mean", "var", "num_batches_tracked"):
         cls = nnx.BatchStat
@@ -162,7 +171,7 @@ def _variable(entry: Entry, holder: Any, name: str, arrays: Mapping[str, np.ndar
     return cls(value, **metadata)
 
 
-def variable(root: nnx.Module, name: str) -> nnx.Variable:
+def variable(root: nnx.Module, name: str) -> nnx.Variable[Any]:
     """The variable with PyTorch's name `name`. Raises KeyError if the tree has none there."""
     holder: Any = root
     *path, last = name.split(".")

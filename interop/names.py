@@ -1,4 +1,7 @@
-"""Every difference in name between a Flax tree and PyTorch's state dict: the walk over a tree, and what each variable is called."""
+"""Every difference in name between a Flax tree and PyTorch's state dict.
+
+The walk over a tree, and what each variable is called.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from interop.conventions import TORCH_NAMES
 from interop.variables import Constant
 
 
-def named_variables(root: nnx.Module) -> Iterator[tuple[str, nnx.Variable]]:
+def named_variables(root: nnx.Module) -> Iterator[tuple[str, nnx.Variable[Any]]]:
     """Every variable that belongs to a state dict, by PyTorch's name; a variable with several places has several names.
 
     Random states, constants and buffers with `persistent=False` are left out.
@@ -22,7 +25,7 @@ def named_variables(root: nnx.Module) -> Iterator[tuple[str, nnx.Variable]]:
         yield ".".join(path), variable
 
 
-def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], nnx.Variable]]:
+def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], nnx.Variable[Any]]]:
     if isinstance(node, nnx.Variable):
         yield path, node
         return

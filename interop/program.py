@@ -5,8 +5,8 @@ A `Program` is what one call of a model does: a list of nodes in order, each the
 `interop.from_torch` learns of a PyTorch module: its entries of state, its BatchNorm layers, and two programs over that
 state, one for train mode and one for eval mode.
 
-Everything here is written as JSON and read back by `encode` and `decode_model`. Reading validates and executes nothing: an operation
-is a name, looked up in `interop.ops` when the program runs.
+Everything here is written as JSON and read back by `encode` and `decode_model`. Reading validates and executes
+nothing: an operation is a name, looked up in `interop.ops` when the program runs.
 """
 
 from __future__ import annotations
@@ -124,8 +124,9 @@ class Entry:
 class BatchNormLayer:
     """A BatchNorm layer at its path: everything about it that is not an array.
 
-    `momentum` is PyTorch's (share of the new batch; None is the cumulative average). `training` is the layer's own flag when it
-    was imported; `frozen` means that it stays in eval mode while the model trains. `same_as` names the first path of a shared layer.
+    `momentum` is PyTorch's (share of the new batch; None is the cumulative average). `training` is the layer's own
+    flag when it was imported; `frozen` means that it stays in eval mode while the model trains. `same_as` names the
+    first path of a shared layer.
     """
 
     path: str
@@ -257,7 +258,10 @@ def encode_model(model: Model) -> dict[str, Any]:
 
 
 def decode_model(data: Any) -> Model:
-    """The inverse of `encode_model`. Raises ProgramError for another format or version, and for a model that cannot be right."""
+    """The inverse of `encode_model`.
+
+    Raises ProgramError for another format or version, and for a model that cannot be right.
+    """
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ProgramError(f'expected the format "{FORMAT}", found {_shown(data)}')
     if data.get("version") != VERSION:

@@ -18,7 +18,9 @@ from interop.program import Model, Node, Program, State, Value, map_leaves
 
 
 def unsupported(model: Model) -> None:
-    """Raises NotImplementedError with every operation of the model that has no JAX function, and the layers that use it."""
+    """Raises NotImplementedError with every operation of the model that has no JAX function, and the layers that use
+    it.
+    """
     where: dict[str, dict[str, None]] = {}
     for program in (model.train, model.eval):
         for node in program.nodes:
@@ -32,7 +34,8 @@ def unsupported(model: Model) -> None:
     ]
     raise NotImplementedError(
         f"{model.name} uses operations that have no JAX function yet:\n" + "\n".join(lines) + "\n"
-        'Register one: @interop.register("library::operation"), a function of arrays with the arguments of PyTorch\'s schema.'
+        'Register one: @interop.register("library::operation"), a function of arrays with the arguments that '
+        "PyTorch's schema has."
     )
 
 

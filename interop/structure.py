@@ -1,8 +1,8 @@
 """Nested arguments and results, written as plain data: what a call takes, and what it returns.
 
-A structure is JSON-like: `("tuple", [...])`, `("list", [...])`, `("dict", [[key, item], ...])`, `("named", type name, fields, [...])`
-or a leaf. Named tuples and dataclasses come back as named tuples with the same fields, so that results keep their attributes
-and need none of the classes that PyTorch code defined.
+A structure is JSON-like: `("tuple", [...])`, `("list", [...])`, `("dict", [[key, item], ...])`, `("named", type name,
+fields, [...])` or a leaf. Named tuples and dataclasses come back as named tuples with the same fields, so that
+results keep their attributes and need none of the classes that PyTorch code defined.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any
 
 @functools.cache
 def named_type(name: str, fields: tuple[str, ...]) -> type:
-    """The named tuple that stands for a class of results; one class for one name and fields, as JAX's tree functions expect."""
-    return collections.namedtuple(name, fields, rename=True)  # type: ignore[misc]
+    """The named tuple that stands for a class of results.
+
+    One class for one name and fields, as JAX's tree functions expect.
+    """
+    return collections.namedtuple(name, fields, rename=True)
 
 
 def build(structure: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -35,7 +38,10 @@ def build(structure: Any, leaf: Callable[[Any], Any]) -> Any:
 
 
 def match(structure: Any, value: Any, path: str, leaf: Callable[[Any, Any, str], None], problems: list[str]) -> None:
-    """Calls `leaf(described, found, path)` for each leaf of `structure` and what `value` has there; collects where they differ."""
+    """Calls `leaf(described, found, path)` for each leaf of `structure` and what `value` has there.
+
+    Collects where they differ.
+    """
     kind, *rest = structure
     if kind == "leaf":
         leaf(rest[0], value, path)

@@ -1,8 +1,8 @@
 """torch.nn.Module -> Model: both modes traced by torch.export, as plain data.
 
-`torch.export` records the operations of one call with a varying batch size; `run_decompositions({})` makes the record functional: no
-in-place operation is left, and what the call writes into buffers is listed as outputs. Both modes are recorded, since Python
-control flow depends on `self.training`, and the two records share one state.
+`torch.export` records the operations of one call with a varying batch size; `run_decompositions({})` makes the record
+functional: no in-place operation is left, and what the call writes into buffers is listed as outputs. Both modes are
+recorded, since Python control flow depends on `self.training`, and the two records share one state.
 
 The module is left as it was found, also after an exception: training flags, buffers, attributes, hooks, random state.
 """
@@ -40,14 +40,15 @@ def trace(
     """Records what `module(*args, **kwargs)` does in train mode and in eval mode.
 
     Arguments:
-        module: a `torch.nn.Module`, in either mode. In train mode, layers that are in eval mode count as frozen. In eval mode,
-            `module.train()` says what training means, and layers still in eval mode after it count as frozen.
+        module: a `torch.nn.Module`, in either mode. In train mode, layers that are in eval mode count as frozen. In
+            eval mode, `module.train()` says what training means, and layers still in eval mode after it count as
+            frozen.
         args, kwargs: example inputs; tensors may hold anything, only shapes and dtypes matter.
         dynamic_dims: the dimensions of every input tensor that may vary from call to call.
 
     Returns:
-        The model, and the arrays of its state by name. Arrays share no memory with the module's tensors only where dtypes
-        differ; copy them before either side is changed.
+        The model, and the arrays of its state by name. Arrays share no memory with the module's tensors only where
+        dtypes differ; copy them before either side is changed.
 
     Raises:
         TraceError: if PyTorch cannot record the module.
@@ -56,7 +57,7 @@ def trace(
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
-    args, kwargs = _traceable_batch(args), _traceable_batch(dict(kwargs))
+    args, keywords = _traceable_batch((args, dict(kwargs)))
     with _lock, _left_as_found(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
         flags = {path: layer.training for path, layer in module.named_modules()}
@@ -69,7 +70,7 @@ def trace(
         for mode in ("train", "eval"):
             if mode == "eval":
                 module.eval()
-            programs[mode] = _record(module, args, kwargs, tuple(dynamic_dims), constants, mode)
+            programs[mode] = _record(module, args, keywords, tuple(dynamic_dims), constants, mode)
         for path, layer in module.named_modules():
             layer.training = flags[path]
         layers = read_batch_norms(module, frozen)
@@ -152,7 +153,10 @@ def _record(
 
 
 def _by_argument(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Dynamic shapes as torch.export wants them: by parameter name where the call can be bound, with *args as a tuple."""
+    """Dynamic shapes as torch.export wants them.
+
+    By parameter name where the call can be bound, with *args as a tuple.
+    """
     bound = inspect.signature(module.forward).bind(*args, **kwargs)
     named = dict(bound.arguments)
     for name, parameter in inspect.signature(module.forward).parameters.items():
@@ -230,7 +234,10 @@ def _live(nodes: list[Node], results: Any) -> tuple[Node, ...]:
 
 
 def _signature(module: Any, exported: Any, reader: GraphReader, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The structure of a call: positional and keyword arguments, and the names under which positional ones may come too."""
+    """The structure of a call.
+
+    Positional and keyword arguments, and the names under which positional ones may come too.
+    """
     tree = reader.structure(exported.call_spec.in_spec, iter(reader.user_inputs))
     (positional, keywords) = tree[1]
     parameters = inspect.signature(module.forward).parameters.values()

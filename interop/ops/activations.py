@@ -1,4 +1,7 @@
-"""Activation functions. Their derivatives at the corners are PyTorch's: 0 at the corner of relu, hardtanh, relu6 and hardsigmoid."""
+"""Activation functions.
+
+Their derivatives at the corners are PyTorch's: 0 at the corner of relu, hardtanh, relu6 and hardsigmoid.
+"""
 
 from __future__ import annotations
 

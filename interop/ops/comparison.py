@@ -18,24 +18,38 @@ def _binary(function: Callable[[Any, Any], Any], *names: str) -> None:
     register(*(f"aten.{name}" for name in names), layout="elementwise")(apply)
 
 
-for _name, _function in {
-    "eq": jnp.equal, "ne": jnp.not_equal, "lt": jnp.less, "le": jnp.less_equal, "gt": jnp.greater, "ge": jnp.greater_equal,
-}.items():  # fmt: skip
+_COMPARISONS: dict[str, Any] = {
+    "eq": jnp.equal,
+    "ne": jnp.not_equal,
+    "lt": jnp.less,
+    "le": jnp.less_equal,
+    "gt": jnp.greater,
+    "ge": jnp.greater_equal,
+}
+for _name, _function in _COMPARISONS.items():
     _binary(_function, f"{_name}.Tensor", f"{_name}.Scalar")
 
-for _name, _function in {
-    "bitwise_and": jnp.bitwise_and, "bitwise_or": jnp.bitwise_or, "bitwise_xor": jnp.bitwise_xor,
-    "__and__": jnp.bitwise_and, "__or__": jnp.bitwise_or, "__xor__": jnp.bitwise_xor,
-    "bitwise_left_shift": jnp.left_shift, "bitwise_right_shift": jnp.right_shift,
-    "__lshift__": jnp.left_shift, "__rshift__": jnp.right_shift,
-}.items():  # fmt: skip
+_BITS: dict[str, Any] = {
+    "bitwise_and": jnp.bitwise_and,
+    "bitwise_or": jnp.bitwise_or,
+    "bitwise_xor": jnp.bitwise_xor,
+    "__and__": jnp.bitwise_and,
+    "__or__": jnp.bitwise_or,
+    "__xor__": jnp.bitwise_xor,
+    "bitwise_left_shift": jnp.left_shift,
+    "bitwise_right_shift": jnp.right_shift,
+    "__lshift__": jnp.left_shift,
+    "__rshift__": jnp.right_shift,
+}
+for _name, _function in _BITS.items():
     _binary(_function, f"{_name}.Tensor", f"{_name}.Scalar", f"{_name}.Tensor_Scalar", f"{_name}.Scalar_Tensor")
 
-for _name, _function in {
+_LOGIC: dict[str, Any] = {
     "logical_and": jnp.logical_and,
     "logical_or": jnp.logical_or,
     "logical_xor": jnp.logical_xor,
-}.items():
+}
+for _name, _function in _LOGIC.items():
     _binary(_function, f"{_name}.default")
 
 

@@ -1,8 +1,9 @@
 """Convolutions, channels last inside; kernels stay as PyTorch has them (out, in / groups, spatial...).
 
-On a CPU, XLA's grouped convolutions are written out here as shifted products (depthwise) or as one batched matrix product (other
-groups): XLA's own gradient of a grouped convolution takes 10 to 200 times as long there (measured on JAX 0.10.2:
-128 channels in 32 groups, 3x3, on 4x28x28: 2062 ms against 10 ms). Elsewhere `lax.conv_general_dilated` is used as it is.
+On a CPU, XLA's grouped convolutions are written out here as shifted products (depthwise) or as one batched matrix
+product (other groups): XLA's own gradient of a grouped convolution takes 10 to 200 times as long there (measured on
+JAX 0.10.2: 128 channels in 32 groups, 3x3, on 4x28x28: 2062 ms against 10 ms). Elsewhere `lax.conv_general_dilated`
+is used as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from interop.ops.registry import register
 Padding = list[tuple[int, int]]
 
 
-def per_dim(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+def per_dim(value: Any, count: int) -> tuple[int, ...]:
     """One number for each of `count` dimensions: PyTorch takes a number, or a list of one, for all of them."""
     if isinstance(value, (list, tuple)):
         return tuple(value) * count if len(value) == 1 else tuple(value)
@@ -103,7 +104,10 @@ def _windows(
 def _shifted(
     x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
 ) -> jax.Array:
-    """One input channel for each group: a sum of shifted inputs, each times one number of the kernel for each channel."""
+    """One input channel for each group.
+
+    A sum of shifted inputs, each times one number of the kernel for each channel.
+    """
     per_group = weight.shape[0] // groups
     total: Any = None
     for index, seen in _windows(x, weight.shape[2:], stride, pads, dilation, groups):
@@ -133,7 +137,10 @@ def conv_transpose(
     input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> Tensor:  # fmt: skip
-    """torch.nn.functional.conv_transpose1d, 2d and 3d: the gradient of a convolution; weight (in, out / groups, spatial...)."""
+    """torch.nn.functional.conv_transpose1d, 2d and 3d.
+
+    The gradient of a convolution; weight (in, out / groups, spatial...).
+    """
     weight = plain(weight)
     spatial = weight.ndim - 2
     if input.ndim == spatial + 1:

@@ -1,8 +1,9 @@
 """Element types: PyTorch's names, and PyTorch's rules of promotion.
 
-torch.result_type: among tensors with dimensions, tensors without, and Python numbers, an operand of a later group counts only
-if its category (bool, integer, floating point, complex) is higher. JAX's own rules differ: they treat a tensor without dimensions like any other.
-Matches c10/core/ScalarType.h (promoteTypes) and aten/src/ATen/native/TypeProperties.cpp (result_type, combine_categories).
+torch.result_type: among tensors with dimensions, tensors without, and Python numbers, an operand of a later group
+counts only if its category (bool, integer, floating point, complex) is higher. JAX's own rules differ: they treat a
+tensor without dimensions like any other. Matches c10/core/ScalarType.h (promoteTypes) and
+aten/src/ATen/native/TypeProperties.cpp (result_type, combine_categories).
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ _SPECIAL = {"bool": jnp.bool_, "half": jnp.float16, "float": jnp.float32, "doubl
 
 
 def jax_dtype(dtype: DType | Any) -> Any:
-    """The JAX type for one of PyTorch's; 64-bit types become 32-bit ones unless jax_enable_x64 is set, as everywhere in JAX."""
+    """The JAX type for one of PyTorch's.
+
+    64-bit types become 32-bit ones unless jax_enable_x64 is set, as everywhere in JAX.
+    """
     if isinstance(dtype, DType):
         name = dtype.name
         dtype = _SPECIAL.get(name) or getattr(jnp, name, None)

@@ -21,22 +21,63 @@ def _unary(name: str, function: Callable[[Any], Any], float_result: bool = True)
 
 
 for _name, _function in {
-    "exp": jnp.exp, "exp2": jnp.exp2, "expm1": jnp.expm1, "log": jnp.log, "log2": jnp.log2, "log10": jnp.log10, "log1p": jnp.log1p,
-    "sin": jnp.sin, "cos": jnp.cos, "tan": jnp.tan, "asin": jnp.arcsin, "acos": jnp.arccos, "atan": jnp.arctan,
-    "sinh": jnp.sinh, "cosh": jnp.cosh, "tanh": jnp.tanh, "asinh": jnp.arcsinh, "acosh": jnp.arccosh, "atanh": jnp.arctanh,
-    "sqrt": jnp.sqrt, "rsqrt": lax.rsqrt, "reciprocal": lambda x: 1 / x, "erf": lax.erf, "erfc": lax.erfc, "erfinv": lax.erf_inv,
-    "lgamma": lax.lgamma, "digamma": lax.digamma, "sigmoid": jax.nn.sigmoid, "special_expit": jax.nn.sigmoid, "deg2rad": jnp.deg2rad,
-    "rad2deg": jnp.rad2deg, "sinc": jnp.sinc,
-}.items():  # fmt: skip
+    "exp": jnp.exp,
+    "exp2": jnp.exp2,
+    "expm1": jnp.expm1,
+    "log": jnp.log,
+    "log2": jnp.log2,
+    "log10": jnp.log10,
+    "log1p": jnp.log1p,
+    "sin": jnp.sin,
+    "cos": jnp.cos,
+    "tan": jnp.tan,
+    "asin": jnp.arcsin,
+    "acos": jnp.arccos,
+    "atan": jnp.arctan,
+    "sinh": jnp.sinh,
+    "cosh": jnp.cosh,
+    "tanh": jnp.tanh,
+    "asinh": jnp.arcsinh,
+    "acosh": jnp.arccosh,
+    "atanh": jnp.arctanh,
+    "sqrt": jnp.sqrt,
+    "rsqrt": lax.rsqrt,
+    "reciprocal": lambda x: 1 / x,
+    "erf": lax.erf,
+    "erfc": lax.erfc,
+    "erfinv": lax.erf_inv,
+    "lgamma": lax.lgamma,
+    "digamma": lax.digamma,
+    "sigmoid": jax.nn.sigmoid,
+    "special_expit": jax.nn.sigmoid,
+    "deg2rad": jnp.deg2rad,
+    "rad2deg": jnp.rad2deg,
+    "sinc": jnp.sinc,
+}.items():
     _unary(_name, _function)
 
 for _name, _function in {
-    "neg": jnp.negative, "sign": jnp.sign, "sgn": jnp.sign, "square": jnp.square, "positive": lambda x: x, "real": jnp.real,
-    "imag": jnp.imag, "conj": jnp.conj, "_conj": jnp.conj, "resolve_conj": lambda x: x, "resolve_neg": lambda x: x,
-    "isnan": jnp.isnan, "isinf": jnp.isinf, "isfinite": jnp.isfinite, "logical_not": jnp.logical_not,
-    "bitwise_not": jnp.bitwise_not, "angle": jnp.angle, "signbit": jnp.signbit,
-    "isposinf": jnp.isposinf, "isneginf": jnp.isneginf,
-}.items():  # fmt: skip
+    "neg": jnp.negative,
+    "sign": jnp.sign,
+    "sgn": jnp.sign,
+    "square": jnp.square,
+    "positive": lambda x: x,
+    "real": jnp.real,
+    "imag": jnp.imag,
+    "conj": jnp.conj,
+    "_conj": jnp.conj,
+    "resolve_conj": lambda x: x,
+    "resolve_neg": lambda x: x,
+    "isnan": jnp.isnan,
+    "isinf": jnp.isinf,
+    "isfinite": jnp.isfinite,
+    "logical_not": jnp.logical_not,
+    "bitwise_not": jnp.bitwise_not,
+    "angle": jnp.angle,
+    "signbit": jnp.signbit,
+    "isposinf": jnp.isposinf,
+    "isneginf": jnp.isneginf,
+}.items():
     _unary(_name, _function, float_result=False)
 
 
@@ -280,21 +321,20 @@ def to_other(x: Any, other: Any, *_: Any, **__: Any) -> Any:
     return cast(x, other.dtype)
 
 
-for _dtype in ("float", "double", "half", "bfloat16", "int", "long", "bool"):
+def _cast_to(dtype: Any) -> Callable[[Any], Any]:
+    return lambda x: cast(x, dtype)
 
-    def _cast(
-        x: Any,
-        _target: Any = {
-            "float": "float32",
-            "double": "float64",
-            "half": "float16",
-            "int": "int32",
-            "long": "int64",
-        }.get(_dtype, _dtype),
-    ) -> Any:
-        return cast(x, jnp.bool_ if _target == "bool" else getattr(jnp, _target))
 
-    register(f"aten.{_dtype}.default", layout="elementwise")(_cast)
+for _name, _dtype in {
+    "float": jnp.float32,
+    "double": jnp.float64,
+    "half": jnp.float16,
+    "bfloat16": jnp.bfloat16,
+    "int": jnp.int32,
+    "long": jnp.int64,
+    "bool": jnp.bool_,
+}.items():
+    register(f"aten.{_name}.default", layout="elementwise")(_cast_to(_dtype))
 
 
 @register("aten.polar.default", layout="elementwise")

@@ -1,8 +1,9 @@
 """Values that know their order of dimensions, so that a traced NCHW model runs with NHWC activations.
 
-`Laid(array, order)` stands for a tensor whose dimension `order[i]` lies on axis `i` of `array`: with `order = (0, 2, 3, 1)` the tensor is
-(N, C, H, W) to the program and (N, H, W, C) in memory. A convolution yields such values, most operations pass them on, and
-`plain` gives the array in the program's order where one is needed: one transpose there, none between layers.
+`Laid(array, order)` stands for a tensor whose dimension `order[i]` lies on axis `i` of `array`: with `order = (0, 2,
+3, 1)` the tensor is (N, C, H, W) to the program and (N, H, W, C) in memory. A convolution yields such values, most
+operations pass them on, and `plain` gives the array in the program's order where one is needed: one transpose there,
+none between layers.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from interop.ops.registry import register
 @register("aten.linear.default")
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x weight^T + bias, weight (out, in)."""
-    y = lax.dot_general(*promoted(x, weight), (((x.ndim - 1,), (weight.ndim - 1,)), ((), ())))
+    x, weight = promoted(x, weight)
+    y = lax.dot_general(x, weight, (((x.ndim - 1,), (weight.ndim - 1,)), ((), ())))
     return y if bias is None else y + bias
 
 

@@ -18,7 +18,10 @@ from interop.ops.registry import register
 
 
 def _out_size(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
-    """How many windows fit; in ceil mode the last may hang over, but starts inside the input or its left padding (ATen Pool.h)."""
+    """How many windows fit.
+
+    In ceil mode the last may hang over, but starts inside the input or its left padding (ATen Pool.h).
+    """
     room = n + 2 * p - d * (k - 1) - 1
     count = -(-room // s) + 1 if ceil_mode else room // s + 1
     if ceil_mode and (count - 1) * s >= n + p:
@@ -53,7 +56,10 @@ class _Windows:
 
 
 def _batched(x: Tensor, spatial: int, function: Callable[[Any], Any]) -> Tensor:
-    """Applies `function` to the array (N, spatial..., C) of x, and lays the result like it; a batch dimension is made where none is."""
+    """Applies `function` to the array (N, spatial..., C) of x, and lays the result like it.
+
+    A batch dimension is made where none is.
+    """
     if x.ndim == spatial + 1:
         result = _batched(plain(x)[None], spatial, function)
         return plain(result)[0]
@@ -126,7 +132,10 @@ def _avg_pool(spatial: int) -> Callable[..., Any]:
 
 
 def _divisors(windows: _Windows, count_include_pad: bool, override: int | None) -> np.ndarray:
-    """How many elements each window averages, (out..., 1): with padding counted as far as it was asked for, or without."""
+    """How many elements each window averages, (out..., 1).
+
+    With padding counted as far as it was asked for, or without.
+    """
     if override is not None:
         return np.asarray(override)
     total = np.ones((), int)

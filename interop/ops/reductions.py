@@ -214,7 +214,10 @@ def _root_or_zero_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def _root(x: Tensor) -> Tensor:
-    """The square root, with derivative 0 at 0, as PyTorch gives std and norms (tools/autograd: std_backward, norm_backward)."""
+    """The square root, with derivative 0 at 0, as PyTorch gives std and norms (tools/autograd.
+
+    Std_backward, norm_backward).
+    """
     return laid(_root_or_zero(array_of(x)), order_of(x))
 
 

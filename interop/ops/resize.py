@@ -56,7 +56,7 @@ def _cubic_weights(out: int, n: int, scale: float | None, align_corners: bool) -
 
 
 def _antialiased_weights(kernel: Callable[[np.ndarray], np.ndarray], reach: float) -> Callable[..., np.ndarray]:
-    """Weights whose kernel is widened when shrinking (ATen UpSampleKernel.cpp, _compute_indices_min_size_weights_aa)."""
+    """Weights whose kernel widens when shrinking (ATen UpSampleKernel.cpp, _compute_indices_min_size_weights_aa)."""
 
     def weights(out: int, n: int, scale: float | None, align_corners: bool) -> np.ndarray:
         ratio = (n - 1) / (out - 1) if align_corners and out > 1 else 0.0 if align_corners else _ratio(out, n, scale)
@@ -204,7 +204,10 @@ def _reflected(x: Any, n: int, align_corners: bool) -> Any:
 
 @register("aten.grid_sampler.default", "aten.grid_sampler_2d.default")
 def grid_sampler(x: Any, grid: Any, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Any:
-    """torch.nn.functional.grid_sample of images: modes 0 bilinear, 1 nearest, 2 bicubic; padding 0 zeros, 1 border, 2 reflection."""
+    """torch.nn.functional.grid_sample of images.
+
+    Modes 0 bilinear, 1 nearest, 2 bicubic; padding 0 zeros, 1 border, 2 reflection.
+    """
     if x.ndim != 4:
         raise NotImplementedError(f"grid_sample of a tensor with {x.ndim} dimensions; images have 4")
     h, w = x.shape[2:]

@@ -1,7 +1,12 @@
-"""Shapes: views, permutations, joining and splitting. A permutation costs nothing here: it is remembered (see `interop.ops.layout`)."""
+"""Shapes.
+
+Views, permutations, joining and splitting. A permutation costs nothing here: it is remembered (see
+`interop.ops.layout`).
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -75,7 +80,7 @@ def view(x: Tensor, size: Sequence[int]) -> Tensor:
     pieces = _pieces([array.shape[axis] for axis in inverse(order)], [n for n in size if n != 1])
     axes = inverse(order)
     for dims, _ in pieces:
-        if any(axes[b] != axes[a] + 1 for a, b in zip(dims, dims[1:], strict=False)):
+        if any(axes[b] != axes[a] + 1 for a, b in itertools.pairwise(dims)):
             return plain(x).reshape(size)
     pieces.sort(key=lambda piece: axes[piece[0][0]])
     real = [d for d, n in enumerate(size) if n != 1]
@@ -290,7 +295,10 @@ def roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
 
 
 def _pads(x: Tensor, pad: Sequence[int]) -> list[tuple[int, int]]:
-    """PyTorch lists pads from the last dimension on, (before, after) in turn; here one pair for each axis of the array."""
+    """PyTorch lists pads from the last dimension on, (before, after) in turn.
+
+    Here one pair for each axis of the array.
+    """
     pads = [(0, 0)] * x.ndim
     for i in range(len(pad) // 2):
         pads[axis_of(x, -1 - i)] = (int(pad[2 * i]), int(pad[2 * i + 1]))

@@ -18,14 +18,15 @@ for _name in (
 for _name in ("floor", "ceil", "sqrt", "trunc", "log2", "log", "exp"):
     register(f"math.{_name}", f"torch._sym_{_name}", layout="aware")(getattr(math, _name))
 
-for _name, _function in {
+_PYTHON: dict[str, Any] = {
     "max": max,
     "min": min,
     "int": int,
     "float": float,
     "not": operator.not_,
     "round": round,
-}.items():
+}
+for _name, _function in _PYTHON.items():
     register(f"torch.sym_{_name}", f"builtins.{_name}", layout="aware")(_function)
 
 
