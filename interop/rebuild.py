@@ -67,7 +67,7 @@ def is_class(function: Global) -> bool:
 # tensors
 
 
-def _tensor(function: Global, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
+def _tensor(function: Global, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
     """torch._utils._rebuild_tensor, _v2(..., requires_grad, hooks, metadata), _v3(..., hooks, dtype, metadata)."""
     if not isinstance(storage, Storage) or type(size) is not tuple or type(stride) is not tuple:
         raise UnpickleError("builds a tensor from something else than storage, offset, size and stride")
@@ -79,7 +79,7 @@ def _tensor(function: Global, storage: Any, offset: Any, size: Any, stride: Any,
         rest = rest[:2] + rest[3:]
     flags = rest[2] if len(rest) > 2 and isinstance(rest[2], dict) else {}
     if dtype is None:
-        return _unsupported("its dtype is not one that NumPy can hold")  # type: ignore[return-value]
+        return _unsupported("its dtype is not one that NumPy can hold")
     return Tensor(
         storage, dtype, size, offset, stride, conjugate=flags.get("conj") is True, negative=flags.get("neg") is True
     )

@@ -29,9 +29,9 @@ class Tensor:
 
     storage: Storage
     dtype: Any
-    shape: tuple[int, ...]
-    offset: int = 0
-    strides: tuple[int, ...] | None = None  # None: contiguous
+    shape: tuple[Any, ...]  # as the file says: sizes only once `problem` says so
+    offset: Any = 0
+    strides: tuple[Any, ...] | None = None  # None: contiguous
     conjugate: bool = False
     negative: bool = False
     cast: Any = None  # the dtype that it had before it was stored as another

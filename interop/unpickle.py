@@ -9,6 +9,7 @@ called but the functions that the reader passes in by name (`interop.rebuild`), 
 import dataclasses
 import pickle
 import struct
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, NoReturn
 
@@ -117,6 +118,7 @@ class _Machine:
     def __init__(self, source: Any, start: int, call: Call, build: Build, persistent: Any, allowance: int) -> None:
         self.source, self.position, self.end = source, start, len(source)
         self.call, self.build, self.persistent = call, build, persistent
+        self.version = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.allowance = max(allowance, 3 * (self.end - start))
@@ -149,11 +151,11 @@ class _Machine:
     def unpack(self, code: str) -> Any:
         return struct.unpack(code, self.read(struct.calcsize(code)))[0]
 
-    def line(self, limit: int = 1 << 16) -> str:
+    def line(self, encoding: str = "utf-8", limit: int = 1 << 16) -> str:
         end = self.source.find(b"\n", self.position, self.position + limit)
         if end < 0:
             raise UnpickleError(f"is truncated: no end of line after byte {self.position}")
-        text = self.read(end - self.position).decode("utf-8")
+        text = self.read(end - self.position).decode(encoding)
         self.position += 1
         return text
 
@@ -279,8 +281,9 @@ class _Machine:
     def find(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
             raise UnpickleError(f"is broken: a class without a name at byte {self.position}")
-        # Python 2's names, which protocol 2 still writes
-        module, name = _PYTHON2_NAMES.get((module, name), (_PYTHON2_MODULES.get(module, module), name))
+        # Python 2's names, which protocols up to 2 still write
+        if self.version < 3:
+            module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         self.push(Global(module, name), 48)
 
     def reduce(self) -> None:
@@ -333,6 +336,7 @@ class _Machine:
     def protocol(self) -> None:
         if (version := self.read(1)[0]) > pickle.HIGHEST_PROTOCOL:
             raise UnpickleError(f"has pickle protocol {version}, which is not known")
+        self.version = version
 
     def drop(self) -> None:
         if not self.stack:
@@ -349,14 +353,6 @@ def _old_string(text: bytes) -> str | bytes:
     except UnicodeDecodeError:
         return text
 
-
-_PYTHON2_MODULES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg", "cPickle": "pickle", "StringIO": "io"}
-_PYTHON2_NAMES: Final = {
-    ("__builtin__", "xrange"): ("builtins", "range"),
-    ("__builtin__", "unicode"): ("builtins", "str"),
-    ("__builtin__", "long"): ("builtins", "int"),
-    ("UserDict", "UserDict"): ("collections", "UserDict"),
-}
 
 # pickletools' names; the opcodes of the extension registry and of out-of-band buffers are left out on purpose
 _HANDLERS: Final[dict[int, Callable[[_Machine], None]]] = {
@@ -383,7 +379,7 @@ _HANDLERS: Final[dict[int, Callable[[_Machine], None]]] = {
         (pickle.STRING, _Machine.string_line),
         (pickle.SHORT_BINSTRING, lambda m: m.string("<B")),
         (pickle.BINSTRING, lambda m: m.string("<i")),
-        (pickle.UNICODE, lambda m: m.push(m.line(1 << 20).encode().decode("raw-unicode-escape"), 48)),
+        (pickle.UNICODE, lambda m: m.push(m.line("raw-unicode-escape", 1 << 20), 48)),
         (pickle.SHORT_BINUNICODE, lambda m: m.text("<B")),
         (pickle.BINUNICODE, lambda m: m.text("<I")),
         (pickle.BINUNICODE8, lambda m: m.text("<Q")),
