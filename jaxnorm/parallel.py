@@ -1,7 +1,7 @@
 """A training step over many devices: one way to run it under pmap, under shard_map, or under jit."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jaxnorm.train import Metrics, TrainState, TrainStep, varying_axes, with_axi
 
 def data_parallel(
     step: TrainStep,
-    how: Literal["pmap", "shard_map", "jit"] = "shard_map",
+    how: str = "shard_map",
     *,
     axis_name: str = "batch",
     devices: Sequence[jax.Device] | None = None,

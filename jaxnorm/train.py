@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxnorm._models import Collections, Definition, take_apart
-from jaxnorm._typing import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxnorm._typing import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from jaxnorm.ema import Ema, EmaState
 from jaxnorm.replicas import unreplicate
 
@@ -27,7 +27,7 @@ class Mean(NamedTuple):
     count: Float[Array, ""]
 
     @classmethod
-    def of(cls, values: Float[Array, "..."], mask: Bool[Array, "..."] | None = None) -> "Mean":
+    def of(cls, values: Shaped[Array, "..."], mask: Bool[Array, "..."] | None = None) -> "Mean":
         """Of the values where `mask` holds (whose axes are the leading axes of `values`); of all without one."""
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
         if mask is None:
@@ -64,6 +64,8 @@ class TrainState:
     state = jaxnorm.TrainState.create(model, optax.adamw(1e-3), ema=jaxnorm.Ema(0.999), rng=jax.random.key(0))
     state.model(), state.ema_model()
     ```
+
+    As with any JAX tree the leaves may also be shapes, shardings, or arrays with an axis of replicas in front.
     """
 
     params: PyTree
@@ -73,8 +75,8 @@ class TrainState:
     opt_state: PyTree
     ema_state: EmaState | None
     loss_scale: LossScale | None
-    step: Int[Array, "*replicas"]  # steps taken, skipped ones included
-    rng: PRNGKeyArray | None
+    step: Any  # int32 scalar: steps taken, skipped ones included
+    rng: Any  # key, or None
     definition: Definition = field(metadata={"static": True})
     tx: optax.GradientTransformation = field(metadata={"static": True})
     ema: Ema | None = field(metadata={"static": True})
@@ -179,7 +181,7 @@ class TrainStep:
 
         # Gradients, loss and metrics are totals over this replica; one reduction adds them over all.
         if self.axis_name is not None:
-            grads, sums = jax.lax.psum((grads, sums), self.axis_name)
+            grads, sums = jax.lax.psum(grads, self.axis_name), _psum_scalars(sums, self.axis_name)
         loss = sums["loss"]
         grads = jax.tree.map(lambda g: g * (size / loss.count).astype(g.dtype), grads)
         metrics = {name: mean.total / mean.count for name, mean in sums.items()}
@@ -373,6 +375,13 @@ def varying_axes(x: Array) -> frozenset[str]:
     kind = jax.typeof(x)
     # JAX 0.10 moved the attribute `vma` into `mat` ("manual axis type").
     return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # type: ignore[no-any-return]
+
+
+def _psum_scalars(tree: PyTree, axis_name: AxisName) -> PyTree:
+    """Loss and metrics in one collective, not in two each."""
+    leaves, structure = jax.tree.flatten(tree)
+    total = jax.lax.psum(jnp.stack([x.astype(jnp.result_type(*leaves)) for x in leaves]), axis_name)
+    return jax.tree.unflatten(structure, [total[i].astype(x.dtype) for i, x in enumerate(leaves)])
 
 
 def _batch_size(batch: PyTree) -> int:
