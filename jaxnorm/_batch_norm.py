@@ -6,6 +6,7 @@ has devices, and the same per-replica program runs under `vmap` over the parts. 
 the global view too is one collective and is shifted part by part.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._typing import Array, Bool, Float, Shaped
+from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
 from jaxnorm.collectives import (
     GLOBAL_VIEW,
     AxisName,
@@ -24,7 +25,7 @@ from jaxnorm.collectives import (
     global_view_replicas,
     under_automatic_sharding,
 )
-from jaxnorm.moments import Moments, accumulable, merge_stacked, reduced_axes, shifted_moments
+from jaxnorm.moments import SAVED, Moments, accumulable, batch_moments, merge_stacked, reduced_axes, saved
 
 Activation = Callable[[Any], Any]
 
@@ -39,7 +40,6 @@ def batch_norm(
     axis_name: AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     mask: Bool[Array, "..."] | None = None,
-    reference: Float[Array, "*channels"] | None = None,
     activation: Activation | None = None,
     dtype: Any = None,
 ) -> tuple[Shaped[Array, "..."], Moments]:
@@ -62,9 +62,6 @@ def batch_norm(
             `jit`) the batch is cut into as many equal parts as indices are given, in order, and the groups are groups
             of parts.
         mask: which values count, broadcastable to `x`; all values are normalised.
-        reference: a value for each channel, known to all replicas and near the mean, relative to which they exchange
-            their means (the running mean, say). Only precision depends on it: the merged mean is exact to `eps |mean -
-            reference|`.
         activation: applied to the result. The backward pass recomputes its input from `x` instead of keeping it.
         dtype: of the output; by default that of `x`.
 
@@ -76,7 +73,6 @@ def batch_norm(
         ValueError: if one value for each channel is all there is (its variance is 0 whatever the value), if groups do
             not fit the replicas, or a parameter does not fit the channels.
         NameError: if the axis name is not bound.
-        TypeError: for complex input.
 
     >>> y, moments = batch_norm(x, scale, bias)
     >>> running_var = momentum * running_var + (1 - momentum) * moments.variance(correction=1)
@@ -84,7 +80,7 @@ def batch_norm(
     reduced = reduced_axes(x.ndim, axis)
     channels = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     keep = tuple(1 if a in reduced else n for a, n in enumerate(x.shape))
-    params = {"scale": scale, "bias": bias, "reference": reference}
+    params = {"scale": scale, "bias": bias}
     for name, value in params.items():
         if value is not None and value.shape != channels:
             raise ValueError(f"{name} has shape {value.shape}, expected {channels}: input {x.shape} with axis={axis!r}")
@@ -111,7 +107,7 @@ def batch_norm(
 
 def normalize(
     x: Shaped[Array, "..."],
-    mean: Float[Array, "*channels"],
+    mean: Inexact[Array, "*channels"],
     var: Float[Array, "*channels"],
     scale: Float[Array, "*channels"] | None = None,
     bias: Float[Array, "*channels"] | None = None,
@@ -127,10 +123,9 @@ def normalize(
     """
     reduced = reduced_axes(x.ndim, axis)
     keep = tuple(1 if a in reduced else n for a, n in enumerate(x.shape))
-    shift, variance, *params = (None if v is None else v.reshape(keep) for v in (mean, var, scale, bias))
-    assert shift is not None and variance is not None
-    wide = accumulable(x)
-    return _affine(activation, dtype or x.dtype)(wide, shift, jnp.zeros_like(shift), variance + epsilon, *params)
+    scale, bias = (None if v is None else v.reshape(keep) for v in (scale, bias))
+    variance = var.reshape(keep) + epsilon
+    return _affine(accumulable(x), mean.reshape(keep), None, variance, scale, bias, activation, dtype or x.dtype)
 
 
 def _replica(
@@ -146,48 +141,50 @@ def _replica(
     groups: Groups | None,
 ) -> tuple[Shaped[Array, "..."], Moments]:
     """One replica's program; reduced axes are kept, 1 wide."""
-    wide = accumulable(x)
     replicas = 1 if axis_name is None else len(groups[0]) if groups else axis_size(axis_name)
-    if replicas == 1 and groups:
-        axis_name = None
-    values = replicas
-    for a in reduced:
-        values *= x.shape[a]
+    if groups and replicas == 1:  # each for itself
+        axis_name = groups = None
+    values = replicas * math.prod(x.shape[a] for a in reduced)
     if values == 1 and mask is None:
         raise ValueError(
             f"expected more than 1 value per channel when training, got input of shape {x.shape}"
             + (f" on each of {replicas} replicas" if axis_name is not None else "")
         )
-    reference = arrays["reference"]
-    if reference is not None:
-        reference = lax.stop_gradient(accumulable(reference))
-    found = shifted_moments(
-        wide, mask, reference, reduced, axis_name, groups if axis_name else None, wide.dtype != x.dtype
-    )
-    variance = found.m2 / jnp.maximum(found.count, 1)
-    y = _affine(activation, dtype)(wide, found.shift, found.offset, variance + epsilon, arrays["scale"], arrays["bias"])
-    return y, Moments(found.count, found.mean, found.m2)
+
+    def normalised(
+        x: Shaped[Array, "..."], scale: Float[Array, "..."] | None, bias: Float[Array, "..."] | None
+    ) -> tuple[Shaped[Array, "..."], Moments]:
+        wide = accumulable(x)
+        found = saved(batch_moments(wide, mask, reduced, axis_name, groups, wide.dtype != x.dtype))
+        variance = found.m2 / jnp.maximum(found.count, 1) + epsilon
+        y = _affine(wide, found.shift, found.offset, variance, scale, bias, activation, dtype)
+        return y, Moments(found.count, found.mean, found.m2)
+
+    # The backward pass keeps the input as it came and the statistics; all else it computes again, element by element.
+    keep = jax.checkpoint_policies.save_only_these_names(SAVED)
+    return jax.checkpoint(normalised, policy=keep)(x, arrays["scale"], arrays["bias"])
 
 
-def _affine(activation: Activation | None, dtype: Any) -> Callable[..., Shaped[Array, "..."]]:
-    def affine(
-        x: Float[Array, "..."],
-        shift: Float[Array, "..."],
-        offset: Float[Array, "..."],
-        variance: Float[Array, "..."],
-        scale: Float[Array, "..."] | None,
-        bias: Float[Array, "..."] | None,
-    ) -> Shaped[Array, "..."]:
-        mul = lax.rsqrt(variance)
-        if scale is not None:
-            mul = mul * scale
-        # (x - shift) - offset in two operations for each element: offset is of the deviation's size, so this rounds
-        # well.
-        add = -offset * mul if bias is None else bias - offset * mul
-        y = (x + -shift) * mul + add  # not x - shift: see shifted_moments
-        return (y if activation is None else activation(y)).astype(dtype)
-
-    return affine if activation is None else jax.checkpoint(affine)
+def _affine(
+    x: Inexact[Array, "..."],
+    shift: Inexact[Array, "..."],
+    offset: Inexact[Array, "..."] | None,
+    variance: Float[Array, "..."],
+    scale: Float[Array, "..."] | None,
+    bias: Float[Array, "..."] | None,
+    activation: Activation | None,
+    dtype: Any,
+) -> Shaped[Array, "..."]:
+    """`activation(((x - shift) - offset) / sqrt(variance) * scale + bias)`, in two operations for each element."""
+    mul = lax.rsqrt(variance)
+    if scale is not None:
+        mul = mul * scale
+    y = (x + -shift) * mul  # not x - shift: see shifted_moments
+    if offset is not None:  # of the deviation's size, so that nothing cancels
+        bias = -offset * mul if bias is None else bias - offset * mul
+    if bias is not None:
+        y = y + bias
+    return (y if activation is None else activation(y)).astype(dtype)
 
 
 def _global_view(
@@ -225,6 +222,6 @@ def _global_view(
     y = y.reshape(x.shape)
     if groups is not None:  # one part of each group speaks for it
         first = jnp.asarray([group[0] for group in groups])
-        count, base, delta, m2 = merge_stacked(*(jnp.broadcast_to(f, found.mean.shape)[first] for f in found))
-        found = Moments(count, base + delta, m2)
+        merged = merge_stacked(*(jnp.broadcast_to(field, found.mean.shape)[first] for field in found))
+        found = Moments(merged.count, merged.mean, merged.m2)
     return y, found

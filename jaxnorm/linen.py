@@ -33,8 +33,8 @@ class BatchNorm(nn.BatchNorm):
         NameError: if `axis_name` is not bound where the layer is called.
     """
 
-    momentum: float | None = 0.99  # type: ignore[assignment]
-    correction: float = 1
+    momentum: int | float | None = 0.99  # type: ignore[assignment]
+    correction: int | float = 1
     track_running_stats: bool = True
     count_batches: bool = False
     activation: Activation | None = None
@@ -87,7 +87,6 @@ class BatchNorm(nn.BatchNorm):
                 axis_name=None if starting else self.axis_name,
                 axis_index_groups=None if starting else self.axis_index_groups,
                 mask=mask,
-                reference=running["mean"].value if running and self.axis_name is not None else None,
                 **options,
             )
         except (NameError, ValueError) as error:

@@ -21,6 +21,7 @@ by the same formula.
     d mean = sum(dx) / n,   d m2 = 2 sum((x - mean) dx)
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -28,12 +29,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from jaxnorm._typing import Array, Bool, Float, Shaped
+from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
 from jaxnorm.collectives import AxisName, Groups, gather_replicas, sum_replicas
+from jaxnorm.packing import pack, unpack
 
 # The part of the batch that places the shift: 1/32 of it bounds (shift - mean)^2/var by 32, whatever the data.
 _SHIFT_PART = 32
+
+
+SAVED = "jaxnorm statistics"
 
 
 class Moments(NamedTuple):
@@ -45,10 +51,10 @@ class Moments(NamedTuple):
 
     # Real, and one for all channels unless a mask tells them apart.
     count: Float[Array, "*channels"] | Float[Array, ""]  # type: ignore[assignment]  # not tuple.count
-    mean: Float[Array, "*channels"]
+    mean: Inexact[Array, "*channels"]
     m2: Float[Array, "*channels"]
 
-    def variance(self, correction: float = 0) -> Float[Array, "*channels"]:
+    def variance(self, correction: int | float = 0) -> Float[Array, "*channels"]:
         """`m2 / (count - correction)`; NaN where no more than `correction` values were counted."""
         freedom = self.count - correction
         return jnp.where(freedom > 0, self.m2 / jnp.where(freedom > 0, freedom, 1), jnp.nan)
@@ -63,12 +69,12 @@ def moments(
     """The moments of `x` for each channel, over all axes but `axis`, in at least float32.
 
     Args:
-        x: the values; real, of any floating or integer dtype.
+        x: the values, of any numeric dtype.
         axis: the channels' axis or axes.
         mask: which values count, broadcastable to `x`; None counts all.
     """
     x, reduced = accumulable(x), reduced_axes(x.ndim, axis)
-    found = shifted_moments(x, mask, None, reduced, None, None)
+    found = batch_moments(x, mask, reduced, None, None)
     shape = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     return Moments(_counts(found.count, shape), found.mean.reshape(shape), found.m2.reshape(shape))
 
@@ -80,44 +86,42 @@ def merge(first: Moments, *others: Moments) -> Moments:
     """
     if not others:
         return first
-    parts = (first, *others)
-    stacked = [jnp.stack(jnp.broadcast_arrays(*field)) for field in zip(*parts, strict=True)]
-    count, base, delta, m2 = merge_stacked(*stacked)
-    return Moments(count, base + delta, m2)
+    counts, means, m2s = (jnp.stack(jnp.broadcast_arrays(*field)) for field in zip(first, *others, strict=True))
+    counts = counts.reshape(*counts.shape, *[1] * (means.ndim - counts.ndim))
+    merged = merge_stacked(counts, means, m2s)
+    return Moments(_counts(merged.count, means.shape[1:]), merged.mean, merged.m2)
 
 
 class ShiftedMoments(NamedTuple):
-    """Moments whose mean is `base + delta`, to more digits than one float holds. Shapes are those of `x` with reduced
-    axes 1.
+    """Moments whose mean is `base + delta`, to more digits than one float holds.
 
-    A float32 mean of 1e5 is good to 0.004 only; `(x - shift) - offset` with `offset = (base - shift) + delta` is good
-    to a few parts in 1e7 of the deviation, since `shift` lies near this replica's data and `delta` is small.
+    A float32 mean of 1e5 is good to 0.004 only; `(x - shift) - offset` is good to a few parts in 1e7 of the deviation,
+    since `shift` lies near this replica's data. Shapes are those of `x` with reduced axes 1.
     """
 
     count: Float[Array, "..."]  # type: ignore[assignment]  # not tuple.count
-    shift: Float[Array, "..."]  # this replica's own; no derivative
-    base: Float[Array, "..."]  # the same for all replicas; no derivative
-    delta: Float[Array, "..."]
+    shift: Inexact[Array, "..."]  # this replica's own; no derivative
+    base: Inexact[Array, "..."]  # the same for all replicas; no derivative
+    delta: Inexact[Array, "..."]
     m2: Float[Array, "..."]
 
     @property
-    def mean(self) -> Float[Array, "..."]:
+    def mean(self) -> Inexact[Array, "..."]:
         return self.base + self.delta
 
     @property
-    def offset(self) -> Float[Array, "..."]:
+    def offset(self) -> Inexact[Array, "..."]:
         """`mean - shift`."""
         return (self.base - self.shift) + self.delta
 
 
-def accumulable(x: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """`x` in the dtype that statistics are computed in: at least float32, float64 stays.
+def saved(found: ShiftedMoments) -> ShiftedMoments:
+    """Marks what the backward pass keeps besides the input (see `_batch_norm.py`)."""
+    return ShiftedMoments(*(checkpoint_name(field, SAVED) for field in found))
 
-    Raises:
-        TypeError: for complex input, which has no BatchNorm in PyTorch.
-    """
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"expected real input, got {x.dtype}: normalise the real and imaginary parts on their own")
+
+def accumulable(x: Shaped[Array, "..."]) -> Inexact[Array, "..."]:
+    """`x` in the dtype that statistics are computed in: at least float32 (complex64); float64 stays."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -134,11 +138,28 @@ def reduced_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in channels)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5, 6))
+def batch_moments(
+    x: Inexact[Array, "..."],
+    mask: Bool[Array, "..."] | None,
+    reduced: tuple[int, ...],
+    axis_name: AxisName | None,
+    groups: Groups | None,
+    widened: bool = False,
+) -> ShiftedMoments:
+    """`shifted_moments` of real or complex input. The m2 of complex numbers is sum(|x - mean|^2), as in Flax."""
+    if not jnp.iscomplexobj(x):
+        return shifted_moments(x, mask, reduced, axis_name, groups, widened)
+    parts = jnp.stack([x.real, x.imag], -1)
+    found = shifted_moments(parts, None if mask is None else mask[..., None], reduced, axis_name, groups, widened)
+    values = [lax.complex(z[..., 0], z[..., 1]) for z in (found.shift, found.base, found.delta)]
+    shift, base, delta = values
+    return ShiftedMoments(found.count[..., 0], shift, base, delta, found.m2.sum(-1))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
 def shifted_moments(
     x: Float[Array, "..."],
     mask: Bool[Array, "..."] | None,
-    reference: Float[Array, "..."] | None,
     reduced: tuple[int, ...],
     axis_name: AxisName | None,
     groups: Groups | None,
@@ -166,25 +187,22 @@ def shifted_moments(
     m2 = jnp.maximum(s2 - s1 * delta, 0)
     if axis_name is None:
         return ShiftedMoments(count, shift, shift, delta, m2)
-    relative = shift if reference is None else shift - reference
+    high = shift + delta
+    words = pack(high, (shift - high) + delta, m2, count)
     # Without a mask every replica counts the same number of values: no need to send it.
-    sent = [relative + delta, m2] if mask is None else [relative + delta, m2, count]
-    flat = [field.reshape(-1) for field in sent]
-    gathered = gather_replicas(jnp.concatenate(flat), axis_name, groups)
-    sizes = [field.size for field in flat]
-    splits = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    means, m2s, *counts = (
-        part.reshape(-1, *field.shape) for part, field in zip(jnp.split(gathered, splits, axis=1), sent, strict=True)
-    )
-    replica_counts = counts[0] if counts else jnp.broadcast_to(count, (means.shape[0], *count.shape))
-    total, base, delta, m2 = merge_stacked(replica_counts, means, m2s)
-    return ShiftedMoments(total, shift, base if reference is None else base + reference, delta, m2)
+    sent = [words] if mask is None else [words, count.view(words.dtype)]
+    gathered = gather_replicas(jnp.concatenate([part.reshape(-1) for part in sent]), axis_name, groups)
+    counts = jnp.broadcast_to(count, (len(gathered), *count.shape))
+    if mask is not None:
+        counts = gathered[:, words.size :].reshape(counts.shape).view(count.dtype)
+    highs, lows, m2s = unpack(gathered[:, : words.size].reshape(-1, *words.shape), counts, axis=1)
+    return merge_stacked(counts, highs, m2s, lows)._replace(shift=shift)
 
 
 @shifted_moments.defjvp
 def _shifted_moments_jvp(reduced, axis_name, groups, widened, primals, tangents):  # type: ignore[no-untyped-def]
-    x, mask, _ = primals
-    found = shifted_moments(*primals, reduced, axis_name, groups, widened)
+    x, mask = primals
+    found = saved(shifted_moments(*primals, reduced, axis_name, groups, widened))
     dx = tangents[0] if mask is None else jnp.where(mask, tangents[0], 0)
     centred = x - found.shift
     if mask is not None:
@@ -218,14 +236,9 @@ def _shift(x: Float[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tup
 
 def _count(x: Float[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
     if mask is None:
-        count = 1
-        for a in reduced:
-            count *= x.shape[a]
-        return jnp.full([1] * x.ndim, count, x.dtype)
+        return jnp.full([1] * x.ndim, math.prod(x.shape[a] for a in reduced), x.dtype)
     # Axes along which the mask is 1 wide count each value as often as x is long there.
-    repeats = 1
-    for a in reduced:
-        repeats *= x.shape[a] // mask.shape[a]
+    repeats = math.prod(x.shape[a] // mask.shape[a] for a in reduced if mask.shape[a])
     return repeats * mask.sum(reduced, keepdims=True, dtype=x.dtype)
 
 
@@ -234,13 +247,16 @@ def _counts(count: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, 
 
 
 def merge_stacked(
-    counts: Float[Array, "parts ..."], means: Float[Array, "parts ..."], m2s: Float[Array, "parts ..."]
-) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
-    """Count, base, delta and m2 of all parts: mean = base + delta, and `base` the mean of a part that is not empty."""
+    counts: Float[Array, "parts ..."],
+    means: Inexact[Array, "parts ..."],
+    m2s: Float[Array, "parts ..."],
+    rests: Inexact[Array, "parts ..."] | float = 0.0,
+) -> ShiftedMoments:
+    """The moments of all parts, whose means are `means + rests`; `base` is the mean of a part that is not empty."""
     total = counts.sum(0)
     occupied = jnp.broadcast_to(counts > 0, means.shape)
     base = jnp.take_along_axis(means, jnp.argmax(occupied, 0, keepdims=True), 0)[0]
-    apart = jnp.where(occupied, means - base, 0)
+    apart = jnp.where(occupied, (means - base) + rests, 0)
     delta = (counts * apart).sum(0) / jnp.maximum(total, 1)
     m2 = (m2s + counts * jnp.square(apart - delta)).sum(0)
-    return total, base, delta, m2
+    return ShiftedMoments(total, base, base, delta, m2)

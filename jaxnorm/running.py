@@ -14,18 +14,18 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm._typing import Array, Float, Integer
+from jaxnorm._typing import Array, Float, Inexact, Integer
 from jaxnorm.moments import Moments
 
 
 def update_running(
-    mean: Float[Array, "*channels"],
+    mean: Inexact[Array, "*channels"],
     var: Float[Array, "*channels"],
     batch: Moments,
-    momentum: float | None,
-    correction: float,
+    momentum: int | float | None,
+    correction: int | float,
     num_batches: Integer[Array, ""] | None,
-) -> tuple[Float[Array, "*channels"], Float[Array, "*channels"]]:
+) -> tuple[Inexact[Array, "*channels"], Float[Array, "*channels"]]:
     """The running mean and variance after one more batch, in at least float32.
 
     A batch in which nothing counts leaves both as they were, and one with no more values than `correction` has no
