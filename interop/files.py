@@ -72,22 +72,27 @@ class Data:
         if not view.flags.aligned:  # old writers did not align, and not every reader of arrays copes
             view = view.copy()
             view.flags.writeable = False
-        elif view.nbytes >= _PAGE and isinstance(self.buffer, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            low = offset // _PAGE * _PAGE
-            length = min(offset + span(view), self.size) - low
-            weakref.finalize(view, self.buffer.madvise, mmap.MADV_DONTNEED, low, length).atexit = False
+        elif view.nbytes >= _PAGE and isinstance(self.buffer, mmap.mmap):
+            weakref.finalize(view, _release, self.buffer, offset, span(view)).atexit = False
         return view
 
     def crc32(self, offset: int, size: int) -> int:
         """The CRC-32 of a part of the data, whose pages are let go again on the way."""
         crc = 0
         for low in range(offset, offset + size, _CHUNK):
+            length = min(_CHUNK, offset + size - low)
             with memoryview(self.buffer) as view:
-                crc = zlib.crc32(view[low : min(low + _CHUNK, offset + size)], crc)
-            if isinstance(self.buffer, mmap.mmap) and size >= _CHUNK and hasattr(mmap, "MADV_DONTNEED"):
-                start = low // _PAGE * _PAGE
-                self.buffer.madvise(mmap.MADV_DONTNEED, start, min(low + _CHUNK, self.size) - start)
+                crc = zlib.crc32(view[low : low + length], crc)
+            if isinstance(self.buffer, mmap.mmap):
+                _release(self.buffer, low, length)
         return crc
+
+
+def _release(buffer: mmap.mmap, offset: int, size: int) -> None:
+    """Lets go of the pages of a part of a mapped file, which come back from the file if someone still looks at them."""
+    if size and hasattr(mmap, "MADV_DONTNEED"):
+        low = offset // _PAGE * _PAGE
+        buffer.madvise(mmap.MADV_DONTNEED, low, offset + size - low)
 
 
 def span(array: np.ndarray) -> int:

@@ -72,10 +72,7 @@ def read_legacy(data: Data) -> Any:
     def load(dtype: Any, key: str, numel: int) -> Storage:
         if dtype is None:  # the length of what follows in the file would not be known
             raise UnpickleError(f"has storage {key!r} of a dtype that NumPy cannot hold")
-        storage = storages.setdefault(key, Storage(numel * dtype.itemsize, dtype, key))
-        if storage.dtype != dtype:
-            raise UnpickleError(f"has storage {key!r} as {storage.dtype} and as {dtype}")
-        return _typed(storage, dtype, numel)
+        return _typed(storages.setdefault(key, Storage(numel * dtype.itemsize, dtype, key)), dtype, numel)
 
     magic, position = _unpickle(data, data.buffer, 0, None, "magic number")
     version, position = _unpickle(data, data.buffer, position, None, "protocol version")
@@ -102,12 +99,12 @@ def read_legacy(data: Data) -> Any:
 
 
 def _typed(storage: Storage, dtype: Any, numel: int) -> Storage:
-    """The storage as its persistent id describes it."""
+    """The storage, if its persistent id describes it as those before did; torch.save writes each as one dtype."""
+    if dtype != storage.dtype:
+        raise UnpickleError(f"has storage {storage.key!r} as {storage.dtype} and as {dtype}")
     if dtype is not None and numel * dtype.itemsize > storage.size:
         raise UnpickleError(f"expects {numel} x {dtype} of storage {storage.key!r}, which has {storage.size} bytes")
-    if dtype == storage.dtype:
-        return storage
-    return Storage(storage.size, dtype, storage.key, storage.data, storage.offset, storage.swapped)
+    return storage
 
 
 def _unpickle(

@@ -462,3 +462,13 @@ def test_every_opcode_is_known_or_refused():
         with pytest.raises(UnpickleError):
             read(opcode.code.encode("latin-1"))
     assert zlib.crc32(b"") == 0 and interop.CheckpointError is CheckpointError
+
+
+def test_one_storage_as_two_dtypes_is_an_error(tmp_path):
+    """torch.save never writes it, and torch.load would give the second tensor the first one's dtype."""
+    torch.save({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.int32)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as old, zipfile.ZipFile(tmp_path / "y.pth", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"X\x01\x00\x00\x001", b"X\x01\x00\x00\x000"))
+    with pytest.raises(CheckpointError, match="has storage 'x/data/0' as float32 and as int32"):
+        load_checkpoint(tmp_path / "y.pth")

@@ -1,0 +1,176 @@
+"""Reading checkpoints onto the device: interop.load_checkpoint against torch.load and safetensors' own loaders.
+
+    python benchmarks/checkpoint.py                     # a ResNet-50's state dict, about 100 MB
+    python benchmarks/checkpoint.py --gigabytes 4 --repeat 1
+
+Each reader runs in a fresh process that imports its libraries first, reads the file (in the system's cache, since it was
+just written) and puts every array on the device with jax.device_put. Printed: the median and the fastest time over the
+repetitions, their ratio to the baseline of the format, and the peak of resident memory above that before reading, as a multiple of
+the file. The arrays on a CPU device are part of this memory, so that the least possible is 1.0 where it copies.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+READERS = {
+    "safetensors": ("safetensors.numpy", "interop", "interop, one by one", "safetensors.torch"),
+    "pth": ("torch mmap", "torch", "interop", "interop, one by one"),
+}
+
+
+def resnet50() -> dict[str, np.ndarray]:
+    """A state dict with the shapes of torchvision's ResNet-50: 320 entries, 102.5 MB."""
+    generator = np.random.default_rng(0)
+    state: dict[str, np.ndarray] = {}
+
+    def conv(name: str, out: int, into: int, kernel: int) -> None:
+        state[f"{name}.weight"] = generator.random((out, into, kernel, kernel), dtype=np.float32)
+
+    def norm(name: str, channels: int) -> None:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{name}.{part}"] = generator.random(channels, dtype=np.float32)
+        state[f"{name}.num_batches_tracked"] = np.array(0)
+
+    conv("conv1", 64, 3, 7)
+    norm("bn1", 64)
+    into = 64
+    for layer, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), 1):
+        for block in range(blocks):
+            name = f"layer{layer}.{block}"
+            for i, (out, before, kernel) in enumerate(((width, into, 1), (width, width, 3), (4 * width, width, 1)), 1):
+                conv(f"{name}.conv{i}", out, before, kernel)
+                norm(f"{name}.bn{i}", out)
+            if block == 0:
+                conv(f"{name}.downsample.0", 4 * width, into, 1)
+                norm(f"{name}.downsample.1", 4 * width)
+            into = 4 * width
+    state["fc.weight"] = generator.random((1000, 2048), dtype=np.float32)
+    state["fc.bias"] = generator.random(1000, dtype=np.float32)
+    return state
+
+
+def large(gigabytes: float) -> dict[str, np.ndarray]:
+    """Matrices of 64 MB."""
+    generator = np.random.default_rng(0)
+    count = round(gigabytes * 2**30 / 2**26)
+    return {f"layer{i}.weight": generator.random((4096, 4096), dtype=np.float32) for i in range(count)}
+
+
+def read(reader: str, path: str) -> tuple[float, float, dict[str, str]]:
+    """Seconds, peak bytes above the start, and versions, in this process."""
+    import jax
+    import safetensors
+
+    versions = {"jax": jax.__version__, "numpy": np.__version__, "safetensors": safetensors.__version__}
+    if "torch" in reader:
+        import torch
+
+        versions["torch"] = torch.__version__
+    import safetensors.numpy
+
+    import interop
+
+    jax.device_put(np.ones(1)).block_until_ready()
+    peak = Peak()
+    start = time.perf_counter()
+    on_device: Any
+    if reader == "interop":
+        checkpoint = interop.load_checkpoint(path)
+        on_device = jax.device_put(dict(checkpoint))
+    elif reader == "interop, one by one":  # each array's pages leave memory when it is on the device
+        on_device = {}
+        for name, array in interop.load_checkpoint(path).items():
+            on_device[name] = jax.device_put(array).block_until_ready()
+            del array
+    elif reader == "safetensors.numpy":
+        on_device = jax.device_put(safetensors.numpy.load_file(path))
+    elif reader == "safetensors.torch":
+        import safetensors.torch
+
+        on_device = jax.device_put({name: t.numpy() for name, t in safetensors.torch.load_file(path).items()})
+    else:
+        state = torch.load(path, mmap="mmap" in reader, weights_only=True)
+        on_device = jax.device_put({name: tensor.numpy() for name, tensor in state.items()})
+    jax.block_until_ready(on_device)
+    seconds = time.perf_counter() - start
+    return seconds, peak.stop(), versions
+
+
+class Peak:
+    """The highest resident memory from now on (VmHWM would also remember what was before)."""
+
+    def __init__(self) -> None:
+        self.before = self.highest = self._resident()
+        self.running = True
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+
+    def stop(self) -> float:
+        """Ends the watch; the peak in bytes above the start."""
+        self.running = False
+        self.thread.join()
+        return max(self.highest, self._resident()) - self.before
+
+    def _watch(self) -> None:
+        while self.running:
+            self.highest = max(self.highest, self._resident())
+            time.sleep(0.002)
+
+    def _resident(self) -> int:
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, help="a file of this size instead of a ResNet-50")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--read", nargs=2, metavar=("READER", "PATH"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read:
+        print(json.dumps(read(*options.read)))
+        return
+    import interop
+
+    with tempfile.TemporaryDirectory() as folder:
+        state = large(options.gigabytes) if options.gigabytes else resnet50()
+        versions: dict[str, str] = {}
+        for format, readers in READERS.items():
+            path = pathlib.Path(folder) / f"x.{format}"
+            interop.save_checkpoint(path, state)
+            size = path.stat().st_size
+            print(f"\n.{format}, {len(state)} arrays, {size / 1e6:.1f} MB, {options.repeat} runs each\n")
+            print("| reader | median ms | fastest ms | ratio | peak memory / file |")
+            print("|---|---|---|---|---|")
+            runs: dict[str, list[tuple[float, float]]] = {reader: [] for reader in readers}
+            for _ in range(options.repeat):
+                for reader in readers:  # in turn, so that a busy minute is shared by all
+                    command = [sys.executable, __file__, "--read", reader, str(path)]
+                    seconds, peak, used = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                    versions |= used
+                    runs[reader].append((seconds, peak))
+            base = min(seconds for seconds, _ in runs[readers[0]])
+            for reader, results in runs.items():
+                times = [seconds for seconds, _ in results]
+                print(
+                    f"| {reader} | {1e3 * statistics.median(times):.0f} | {1e3 * min(times):.0f} "
+                    f"| {min(times) / base:.2f} | {max(peak for _, peak in results) / size:.2f} |"
+                )
+            path.unlink()
+        print(
+            f"\nratio: of the fastest runs, to the first line. {', '.join(f'{k} {v}' for k, v in versions.items())}; CPU"
+        )
+
+
+if __name__ == "__main__":
+    main()
