@@ -2,6 +2,7 @@
 
 from jaxnorm import linen, nnx
 from jaxnorm._batch_norm import batch_norm, normalize
+from jaxnorm._recalibrate import recalibrate
 from jaxnorm.ema import Ema, EmaState
 from jaxnorm.moments import Moments, merge, moments
 from jaxnorm.parallel import data_parallel
@@ -25,6 +26,7 @@ __all__ = [
     "nnx",
     "normalize",
     "pad_batch",
+    "recalibrate",
     "replica_divergence",
     "replicate",
     "revert_sync_batchnorm",
