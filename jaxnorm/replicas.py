@@ -110,8 +110,9 @@ def _largest_difference(x: Array) -> Array:
     first = x[:1]
     same = x == first
     floating = jnp.issubdtype(x.dtype, jnp.inexact)
-    if floating:
-        same |= jnp.isnan(x) & jnp.isnan(first)
+    if jnp.issubdtype(x.dtype, jnp.floating):  # bit for bit: XLA takes subnormal numbers for zero
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        same = (bits == bits[:1]) | (jnp.isnan(x) & jnp.isnan(first))
     wide = jnp.promote_types(x.dtype, jnp.float32) if floating else jnp.result_type(float)
     by = jnp.abs(x.astype(wide) - first.astype(wide)).astype(jnp.result_type(float))
     by = jnp.where(jnp.isnan(by), jnp.inf, jnp.maximum(by, jnp.finfo(by.dtype).tiny))
