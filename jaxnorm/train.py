@@ -142,6 +142,14 @@ class TrainState:
             average = jax.device_put(average, jax.tree.map(lambda x: x.sharding, _averaged(state)))
         return self.definition.rebuild(_collections(state)._replace(**average))
 
+    def with_ema_model(self, model: Any) -> "TrainState":
+        """The state with the arrays of `model` as its average: one trained elsewhere, timm's `state_dict_ema`."""
+        if self.ema is None or self.ema_state is None:
+            raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
+        _, collections = take_apart(model)
+        average = {name: getattr(collections, name) for name in ("params", "batch_stats", "variables")}
+        return self.replace(ema_state=self.ema.init(average)._replace(count=self.ema_state.count))
+
     def apply_gradients(self, grads: PyTree) -> "TrainState":
         """One step of the optimizer. For loops of one's own."""
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
