@@ -3,10 +3,11 @@
     python benchmarks/checkpoint.py                     # a ResNet-50's state dict, about 100 MB
     python benchmarks/checkpoint.py --gigabytes 4 --repeat 1
 
-Each reader runs in a fresh process that imports its libraries first, reads the file (in the system's cache, since it was
-just written) and puts every array on the device with jax.device_put. Printed: the median and the fastest time over the
-repetitions, their ratio to the baseline of the format, and the peak of resident memory above that before reading, as a multiple of
-the file. The arrays on a CPU device are part of this memory, so that the least possible is 1.0 where it copies.
+Each reader runs in a fresh process that imports its libraries first, reads the file (in the system's cache, since it
+was just written) and puts every array on the device with jax.device_put. Printed: the median and the fastest time of
+the repetitions, the latter's ratio to the first reader's, and the peak of resident memory above that before reading, as
+a multiple of the file. The arrays on a CPU device are part of this memory: 1.0 is the least where it copies them, and
+where it does not (arrays that begin at multiples of 64 bytes, as in a .pth file) pages that nobody read are not there.
 """
 
 import argparse
@@ -156,8 +157,8 @@ def main() -> None:
             for _ in range(options.repeat):
                 for reader in readers:  # in turn, so that a busy minute is shared by all
                     command = [sys.executable, __file__, "--read", reader, str(path)]
-                    seconds, peak, used = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-                    versions |= used
+                    seconds, peak, loaded = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                    versions |= loaded
                     runs[reader].append((seconds, peak))
             base = min(seconds for seconds, _ in runs[readers[0]])
             for reader, results in runs.items():
@@ -167,9 +168,8 @@ def main() -> None:
                     f"| {min(times) / base:.2f} | {max(peak for _, peak in results) / size:.2f} |"
                 )
             path.unlink()
-        print(
-            f"\nratio: of the fastest runs, to the first line. {', '.join(f'{k} {v}' for k, v in versions.items())}; CPU"
-        )
+        used = ", ".join(f"{name} {version}" for name, version in versions.items())
+        print(f"\nRatio: of the fastest runs, to the first reader. {used}; CPU")
 
 
 if __name__ == "__main__":

@@ -223,9 +223,16 @@ def test_the_malicious_pickles_would_execute(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "asked"),
-    [("reduce os.system", "posix.system"), ("reduce eval", "builtins.eval"), ("nested", "_pickle.loads"), ("memo", "os.system"),
-     ("reduce partial", "functools.partial"), ("codecs", "zlib_codec"), ("timeit", "timeit.timeit")],
-)  # fmt: skip
+    [
+        ("reduce os.system", "posix.system"),
+        ("reduce eval", "builtins.eval"),
+        ("reduce partial", "functools.partial"),
+        ("nested", "_pickle.loads"),
+        ("memo", "os.system"),
+        ("codecs", "zlib_codec"),
+        ("timeit", "timeit.timeit"),
+    ],
+)
 def test_the_error_names_what_was_asked_for(name, asked):
     with pytest.raises(UnpickleError, match=asked):
         read(malicious("x")[name])
