@@ -70,14 +70,19 @@ def gather_replicas(
     x: Shaped[Array, "..."], axis_name: AxisName, groups: Groups | None
 ) -> Shaped[Array, "replicas ..."]:
     """The arrays of all replicas of this replica's group, stacked along a new first axis: one all-gather."""
-    if not _is_mesh_axis(axis_name):
-        gathered = lax.all_gather(x, axis_name)
-        if axis_name == GLOBAL_VIEW:
-            gathered = _replicated(gathered, like=x)
-        return gathered if groups is None else gathered[_own_group(axis_name, groups)]
-    if groups is not None:
-        return lax.all_gather(x, axis_name, axis_index_groups=groups)
-    return lax.all_gather(x, axis_name, to="invarying")
+    if _alone(x, axis_name):
+        return x[None]
+    if _is_mesh_axis(axis_name):
+        if groups is not None:
+            return lax.all_gather(x, axis_name, axis_index_groups=groups)
+        return lax.all_gather(x, axis_name, to="invarying")
+    gathered = x[None]
+    for axis in reversed(_axes(axis_name)):  # one by one: vmap does not gather over several axes
+        gathered = lax.all_gather(gathered, axis)
+        gathered = gathered.reshape(-1, *x.shape)
+    if axis_name == GLOBAL_VIEW:
+        gathered = _replicated(gathered, like=x)
+    return gathered if groups is None else gathered[_own_group(axis_name, groups)]
 
 
 def sum_replicas(x: Shaped[Array, "..."], axis_name: AxisName, groups: Groups | None) -> Shaped[Array, "..."]:
@@ -85,6 +90,8 @@ def sum_replicas(x: Shaped[Array, "..."], axis_name: AxisName, groups: Groups | 
 
     Where `lax.psum` refuses groups it is an all-gather and a local sum, which transposes to one reduce-scatter.
     """
+    if _alone(x, axis_name):
+        return x
     if groups is None:
         return lax.psum(x, axis_name)
     if _is_mesh_axis(axis_name):
@@ -133,10 +140,20 @@ def _replicated(gathered: Shaped[Array, "..."], like: Shaped[Array, "..."]) -> S
     return lax.with_sharding_constraint(gathered, NamedSharding(mesh, spec))
 
 
+def _axes(axis_name: AxisName) -> tuple[Hashable, ...]:
+    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
 def _is_mesh_axis(axis_name: AxisName) -> bool:
     """Whether the axis comes from `shard_map` or `pmap` (a `shard_map` itself since JAX 0.8) and not from `vmap`."""
-    axes = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    return set(axes) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+    return set(_axes(axis_name)) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _alone(x: Shaped[Array, "..."], axis_name: AxisName) -> bool:
+    """Whether there is nobody to tell. (With check_vma=True a collective of one still makes a value replicated.)"""
+    kind: Any = jax.typeof(x)
+    varying = kind.vma if hasattr(kind, "vma") else kind.mat.varying  # JAX 0.10 renamed it
+    return axis_size(axis_name) == 1 and not varying & set(_axes(axis_name))
 
 
 def _own_group(axis_name: AxisName, groups: Groups) -> Shaped[Array, " replicas"]:

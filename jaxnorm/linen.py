@@ -67,8 +67,11 @@ class BatchNorm(nn.BatchNorm):
                 running["num_batches_tracked"] = self.variable(
                     "batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int_
                 )
-        scale = self.param("scale", self.scale_init, channels, self.param_dtype) if self.use_scale else None
-        bias = self.param("bias", self.bias_init, channels, self.param_dtype) if self.use_bias else None
+        # Loaded variables may be NumPy's.
+        scale = (
+            jnp.asarray(self.param("scale", self.scale_init, channels, self.param_dtype)) if self.use_scale else None
+        )
+        bias = jnp.asarray(self.param("bias", self.bias_init, channels, self.param_dtype)) if self.use_bias else None
         dtype = dtypes.canonicalize_dtype(*(v for v in (x, scale, bias) if v is not None), dtype=self.dtype)
         options: dict[str, Any] = {
             "axis": self.axis,
@@ -77,8 +80,9 @@ class BatchNorm(nn.BatchNorm):
             "dtype": dtype,
         }
         starting = self.is_initializing()
+        kept = {name: jnp.asarray(variable.value) for name, variable in running.items()}
         if running and (eval_mode or (starting and x.size == jnp.prod(jnp.asarray(channels)))):
-            return normalize(x, running["mean"].value, running["var"].value, scale, bias, **options)
+            return normalize(x, kept["mean"], kept["var"], scale, bias, **options)
         try:
             y, moments = batch_norm(
                 x,
@@ -94,10 +98,8 @@ class BatchNorm(nn.BatchNorm):
         if running and not eval_mode and not starting:
             count = None
             if "num_batches_tracked" in running:
-                count = running["num_batches_tracked"].value = running["num_batches_tracked"].value + 1
-            mean, var = update_running(
-                running["mean"].value, running["var"].value, moments, self.momentum, self.correction, count
-            )
+                count = running["num_batches_tracked"].value = kept["num_batches_tracked"] + 1
+            mean, var = update_running(kept["mean"], kept["var"], moments, self.momentum, self.correction, count)
             if not self.force_float32_reductions:
                 mean, var = mean.astype(kept_dtype), var.astype(kept_dtype)
             running["mean"].value, running["var"].value = mean, var

@@ -167,9 +167,7 @@ def shifted_moments(
 ) -> ShiftedMoments:
     """The moments of `x` over the axes `reduced` and, given an axis name, over the replicas (of this one's group).
 
-    `reference` is a value for each channel that all replicas know. What they exchange is their means relative to it, so
-    that a float32 mean is exact to `eps |mean - reference|`: the running mean serves. `widened` says that `x` was
-    converted from a narrower dtype, which only matters for speed.
+    `widened` says that `x` was converted from a narrower dtype, which only matters for speed.
     """
     shift = _shift(x, mask, reduced)
     # XLA on a CPU writes out x - shift if it is used twice, but fuses it into each sum (and into the normalisation)
