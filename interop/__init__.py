@@ -2,20 +2,33 @@
 
 from interop._from_torch import from_torch
 from interop._state_dict import load_state_dict, state_dict
+from interop.artifact import load, save
 from interop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from interop.module import TracedModule
 from interop.ops import register
 from interop.optimizer import load_optimizer_state, optax_from_torch, optimizer_state_dict, schedule_from_torch
+from interop.program import ProgramError
+from interop.trace import TraceError
+from interop.variables import Buffer, Constant, Frozen
 
 __all__ = [
+    "Buffer",
     "Checkpoint",
     "CheckpointError",
+    "Constant",
+    "Frozen",
+    "ProgramError",
+    "TraceError",
+    "TracedModule",
     "from_torch",
+    "load",
     "load_checkpoint",
     "load_optimizer_state",
     "load_state_dict",
     "optax_from_torch",
     "optimizer_state_dict",
     "register",
+    "save",
     "save_checkpoint",
     "schedule_from_torch",
     "state_dict",

@@ -21,15 +21,44 @@ OPERATION = "jaxnorm.batch_norm.default"
 def _operation() -> Callable[[Any, str], Any]:
     import torch
 
-    def batch_norm(x: torch.Tensor, path: str) -> torch.Tensor:
+    def batch_norm(x: Any, path: Any) -> Any:
         raise RuntimeError(
-            "jaxnorm::batch_norm stands for a BatchNorm layer in a traced graph and cannot run in PyTorch"
+            "jaxnorm::batch_norm stands for a BatchNorm layer in a traced graph, and cannot run in PyTorch"
         )
 
-    batch_norm.__annotations__ = {"x": torch.Tensor, "path": str, "return": torch.Tensor}
-    custom = torch.library.custom_op("jaxnorm::batch_norm", batch_norm, mutates_args=())
+    schema = "(Tensor x, str path) -> Tensor"  # given, not inferred: annotations may be wrapped by a type checker
+    custom = torch.library.custom_op("jaxnorm::batch_norm", batch_norm, mutates_args=(), schema=schema)
     custom.register_fake(lambda x, path: torch.empty_like(x))
     return custom
+
+
+def unshare(root: Any) -> None:
+    """Leaves a shared layer that holds BatchNorm at its first place, and puts a stand-in that calls it at every other.
+
+    torch.export cannot make a graph functional in which the buffers of a BatchNorm layer have two names.
+    """
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    class StandIn(torch.nn.Module):  # type: ignore[misc]
+        """Calls a layer that is no part of it."""
+
+        def __init__(self, layer: Any):
+            super().__init__()
+            vars(self)["layer"] = layer
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.layer(*args, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(vars(self)["layer"], name)
+
+    seen: set[Any] = set()
+    for parent in list(root.modules()):
+        for name, layer in parent._modules.items():
+            if layer is not None and layer in seen and any(isinstance(part, _BatchNorm) for part in layer.modules()):
+                parent._modules[name] = StandIn(layer)
+            seen.add(layer)
 
 
 @contextlib.contextmanager

@@ -66,8 +66,8 @@ def _named(module: Any) -> list[tuple[str, Any]]:
     return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
-def read_batch_norms(module: Any, frozen: frozenset[str]) -> tuple[BatchNormLayer, ...]:
-    """The BatchNorm layers with their flags. `frozen` holds the paths of the layers that do not train."""
+def read_batch_norms(module: Any) -> tuple[BatchNormLayer, ...]:
+    """The BatchNorm layers with their flags as they are now."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     first: dict[int, str] = {}
@@ -84,7 +84,6 @@ def read_batch_norms(module: Any, frozen: frozenset[str]) -> tuple[BatchNormLaye
                     affine=layer.affine,
                     track_running_stats=layer.track_running_stats,
                     training=layer.training,
-                    frozen=same_as in frozen,
                     same_as=None if same_as == path else same_as,
                 )
             )

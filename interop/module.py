@@ -20,7 +20,7 @@ from interop.call import bind
 from interop.conventions import FLAX_NAMES, flax_momentum
 from interop.program import BatchNormLayer, Entry, Model, Program
 from interop.run import run, unsupported
-from interop.variables import Buffer, Constant, Frozen, to_jax
+from interop.variables import Buffer, Constant, Frozen, check, to_jax
 
 logger = logging.getLogger("interop")
 _CLASSES = {"parameter": nnx.Param, "frozen": Frozen, "buffer": Buffer, "constant": Constant}
@@ -61,6 +61,7 @@ class TracedModule(Layer):
             ValueError: for arrays that JAX, as configured, cannot hold.
         """
         unsupported(model)
+        check(arrays)
         self.deterministic = not training
         self._interop_model = model
         self._interop_rngs = nnx.Rngs(0) if rngs is None else rngs
@@ -161,7 +162,7 @@ def _batch_norm(layer: BatchNormLayer, entries: Mapping[str, Entry], rngs: nnx.R
 
 
 def _variable(entry: Entry, holder: Any, name: str, arrays: Mapping[str, np.ndarray]) -> nnx.Variable[Any]:
-    value: Any = to_jax(arrays[entry.name], entry.name)
+    value: Any = to_jax(arrays[entry.name])
     cls = _CLASSES[entry.kind]
     if isinstance(holder, nnx.BatchNorm) and name in ("mean", "var", "num_batches_tracked"):
         cls = nnx.BatchStat

@@ -200,6 +200,19 @@ _RECORDS: dict[str, type] = {
 }
 
 
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path"), str),
+    **dict.fromkeys(("args", "shape", "inputs", "nodes", "entries", "batch_norms"), tuple),
+    **dict.fromkeys(("kwargs", "signature", "updates", "modules"), dict),
+    **dict.fromkeys(("persistent", "affine", "track_running_stats", "training", "frozen"), bool),
+    **dict.fromkeys(("train", "eval"), Program),
+    "same_as": (str, type(None)),
+    "num_features": int,
+    "eps": (int, float),
+    "momentum": (int, float, type(None)),
+}
+
+
 def encode(value: Any) -> Any:
     """`value` as JSON can hold it. Raises ProgramError for what a program cannot contain."""
     if value is None or isinstance(value, (bool, int, str)):
@@ -243,7 +256,11 @@ def decode(data: Any) -> Any:
         names = {field.name for field in dataclasses.fields(cls)}
         if set(body) != names:
             raise ProgramError(f"a {key[1:]} has the fields {sorted(names)}, found {sorted(body)}")
-        return cls(**{name: decode(item) for name, item in body.items()})
+        fields = {name: decode(item) for name, item in body.items()}
+        for name, item in fields.items():
+            if name in _FIELDS and not isinstance(item, _FIELDS[name]):
+                raise ProgramError(f"the field {name!r} of a {key[1:]} cannot be {_shown(body[name])}")
+        return cls(**fields)
     raise ProgramError(f"not part of the format: {_shown(data)}")
 
 
@@ -287,9 +304,6 @@ def validate(model: Model) -> None:
                 faults.append(f"entry {entry.name!r} is tied to {entry.same_as!r}, which is missing")
     _typed(model.batch_norms, BatchNormLayer, "batch_norms", faults)
     for mode, program in (("train", model.train), ("eval", model.eval)):
-        if not isinstance(program, Program):
-            faults.append(f"{mode}: expected a Program, found {type(program).__name__}")
-            continue
         known = {item.name for item in _typed(program.inputs, Input, f"{mode}.inputs", faults)}
         for node in _typed(program.nodes, Node, f"{mode}.nodes", faults):
             faults += _faults(f"{mode}: node {node.name!r}", (node.args, node.kwargs), known, entries)
@@ -303,9 +317,6 @@ def validate(model: Model) -> None:
 
 
 def _typed(items: Any, cls: type, where: str, faults: list[str]) -> list[Any]:
-    if not isinstance(items, tuple):
-        faults.append(f"{where}: expected a tuple, found {type(items).__name__}")
-        return []
     faults += [f"{where}: expected {cls.__name__}, found {_kind(item)}" for item in items if not isinstance(item, cls)]
     return [item for item in items if isinstance(item, cls)]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from interop import structure
-from interop._torch_batch_norm import opaque_batch_norms
+from interop._torch_batch_norm import opaque_batch_norms, unshare
 from interop._torch_graph import GraphReader, stop_gradients
 from interop._torch_state import Constants, read_batch_norms, read_state
 from interop.program import Model, Node, Program
@@ -62,18 +62,18 @@ def trace(
         warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
         flags = {path: layer.training for path, layer in module.named_modules()}
         entries, arrays = read_state(module)
+        layers = read_batch_norms(module)
         constants = Constants()
         if not module.training:
             module.train()
         frozen = frozenset(path for path, layer in module.named_modules() if not layer.training)
+        unshare(module)
         programs = {}
         for mode in ("train", "eval"):
             if mode == "eval":
                 module.eval()
             programs[mode] = _record(module, args, keywords, tuple(dynamic_dims), constants, mode)
-        for path, layer in module.named_modules():
-            layer.training = flags[path]
-        layers = read_batch_norms(module, frozen)
+    layers = tuple(dataclasses.replace(layer, frozen=(layer.same_as or layer.path) in frozen) for layer in layers)
     if any(layer.frozen for layer in layers):
         logger.warning("BatchNorm frozen at import: %d layers", sum(layer.frozen for layer in layers))
     arrays.update(constants.arrays)

@@ -7,6 +7,7 @@ jax_enable_x64 is set.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,20 +28,27 @@ class Constant(nnx.Variable[Any]):
     """A tensor that the model's code makes by itself. Not part of the state dict."""
 
 
-def to_jax(array: np.ndarray, name: str) -> jax.Array:
-    """A copy on JAX's side. Raises ValueError where JAX, as configured, cannot hold the values."""
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    if dtype != array.dtype:
-        advice = "set jax_enable_x64"
+def check(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError with every array that JAX, as configured, cannot hold."""
+    problems = []
+    for name, array in arrays.items():
+        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+        if dtype == array.dtype:
+            continue
         if not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"{name!r} is {array.dtype}, which JAX holds as {dtype}: {advice}, or convert the PyTorch module to "
-                "float32 first"
-            )
-        limits = np.iinfo(dtype)
-        if array.size and (array.max() > limits.max or array.min() < limits.min):
-            raise ValueError(f"{name!r} is {array.dtype} with values that do not fit {dtype}: {advice}")
-    return jnp.array(array, dtype=dtype, copy=True)
+            problems.append(f"{name!r} is {array.dtype}")
+        elif array.size and (array.max() > np.iinfo(dtype).max or array.min() < np.iinfo(dtype).min):
+            problems.append(f"{name!r} is {array.dtype} with values that do not fit {dtype}")
+    if problems:
+        raise ValueError(
+            "JAX cannot hold these without jax_enable_x64: set it, or convert the PyTorch module (.float(), say):\n  "
+            + "\n  ".join(problems)
+        )
+
+
+def to_jax(array: np.ndarray) -> jax.Array:
+    """A copy on JAX's side; 64-bit integers become 32-bit ones unless jax_enable_x64 is set."""
+    return jnp.array(array, dtype=jax.dtypes.canonicalize_dtype(array.dtype), copy=True)
 
 
 def to_numpy(variable: Any) -> np.ndarray:

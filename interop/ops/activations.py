@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from interop.ops.layout import Tensor, array_of, axis_of, laid, order_of, plain
@@ -34,7 +35,24 @@ def relu6(x: Any) -> Any:
 
 @register("aten.hardsigmoid.default", layout="elementwise")
 def hardsigmoid(x: Any) -> Any:
+    """relu6(x + 3) / 6.
+
+    The derivative is 0 at -3 and 3, and between them 1 / 6 in single precision, as PyTorch has it for float64 too
+    (aten/src/ATen/native/cpu/Activation.cpp, hardsigmoid_backward_kernel).
+    """
+    return _hardsigmoid(x)
+
+
+@jax.custom_jvp
+def _hardsigmoid(x: Any) -> Any:
     return hardtanh(x + 3, 0, 6) / 6
+
+
+@_hardsigmoid.defjvp
+def _hardsigmoid_jvp(primals: Any, tangents: Any) -> Any:
+    (x,), (tangent,) = primals, tangents
+    slope = jnp.asarray(float(np.float32(1 / 6)), x.dtype)
+    return _hardsigmoid(x), jnp.where((x > -3) & (x < 3), tangent * slope, jnp.zeros((), x.dtype))
 
 
 @register("aten.hardswish.default", "aten.hardswish_.default", layout="elementwise")

@@ -1,0 +1,179 @@
+"""State dicts: bit-identical round trips, and every fault of a wrong one at once."""
+
+import copy
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torchvision
+from flax import nnx
+from parity_tools import randomised
+
+import interop
+import jaxnorm
+
+
+class Small(torch.nn.Module):
+    """Tied weights, a frozen parameter, a shared layer, buffers of several types, one of them not persistent."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+        self.bn = torch.nn.BatchNorm2d(4)
+        self.again = self.bn
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.fixed = torch.nn.Parameter(torch.ones(4), requires_grad=False)
+        self.register_buffer("calls", torch.tensor(2**40))
+        self.register_buffer("mask", torch.tensor([True, False, True, True]))
+        self.register_buffer("third", torch.ones(4, dtype=torch.bfloat16) / 3)
+        self.register_buffer("hidden", torch.ones(4), persistent=False)
+
+    def forward(self, x):
+        x = self.again(self.bn(self.conv(x))).mean((2, 3))
+        return self.second(self.first(x)) * self.fixed * self.mask + self.hidden + self.third
+
+
+def small():
+    module = randomised(Small())
+    module.third = module.third.to(torch.bfloat16)
+    return module
+
+
+def imported():
+    module = small()
+    return module, interop.from_torch(module, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
+
+
+def assert_identical(found, module):
+    expected = module.state_dict()
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype.name == str(tensor.dtype).removeprefix("torch."), name
+        raw = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+        assert found[name].tobytes() == raw.numpy().tobytes(), name
+
+
+def test_an_import_gives_back_every_entry_bit_for_bit():
+    module, model = imported()
+    assert_identical(interop.state_dict(model), module)
+
+
+def test_a_checkpoint_file_of_an_import_loads_strictly_in_pytorch(tmp_path):
+    _module, model = imported()
+    interop.save_checkpoint(tmp_path / "model.pth", model)
+    other = small()
+    for tensor in other.state_dict().values():
+        tensor.zero_()
+    other.load_state_dict(torch.load(tmp_path / "model.pth"), strict=True)
+    assert_identical({n: np.asarray(v) for n, v in interop.state_dict(model).items()}, other)
+
+
+def test_loading_a_state_dict_gives_its_values():
+    _module, model = imported()
+    other = small()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+        other.bn.num_batches_tracked.fill_(7)
+    assert interop.load_state_dict(model, other.state_dict()) is model
+    assert_identical(interop.state_dict(model), other)
+    assert model.first.weight is model.second.weight
+    assert model.bn is model.again
+
+
+def test_all_faults_of_a_state_dict_are_listed_and_nothing_is_changed():
+    module, model = imported()
+    wrong = dict(module.state_dict())
+    del wrong["conv.weight"], wrong["first.bias"]
+    wrong |= {"extra.weight": torch.ones(1), "bn.weight": torch.ones(5), "conv.bias": torch.zeros(4)}
+    with pytest.raises(ValueError) as error:
+        interop.load_state_dict(model, wrong)
+    for part in (
+        "'conv.weight', 'first.bias'",
+        "'extra.weight'",
+        "bn.weight: (5,) in the state dict, (4,) in the model",
+    ):
+        assert part in str(error.value)
+    assert_identical(interop.state_dict(model), module)
+
+
+def test_a_checkpoint_of_another_architecture_is_one_error():
+    model = interop.from_torch(torchvision.models.resnet50(), torch.zeros(2, 3, 64, 64))
+    with pytest.raises(ValueError, match=r"missing keys(.|\n)*unexpected keys(.|\n)*shapes that differ"):
+        interop.load_state_dict(
+            model, torchvision.models.resnet18(num_classes=10).state_dict() | {"head.bias": torch.zeros(1)}
+        )
+
+
+def test_loading_without_strict_keeps_what_is_missing():
+    _module, model = imported()
+    interop.load_state_dict(model, {"fixed": np.full(4, 3.0), "unknown": np.ones(1)}, strict=False)
+    assert (np.asarray(model.fixed[...]) == 3).all()
+    with pytest.raises(ValueError, match="shapes that differ"):
+        interop.load_state_dict(model, {"fixed": np.ones(5)}, strict=False)
+
+
+def test_a_checkpoint_older_than_counters_loads():
+    module, model = imported()
+    old = {n: v for n, v in module.state_dict().items() if not n.endswith("num_batches_tracked")}
+    interop.load_state_dict(model, old)
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_names_are_changed_on_request(as_mapping):
+    module, model = imported()
+    given = {f"module.{n}": v for n, v in module.state_dict().items()}
+    rename = {n: n.removeprefix("module.") for n in given} if as_mapping else lambda n: n.removeprefix("module.")
+    interop.load_state_dict(model, given, rename=rename)
+    with pytest.raises(ValueError, match="renamed to one"):
+        interop.load_state_dict(model, given, rename=lambda name: "conv.weight")
+
+
+def test_a_tree_of_batch_norm_layers_has_pytorchs_names():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.norms = nnx.List([jaxnorm.nnx.BatchNorm(3, count_batches=True, rngs=nnx.Rngs(0)) for _ in range(2)])
+
+    expected = torch.nn.ModuleDict({"norms": torch.nn.ModuleList([torch.nn.BatchNorm1d(3) for _ in range(2)])})
+    net = Net()
+    assert set(interop.state_dict(net)) == set(expected.state_dict())
+    interop.load_state_dict(net, expected.state_dict())
+    assert float(net.norms[0].var[...][0]) == 1
+
+
+def test_the_kinds_of_variables_are_told_apart():
+    _, model = imported()
+    assert type(model.conv.weight) is nnx.Param
+    assert type(model.bn) is jaxnorm.nnx.BatchNorm
+    assert type(model.bn.mean) is nnx.BatchStat
+    assert type(model.fixed) is interop.Frozen
+    assert type(model.mask) is interop.Buffer
+    assert "hidden" not in interop.state_dict(model)
+    assert len(nnx.to_flat_state(nnx.state(model, nnx.Param))) == 7  # a tied weight, or a shared layer's, counts once
+
+
+def test_integers_that_jax_cannot_hold_are_errors_at_the_door():
+    module = small().float()
+    import jax
+
+    with jax.enable_x64(False):
+        with pytest.raises(ValueError, match="'calls' is int64 with values that do not fit int32"):
+            interop.from_torch(module, torch.zeros(2, 3, 8, 8))
+        module.calls.fill_(5)
+        with pytest.raises(ValueError, match=r"'conv.weight' is float64"):
+            interop.from_torch(copy.deepcopy(module).double(), torch.zeros(2, 3, 8, 8, dtype=torch.float64))
+        model = interop.from_torch(module, torch.zeros(2, 3, 8, 8))
+        assert model.calls[...].dtype == jnp.int32
+        assert interop.state_dict(model)["calls"].dtype == np.int64
+        with pytest.raises(ValueError, match=r"integers too large(.|\n)*calls"):
+            interop.load_state_dict(model, {"calls": np.asarray(2**40)}, strict=False)
+
+
+def test_an_imported_array_shares_no_memory_with_the_module():
+    module, model = imported()
+    before = np.array(model.conv.weight[...])
+    with torch.no_grad():
+        module.conv.weight.zero_()
+    assert (np.asarray(model.conv.weight[...]) == before).all()
