@@ -20,7 +20,7 @@ Schedule = Callable[[Any], Any]
 class DampenedTraceState(NamedTuple):
     """State of `dampened_trace`."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]
     trace: PyTree
 
 
@@ -62,7 +62,7 @@ def adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
 class AmsgradState(NamedTuple):
     """State of `amsgrad`."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]
     mu: PyTree
     nu: PyTree
     nu_max: PyTree
@@ -88,7 +88,7 @@ def amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
 class NadamState(NamedTuple):
     """State of `nadam`."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]
     mu_product: Float[Array, ""]
     mu: PyTree
     nu: PyTree
@@ -149,7 +149,7 @@ def radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
 class AdagradState(NamedTuple):
     """State of `adagrad`."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]
     sum_of_squares: PyTree
 
 
@@ -171,7 +171,7 @@ def adagrad(lr_decay: float, eps: float, initial: float) -> optax.GradientTransf
 class AdanState(NamedTuple):
     """State of `adan`; fields as `optax.ScaleByAdanState`."""
 
-    count: Int[Array, ""]
+    count: Int[Array, ""]  # type: ignore[assignment]
     m: PyTree  # of the gradients
     v: PyTree  # of their differences
     n: PyTree  # of squares

@@ -4,11 +4,13 @@ from jaxnorm import linen, nnx
 from jaxnorm._batch_norm import batch_norm, normalize
 from jaxnorm._recalibrate import recalibrate
 from jaxnorm.ema import Ema, EmaState
+from jaxnorm.loss_scale import LossScale
+from jaxnorm.means import Mean, pad_batch
 from jaxnorm.moments import Moments, merge, moments
 from jaxnorm.parallel import data_parallel
 from jaxnorm.replicas import replica_divergence, replicate, unreplicate
 from jaxnorm.sync import convert_sync_batchnorm, revert_sync_batchnorm
-from jaxnorm.train import LossScale, Mean, TrainState, pad_batch, train_step
+from jaxnorm.train import TrainState, train_step
 
 __all__ = [
     "Ema",

@@ -39,12 +39,13 @@ class NnxDefinition:
     def build(self, collections: Collections, key: PRNGKeyArray | None) -> Any:
         """The model a loss function calls; its randomness is a function of `key` alone."""
         streams = collections.streams if key is None else _rekey(collections.streams, key)
-        return nnx.merge(self.graphdef, *collections._replace(streams=streams))
+        return self.rebuild(collections._replace(streams=streams))
 
     def collect(self, model: Any) -> Collections:
         """The arrays of a model that `build` made, after it has been called."""
         filters = (nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate, ...)
-        _, params, batch_stats, streams, _, variables = nnx.split(model, *filters)
+        states: Any = nnx.split(model, *filters)[1:]
+        params, batch_stats, streams, _, variables = states
         return Collections(*map(nnx.to_pure_dict, (params, batch_stats, variables, streams)))
 
     def rebuild(self, collections: Collections) -> nnx.Module:
@@ -65,20 +66,24 @@ class LinenDefinition:
         return isinstance(other, LinenDefinition) and self.module == other.module
 
     def sort(self, variables: Any) -> Collections:
+        """Linen's variables by what a training step does with them; intermediates are left out."""
         others = {name: variables[name] for name in variables if name not in ("params", "batch_stats")}
         others.pop("intermediates", None)
         return Collections(variables["params"], variables.get("batch_stats", {}), others, {})
 
     def build(self, collections: Collections, key: PRNGKeyArray | None) -> Any:
+        """The module bound to its variables; its randomness is a function of `key` alone."""
         variables = self._variables(collections)
         mutable = [name for name in variables if name != "params"]
         # Linen draws from the stream "params" where a stream of the asked name is missing, so one key serves all.
         return self.module.bind(variables, rngs=None if key is None else {"params": key}, mutable=mutable)
 
     def collect(self, model: Any) -> Collections:
+        """The arrays of a bound module, after it has been called."""
         return self.sort(model.variables)
 
     def rebuild(self, collections: Collections) -> tuple[linen.Module, dict[str, Any]]:
+        """The module and its variables, as the user gave them."""
         return self.module, self._variables(collections)
 
     def _variables(self, collections: Collections) -> dict[str, Any]:
@@ -91,6 +96,7 @@ Definition = NnxDefinition | LinenDefinition
 
 def take_apart(model: Any) -> tuple[Definition, Collections]:
     """A model's definition and its arrays. `model` is an `nnx.Module`, or Linen's `(module, variables)`."""
+    definition: Definition
     if isinstance(model, nnx.Module):
         definition = NnxDefinition(model)
         collections = definition.collect(model)
@@ -98,8 +104,8 @@ def take_apart(model: Any) -> tuple[Definition, Collections]:
         module, variables = model
         if "params" not in variables:
             raise ValueError(f'Linen variables have a "params" collection; these have {sorted(variables)}')
-        definition = LinenDefinition(module)
-        collections = definition.sort(variables)
+        linen_definition = LinenDefinition(module)
+        definition, collections = linen_definition, linen_definition.sort(variables)
     else:
         raise TypeError(f"expected an nnx.Module or Linen's (module, variables); got {type(model).__name__}")
     return definition, jax.tree.map(jnp.asarray, collections)

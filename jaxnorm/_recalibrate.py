@@ -216,7 +216,7 @@ def _shown(batches: Iterable[Any], described: str, progress: bool) -> Iterable[A
     if not progress:
         return batches
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
     except ImportError:
         return batches
-    return tqdm(batches, desc=described, unit="batch")  # type: ignore[no-any-return]
+    return tqdm(batches, desc=described, unit="batch")

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,13 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxnorm._typing import Array, Float, Int, PyTree
 
 Schedule = Callable[[Any], Any]
-Placement = str | jax.Device | Sharding  # "cpu", "pinned_host"
+Placement: TypeAlias = Any  # "cpu", "pinned_host", a jax.Device, or a sharding
 
 
 class EmaState(NamedTuple):
     """What an `Ema` remembers."""
 
-    count: Int[Array, ""]  # updates so far
+    count: Int[Array, ""]  # type: ignore[assignment]  # updates so far
     average: PyTree  # the tree's structure; floating entries averaged, all others the latest
 
 
@@ -95,7 +95,7 @@ class Ema:
             raise ValueError(f'integers is "copy" or "average"; got {self.integers!r}')
         if self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.floating):
             raise ValueError(f"dtype is a floating dtype; got {self.dtype}")
-        if isinstance(self.device, str) and self.device not in ("cpu", "pinned_host"):
+        if self.device not in ("cpu", "pinned_host", None) and not isinstance(self.device, jax.Device | Sharding):
             raise ValueError(f'device is "cpu", "pinned_host", a jax.Device or a sharding; got {self.device!r}')
 
     @classmethod
@@ -185,8 +185,8 @@ class Ema:
         if self.device == "pinned_host":
             there = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), state.average)
             return EmaState(state.count, jax.device_put(state.average, there))
-        if isinstance(self.device, NamedSharding):
-            return jax.device_put(state, jax.tree.map(lambda x: _split(self.device, x.shape), state))
+        if isinstance(sharding := self.device, NamedSharding):
+            return jax.device_put(state, jax.tree.map(lambda x: _split(sharding, x.shape), state))
         return jax.device_put(state, self.device)
 
     def _refuse_float16(self, tree: PyTree) -> None:
@@ -216,13 +216,11 @@ def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any) -> EmaState:
         step = count
     weight = ema._weight(step)
 
+    structure: Any
     values, structure = jax.tree.flatten(tree)
-    averages = jax.tree.leaves(state.average)
-    if structure != jax.tree.structure(state.average):
-        raise ValueError(
-            f"the tree is not the one this average was made for: got {structure}, "
-            f"expected {jax.tree.structure(state.average)}"
-        )
+    averages, expected = jax.tree.flatten(state.average)
+    if not structure == expected:
+        raise ValueError(f"the tree is not the one this average was made for: got {structure}, expected {expected}")
     buffers = _buffers(tree, ema.exclude_buffers)
     updated = list(values)
     floating = []

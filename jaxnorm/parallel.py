@@ -144,7 +144,7 @@ class _Pmap(_Parallel):
         return jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
 
     def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        return self.compiled(state, batch)  # type: ignore[no-any-return]
+        return self.compiled(state, batch)
 
 
 class _ShardMap(_Parallel):
@@ -184,8 +184,8 @@ class _ShardMap(_Parallel):
 
     def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         if state.step.ndim:
-            return self.copies(state, batch)  # type: ignore[no-any-return]
-        return self.one(_everywhere(state, self.shared), batch)  # type: ignore[no-any-return]
+            return self.copies(state, batch)
+        return self.one(_everywhere(state, self.shared), batch)
 
     def refuse_varying(self, state: TrainState) -> None:
         names = {
@@ -211,7 +211,7 @@ class _Jit(_Parallel):
 
     def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         try:
-            return self.compiled(_everywhere(state, self.shared), batch)  # type: ignore[no-any-return]
+            return self.compiled(_everywhere(state, self.shared), batch)
         except NameError as error:
             if "unbound axis name" not in str(error) and "is not bound here" not in str(error):
                 raise
@@ -226,4 +226,4 @@ def _everywhere(state: TrainState, sharding: NamedSharding) -> TrainState:
     """The state on every device; after the first step it is there already."""
     if state.step.sharding == sharding:
         return state
-    return jax.device_put(state, sharding)  # type: ignore[no-any-return]
+    return jax.device_put(state, sharding)

@@ -2,57 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxnorm._models import Collections, Definition, take_apart
-from jaxnorm._typing import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxnorm._typing import Array, Float, PRNGKeyArray, PyTree
 from jaxnorm.ema import Ema, EmaState
+from jaxnorm.loss_scale import LossScale
+from jaxnorm.means import Mean, batch_size
 from jaxnorm.replicas import unreplicate
 
 AxisName = str | tuple[str, ...]
-
-
-class Mean(NamedTuple):
-    """A mean kept as its two parts, so that means over unequal parts add up: total / count.
-
-    A loss function gives its loss and its metrics as `Mean`s where parts of the batch may hold unequal numbers of
-    true examples. `train_step` adds totals and counts over microbatches and replicas, and divides once.
-    """
-
-    total: Float[Array, ""]
-    count: Float[Array, ""]
-
-    @classmethod
-    def of(cls, values: Shaped[Array, "..."], mask: Bool[Array, "..."] | None = None) -> "Mean":
-        """Of the values where `mask` holds (whose axes are the leading axes of `values`); of all without one."""
-        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-        if mask is None:
-            return cls(jnp.sum(values), jnp.asarray(values.size, values.dtype))
-        mask = jnp.broadcast_to(jnp.reshape(mask, mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
-        # Not values * mask: what stands in padded entries may be inf or nan, and so may its derivative.
-        return cls(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask.astype(values.dtype)))
-
-
-class LossScale(NamedTuple):
-    """State of dynamic loss scaling, by the rule of `torch.amp.GradScaler`."""
-
-    scale: Float[Array, ""]
-    good_steps: Int[Array, ""]  # since the scale last changed
-
-    @classmethod
-    def dynamic(cls, initial: float = 2.0**16) -> "LossScale":
-        """Halved at every overflow, doubled after 2000 steps without one."""
-        return cls(jnp.asarray(initial, jnp.float32), jnp.zeros((), jnp.int32))
-
-    def update(self, finite: Bool[Array, ""], interval: int = 2000) -> "LossScale":
-        """The scale for the next step."""
-        good = jnp.where(finite, self.good_steps + 1, 0)
-        scale = jnp.where(finite, jnp.where(good >= interval, self.scale * 2, self.scale), self.scale * 0.5)
-        return LossScale(scale, jnp.where(good >= interval, 0, good))
 
 
 @jax.tree_util.register_dataclass
@@ -134,9 +97,9 @@ class TrainState:
 
     def ema_model(self) -> Any:
         """The model with the averaged arrays, beside the parameters wherever the average is kept."""
-        if self.ema is None:
-            raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
         state = _single(self)
+        if self.ema is None or state.ema_state is None:
+            raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
         average = self.ema.value(state.ema_state)
         if self.ema.device is not None:
             average = jax.device_put(average, jax.tree.map(lambda x: x.sharding, _averaged(state)))
@@ -157,7 +120,7 @@ class TrainState:
 
     def update_ema(self) -> "TrainState":
         """Takes the present arrays into the average. For loops of one's own, and for an average kept elsewhere."""
-        if self.ema is None:
+        if self.ema is None or self.ema_state is None:
             return self
         values, step = _averaged(self), self.step
         if self.ema.device is not None and self.step.ndim:  # one average, of the first replica's arrays
@@ -181,7 +144,7 @@ class TrainStep:
     clip_norm: float | None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        size = _batch_size(batch)
+        size = batch_size(batch)
         collections = _collections(state)._replace(params=_vary(state.params, self.axis_name))
         key = _step_key(state, self.axis_name)
         scale = None if state.loss_scale is None else state.loss_scale.scale
@@ -203,7 +166,7 @@ class TrainStep:
 
         new = state.apply_gradients(grads)
         new = new.replace(batch_stats=after.batch_stats, variables=after.variables)
-        if finite is not None:
+        if finite is not None and state.loss_scale is not None:
             new = _where(finite, new, state.replace(step=new.step))
             new = new.replace(loss_scale=state.loss_scale.update(finite))
         if state.ema is not None and state.ema.device is None:
@@ -226,7 +189,7 @@ class TrainStep:
             used = before._replace(params=_cast(params, cast))
             model = definition.build(used, key)
             loss, metrics = self.loss_fn(model, _cast(part, cast))
-            sums = {name: _as_mean(name, value, size) for name, value in {**metrics, "loss": loss}.items()}
+            sums = {name: Mean.taken(name, value, size) for name, value in {**metrics, "loss": loss}.items()}
             if "loss" in metrics:
                 raise ValueError('the loss is reported as the metric "loss"; give yours another name')
             after = definition.collect(model)
@@ -317,23 +280,6 @@ def train_step(
     return TrainStep(loss_fn, axis_name, accumulate, statistics, compute_dtype, clip_norm)
 
 
-def pad_batch(batch: Mapping[str, Any], size: int, mask: str = "mask") -> dict[str, Any]:
-    """The batch repeated up to `size` examples, with an entry that marks the true ones.
-
-    Padding is made of true examples, not zeros, so that what is computed for it stays ordinary numbers.
-    Feed the mask to `Mean.of` and to the BatchNorm layers.
-    """
-    import numpy as np
-
-    if mask in batch:
-        raise ValueError(f"the batch has an entry {mask!r} already; name another with mask=")
-    count = _batch_size(batch)
-    if not 0 < count <= size:
-        raise ValueError(f"a batch of {count} examples cannot be padded to {size}")
-    padded = {name: np.resize(np.asarray(x), (size, *np.shape(x)[1:])) for name, x in batch.items()}
-    return {**padded, mask: np.arange(size) < count}
-
-
 def with_axis(step: TrainStep, axis_name: AxisName | None) -> TrainStep:
     """The same step, reduced over another axis."""
     return replace(step, axis_name=axis_name)
@@ -382,7 +328,7 @@ def varying_axes(x: Array) -> frozenset[str]:
     """The axes of shard_map, with check_vma, along which the replicas' values of `x` may differ."""
     kind = jax.typeof(x)
     # JAX 0.10 moved the attribute `vma` into `mat` ("manual axis type").
-    return kind.vma if hasattr(kind, "vma") else kind.mat.varying  # type: ignore[no-any-return]
+    return kind.vma if hasattr(kind, "vma") else kind.mat.varying
 
 
 def _psum_scalars(tree: PyTree, axis_name: AxisName) -> PyTree:
@@ -390,27 +336,6 @@ def _psum_scalars(tree: PyTree, axis_name: AxisName) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     total = jax.lax.psum(jnp.stack([x.astype(jnp.result_type(*leaves)) for x in leaves]), axis_name)
     return jax.tree.unflatten(structure, [total[i].astype(x.dtype) for i, x in enumerate(leaves)])
-
-
-def _batch_size(batch: PyTree) -> int:
-    sizes = {int(x.shape[0]) if getattr(x, "ndim", 0) else None for x in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(
-            "the entries of a batch have the examples along their first axis; got the first lengths "
-            f"{jax.tree.map(lambda x: x.shape[0] if getattr(x, 'ndim', 0) else 'scalar', batch)}"
-        )
-    return sizes.pop()  # type: ignore[return-value]
-
-
-def _as_mean(name: str, value: Any, size: int) -> Mean:
-    if isinstance(value, Mean):
-        dtype = jnp.promote_types(value.total.dtype, jnp.float32)
-        return Mean(value.total.astype(dtype), jax.lax.stop_gradient(jnp.asarray(value.count, dtype)))
-    value = jnp.asarray(value)
-    if value.ndim:
-        raise ValueError(f"{name!r} is a scalar, the mean over the batch, or a Mean; got shape {value.shape}")
-    value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
-    return Mean(value * size, jnp.asarray(size, value.dtype))
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
@@ -425,7 +350,7 @@ def _clip(grads: PyTree, largest: float) -> tuple[PyTree, Array]:
 
 
 def _where(condition: Array, new: TrainState, old: TrainState) -> TrainState:
-    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)  # type: ignore[no-any-return]
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)
 
 
 def _first(tree: PyTree) -> PyTree:

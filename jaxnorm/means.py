@@ -1,0 +1,69 @@
+"""Means over true examples: a mean in two parts, and a last batch filled up so that its true examples are marked."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnorm._typing import Array, Bool, Float, PyTree, Shaped
+
+
+class Mean(NamedTuple):
+    """A mean kept as its two parts, so that means over unequal parts add up: total / count.
+
+    A loss function gives its loss and its metrics as `Mean`s where parts of the batch may hold unequal numbers of
+    true examples. `train_step` adds totals and counts over microbatches and replicas, and divides once.
+    """
+
+    total: Float[Array, ""]
+    count: Float[Array, ""]  # type: ignore[assignment]
+
+    @classmethod
+    def of(cls, values: Shaped[Array, "..."], mask: Bool[Array, "..."] | None = None) -> "Mean":
+        """Of the values where `mask` holds (whose axes are the leading axes of `values`); of all without one."""
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        if mask is None:
+            return cls(jnp.sum(values), jnp.asarray(values.size, values.dtype))
+        mask = jnp.broadcast_to(jnp.reshape(mask, mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
+        # Not values * mask: what stands in padded entries may be inf or nan, and so may its derivative.
+        return cls(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask.astype(values.dtype)))
+
+    @classmethod
+    def taken(cls, name: str, value: Any, size: int) -> "Mean":
+        """What a loss function gave: a `Mean`, or a scalar, the mean over its `size` examples. In at least float32."""
+        if isinstance(value, Mean):
+            dtype = jnp.promote_types(value.total.dtype, jnp.float32)
+            return Mean(value.total.astype(dtype), jax.lax.stop_gradient(jnp.asarray(value.count, dtype)))
+        value = jnp.asarray(value)
+        if value.ndim:
+            raise ValueError(f"{name!r} is a scalar, the mean over the batch, or a Mean; got shape {value.shape}")
+        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        return Mean(value * size, jnp.asarray(size, value.dtype))
+
+
+def pad_batch(batch: Mapping[str, Any], size: int, mask: str = "mask") -> dict[str, Any]:
+    """The batch repeated up to `size` examples, with an entry that marks the true ones.
+
+    Padding is made of true examples, not zeros, so that what is computed for it stays ordinary numbers.
+    Feed the mask to `Mean.of` and to the BatchNorm layers.
+    """
+    if mask in batch:
+        raise ValueError(f"the batch has an entry {mask!r} already; name another with mask=")
+    count = batch_size(batch)
+    if not 0 < count <= size:
+        raise ValueError(f"a batch of {count} examples cannot be padded to {size}")
+    padded = {name: np.resize(np.asarray(x), (size, *np.shape(x)[1:])) for name, x in batch.items()}
+    return {**padded, mask: np.arange(size) < count}
+
+
+def batch_size(batch: PyTree) -> int:
+    """The number of examples; every entry of a batch has them along its first axis."""
+    sizes = {int(x.shape[0]) if getattr(x, "ndim", 0) else -1 for x in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or -1 in sizes:
+        raise ValueError(
+            "the entries of a batch have the examples along their first axis; got the first lengths "
+            f"{jax.tree.map(lambda x: x.shape[0] if getattr(x, 'ndim', 0) else 'scalar', batch)}"
+        )
+    return sizes.pop()
