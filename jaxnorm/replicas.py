@@ -64,8 +64,11 @@ def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -
     merged = {}
     for mean, var in {pooled[path] for path in different}:
         merged[mean], merged[var] = _pool(_leaf(tree, mean), _leaf(tree, var))
-    one = jax.tree_util.tree_map_with_path(lambda path, x: merged.get(path, x), _take(tree, 0))
-    return put_back(one)
+
+    def choose(path: Path, x: Any) -> Any:
+        return jax.device_put(merged[path], getattr(x, "sharding", None)) if path in merged else x
+
+    return put_back(jax.tree_util.tree_map_with_path(choose, _take(tree, 0)))
 
 
 def replica_divergence(tree: PyTree) -> dict[str, float]:

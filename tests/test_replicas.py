@@ -102,6 +102,7 @@ def test_merge_pools_within_and_between():
     for layer in state.batch_stats["block"].values():  # 8 examples each
         layer["var"] = layer["var"] * 7 / 8
     merged = unreplicate(state, merge=True)
+    assert len({leaf.device for leaf in jax.tree.leaves(merged)}) == 1  # so that the merged model runs
     stats = merged.batch_stats["block"][0]
     np.testing.assert_allclose(stats["mean"], batch.mean(0), rtol=1e-12)
     np.testing.assert_allclose(stats["var"], batch.var(0), rtol=1e-12)
