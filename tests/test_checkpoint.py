@@ -249,7 +249,7 @@ def test_a_pickled_model_gives_its_state_dict(tmp_path, zipped):
 def test_ultralytics_checkpoint(tmp_path):
     from ultralytics import YOLO
 
-    model = YOLO("yolo11n.yaml", verbose=False).model
+    model = YOLO("yolo11n-cls.yaml", verbose=False).model
     average = copy.deepcopy(model).half()
     torch.save({"model": model, "ema": average, "epoch": -1, "train_args": {"lr0": 0.01}}, tmp_path / "x.pt")
     checkpoint = load_checkpoint(tmp_path / "x.pt")  # the average is preferred, as Ultralytics does
