@@ -79,19 +79,19 @@ def _places(path: pathlib.Path, storage_data: dict[Any, Any]) -> dict[tuple[str,
 
 
 def _tensor(path: pathlib.Path, name: str, description: Instance, places: Any, files: dict[str, Data]) -> Any:
-    shape = _field(path, description, "size", tuple)
+    shape = _size(path, name, description, "size")
     chunks = _field(path, description, "chunks", list)
     parts = []
     for chunk in chunks:
-        offset, sizes = _field(path, chunk, "offsets", tuple), _field(path, chunk, "sizes", tuple)
+        offset, sizes = _size(path, name, chunk, "offsets"), _size(path, name, chunk, "sizes")
         part = _stored(path, name, places.get((name, offset)), files)
         if not isinstance(part, Tensor):
             return part  # a kind that is no array; the caller says so where it is wanted
-        if part.shape != sizes or not _sizes(offset) or len(offset) != len(sizes):
+        if part.shape != sizes or len(offset) != len(sizes):
             raise CheckpointError(path, f"entry {name!r}: its part at {offset} has shape {part.shape}, not {sizes}")
         parts.append((offset, part))
-    if not parts or not _sizes(shape) or not _tiles(shape, [(offset, part.shape) for offset, part in parts]):
-        raise CheckpointError(path, f"entry {name!r}: its {len(parts)} parts do not make up shape {shape!r:.80}")
+    if not parts or not _tiles(shape, [(offset, part.shape) for offset, part in parts]):
+        raise CheckpointError(path, f"entry {name!r}: its {len(parts)} parts do not make up shape {shape}")
     if len({part.dtype for _, part in parts}) > 1:
         raise CheckpointError(path, f"entry {name!r}: its parts have several dtypes")
     first = parts[0][1]
@@ -138,7 +138,8 @@ def _stored(path: pathlib.Path, name: str, info: Any, files: dict[str, Data]) ->
 
 def _put(path: pathlib.Path, result: dict[str, Any], place: Any, name: str, value: Any) -> None:
     """Puts a value where it was in the mapping that was saved; lists are mappings from their indices."""
-    steps = [str(step) for step in place] if isinstance(place, tuple) and place and len(place) < 64 else [name]
+    known = isinstance(place, tuple) and 0 < len(place) < 64 and all(isinstance(step, str | int) for step in place)
+    steps = [str(step) for step in place] if known else [name]
     for step in steps[:-1]:
         result = result.setdefault(step, {})
         if not isinstance(result, dict):
@@ -146,6 +147,13 @@ def _put(path: pathlib.Path, result: dict[str, Any], place: Any, name: str, valu
     if steps[-1] in result:
         raise CheckpointError(path, f"entry {name!r} is there twice")
     result[steps[-1]] = value
+
+
+def _size(path: pathlib.Path, name: str, value: Any, field: str) -> tuple[int, ...]:
+    found: tuple[int, ...] = _field(path, value, field, tuple)
+    if not _sizes(found):
+        raise CheckpointError(path, f"entry {name!r}: its {field} are no sizes")
+    return found
 
 
 def _sizes(value: Any) -> bool:
