@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint types clean
 
 demo: $(READY)
-	$(BIN)/python examples/finetune.py
+	$(BIN)/python examples/finetune.py $(OPTIONS)
 
 test: lint types
 	$(BIN)/python -m pytest -q -n 2
@@ -23,9 +23,11 @@ types: $(READY)
 	$(BIN)/mypy
 
 $(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; \
+	sys.exit(sys.version_info < (3, 11) and "jaxnorm needs Python 3.11, this is " + v + ": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist out
