@@ -40,7 +40,7 @@ class Tensor:
         """What is wrong with the description, or None. To be asked before `array`."""
         numbers = (self.offset, *self.shape, *(self.strides or ()))
         if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
-            return f"sizes {self.shape}, strides {self.strides} or offset {self.offset} are no sizes"
+            return "its shape, strides or offset are no sizes"  # and may be anything, so they are not printed
         if len(self.shape) > 64 or (self.strides is not None and len(self.strides) != len(self.shape)):
             return f"{len(self.shape)} sizes with {len(self.strides or ())} strides"
         count, item = math.prod(self.shape), self.dtype.itemsize
