@@ -46,7 +46,7 @@ def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
         )  # fmt: skip
     tensors = {name: tensor for name, _, _, tensor in found}
     for name, kept in metadata.items():
-        if name not in tensors and kept in header:
+        if name not in tensors and kept in header and name != "format":  # "pt", which may be a name too
             tensors[name] = tensors[kept]
     return tensors, metadata
 

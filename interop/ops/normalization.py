@@ -162,9 +162,16 @@ def native_batch_norm(
 
 @register("aten.instance_norm.default", layout="aware")
 def instance_norm(
-    x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, use_input_stats: bool, momentum: float, eps: float,
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
     cudnn_enabled: bool = True,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Statistics over each channel of each example; running statistics only where they normalise."""
     order = channels_last(x.ndim)
     array = arranged(x, order)
