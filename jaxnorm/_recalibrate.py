@@ -122,10 +122,12 @@ def _with_statistics(
     return collections._replace(batch_stats=stats)
 
 
+@functools.lru_cache(maxsize=16)
 def _collector(definition: NnxDefinition | LinenDefinition, forward: Forward) -> Callable[..., dict[Path, Moments]]:
     """(collections, batch, batch_mode, corrections) -> the moments of each layer's input; compiled.
 
-    `corrections` is filled while tracing: {layer: correction of its running variance}, in the order of the calls.
+    `corrections` is filled with {layer: correction of its running variance}, in the order of the calls. Kept from one
+    recalibration to the next, so that a model is compiled once.
     """
     run = _run_nnx if isinstance(definition, NnxDefinition) else _run_linen
 

@@ -217,8 +217,8 @@ class _Jit(_Parallel):
                 raise
             raise ValueError(
                 f'the model reduces over an axis of replicas ({error}), and how="jit" has none: it sees the whole '
-                "batch, so statistics are global already. Take the axis name out of the BatchNorm layers (undo "
-                'convert_sync_batchnorm, or axis_name=None), or use how="shard_map".'
+                "batch, so statistics are global already. Take the axis name off its layers with "
+                'jaxnorm.revert_sync_batchnorm(model), or use how="shard_map".'
             ) from error
 
 

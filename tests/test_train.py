@@ -366,7 +366,7 @@ def test_errors_say_what_to_do():
     batch, tx = batches(1)[0], optax.sgd(0.1)
     plain, synced = TrainState.create(Net(), tx), TrainState.create(Net("batch"), tx)
     ways = {how: data_parallel(train_step(loss_fn), how=how) for how in ("pmap", "shard_map", "jit")}
-    with pytest.raises(ValueError, match=r'how="jit" has none.*revert_sync_batchnorm|how="shard_map"'):
+    with pytest.raises(ValueError, match=r'how="jit" has none.*revert_sync_batchnorm'):
         ways["jit"](synced, batch)
     with pytest.raises(ValueError, match=r"unreplicate\(state\) first"):
         ways["jit"](replicate(plain), batch)
