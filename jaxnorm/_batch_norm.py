@@ -154,10 +154,9 @@ def _replica(
     def normalised(
         x: Shaped[Array, "..."], scale: Float[Array, "..."] | None, bias: Float[Array, "..."] | None
     ) -> tuple[Shaped[Array, "..."], Moments]:
-        wide = accumulable(x)
-        found = saved(batch_moments(wide, mask, reduced, axis_name, groups, wide.dtype != x.dtype))
+        found = saved(batch_moments(x, mask, reduced, axis_name, groups))
         variance = found.m2 / jnp.maximum(found.count, 1) + epsilon
-        y = _affine(wide, found.shift, found.offset, variance, scale, bias, activation, dtype)
+        y = _affine(accumulable(x), found.shift, found.offset, variance, scale, bias, activation, dtype)
         return y, Moments(found.count, found.mean, found.m2)
 
     # The backward pass keeps the input as it came and the statistics; all else it computes again, element by element.

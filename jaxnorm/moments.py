@@ -5,9 +5,8 @@
     d = x - shift,   S1 = sum(d),   S2 = sum(d^2),   mean = shift + S1/n,   m2 = S2 - S1^2/n
 
 E[x^2] - E[x]^2 loses (mean/std)^2 of the precision (Chan, Golub & LeVeque, "Algorithms for Computing the Sample
-Variance", 1983, section 3); here that is at most (shift - mean)^2/var, a number near 1. The shift is the mean of the
-first 1/32 of the batch, clipped to that part's range, so that a constant channel has d = 0 exactly and one wild
-element cannot move it far.
+Variance", 1983, section 3); here that is (shift - mean)^2/var, a number near 0. The shift is the mean of the first 1/64
+of the batch, which no wild element can move far, and in a constant channel exactly the constant, so that d = 0.
 
 **Merged, not averaged.** Two samples give (Chan et al., 1979)
 
@@ -35,8 +34,8 @@ from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
 from jaxnorm.collectives import AxisName, Groups, gather_replicas, sum_replicas
 from jaxnorm.packing import pack, unpack
 
-# The part of the batch that places the shift: 1/32 of it bounds (shift - mean)^2/var by 32, whatever the data.
-_SHIFT_PART = 32
+# The part of the batch that places the shift: 1/64 of it bounds (shift - mean)^2/var by 64, whatever the data.
+_SHIFT_PART = 64
 
 
 SAVED = "jaxnorm statistics"
@@ -73,7 +72,7 @@ def moments(
         axis: the channels' axis or axes.
         mask: which values count, broadcastable to `x`; None counts all.
     """
-    x, reduced = accumulable(x), reduced_axes(x.ndim, axis)
+    reduced = reduced_axes(x.ndim, axis)
     found = batch_moments(x, mask, reduced, None, None)
     shape = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     return Moments(_counts(found.count, shape), found.mean.reshape(shape), found.m2.reshape(shape))
@@ -139,37 +138,39 @@ def reduced_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def batch_moments(
-    x: Inexact[Array, "..."],
+    x: Shaped[Array, "..."],
     mask: Bool[Array, "..."] | None,
     reduced: tuple[int, ...],
     axis_name: AxisName | None,
     groups: Groups | None,
-    widened: bool = False,
-) -> ShiftedMoments:
-    """`shifted_moments` of real or complex input. The m2 of complex numbers is sum(|x - mean|^2), as in Flax."""
-    if not jnp.iscomplexobj(x):
-        return shifted_moments(x, mask, reduced, axis_name, groups, widened)
-    parts = jnp.stack([x.real, x.imag], -1)
-    found = shifted_moments(parts, None if mask is None else mask[..., None], reduced, axis_name, groups, widened)
-    values = [lax.complex(z[..., 0], z[..., 1]) for z in (found.shift, found.base, found.delta)]
-    shift, base, delta = values
-    return ShiftedMoments(found.count[..., 0], shift, base, delta, found.m2.sum(-1))
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def shifted_moments(
-    x: Float[Array, "..."],
-    mask: Bool[Array, "..."] | None,
-    reduced: tuple[int, ...],
-    axis_name: AxisName | None,
-    groups: Groups | None,
-    widened: bool = False,
 ) -> ShiftedMoments:
     """The moments of `x` over the axes `reduced` and, given an axis name, over the replicas (of this one's group).
 
+    The m2 of complex numbers is sum(|x - mean|^2), as in Flax.
+    """
+    if jnp.iscomplexobj(x):
+        parts, part_mask = jnp.stack([x.real, x.imag], -1), None if mask is None else mask[..., None]
+        found = batch_moments(parts, part_mask, reduced, axis_name, groups)
+        shift, base, delta = (lax.complex(z[..., 0], z[..., 1]) for z in (found.shift, found.base, found.delta))
+        return ShiftedMoments(found.count[..., 0], shift, base, delta, found.m2.sum(-1))
+    wide, shift = accumulable(x), _shift(lax.stop_gradient(x), mask, reduced)
+    return shifted_moments(wide, shift, mask, reduced, axis_name, groups, wide.dtype != x.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5, 6))
+def shifted_moments(
+    x: Float[Array, "..."],
+    shift: Float[Array, "..."],
+    mask: Bool[Array, "..."] | None,
+    reduced: tuple[int, ...],
+    axis_name: AxisName | None,
+    groups: Groups | None,
+    widened: bool,
+) -> ShiftedMoments:
+    """`batch_moments` with sums about `shift`, a constant for each channel.
+
     `widened` says that `x` was converted from a narrower dtype, which only matters for speed.
     """
-    shift = _shift(x, mask, reduced)
     # XLA on a CPU writes out x - shift if it is used twice, but fuses it into each sum (and into the normalisation)
     # where the expressions differ: so doubled for one sum, plain for the other, plus the negative shift in the
     # normalisation. All of them round alike. Where x was widened it has to be written out once anyway, centred: then
@@ -199,7 +200,7 @@ def shifted_moments(
 
 @shifted_moments.defjvp
 def _shifted_moments_jvp(reduced, axis_name, groups, widened, primals, tangents):  # type: ignore[no-untyped-def]
-    x, mask = primals
+    x, _, mask = primals
     found = saved(shifted_moments(*primals, reduced, axis_name, groups, widened))
     dx = tangents[0] if mask is None else jnp.where(mask, tangents[0], 0)
     centred = x - found.shift
@@ -218,18 +219,31 @@ def _shifted_moments_jvp(reduced, axis_name, groups, widened, primals, tangents)
     )
 
 
-def _shift(x: Float[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
+def _shift(x: Shaped[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
+    """A value for each channel that lies among its values."""
     if mask is not None:  # the part may be masked altogether: take all that counts
-        mean = jnp.sum(x, reduced, where=mask, keepdims=True) / jnp.maximum(_count(x, mask, reduced), 1)
-        low = jnp.min(x, reduced, where=mask, initial=jnp.inf, keepdims=True)
-        high = jnp.max(x, reduced, where=mask, initial=-jnp.inf, keepdims=True)
+        wide = accumulable(x)
+        mean = jnp.sum(wide, reduced, where=mask, keepdims=True) / jnp.maximum(_count(wide, mask, reduced), 1)
+        low = jnp.min(wide, reduced, where=mask, initial=jnp.inf, keepdims=True)
+        high = jnp.max(wide, reduced, where=mask, initial=-jnp.inf, keepdims=True)
         return jnp.where(low > high, 0, jnp.clip(mean, low, high))
-    first = next(iter(reduced), None)
-    if first is None or x.size == 0:
-        return jnp.zeros([1 if a in reduced else n for a, n in enumerate(x.shape)], x.dtype)
-    part = lax.slice_in_dim(x, 0, -(-x.shape[first] // _SHIFT_PART), axis=first)
-    low, high = part.min(reduced, keepdims=True), part.max(reduced, keepdims=True)
-    return jnp.clip(part.mean(reduced, keepdims=True), low, high)
+    keep = [1 if a in reduced else n for a, n in enumerate(x.shape)]
+    if x.size == 0 or not reduced:
+        return accumulable(jnp.zeros(keep, x.dtype))
+    # Relative to one value, so that where all are equal their mean is exactly that value.
+    # The barrier keeps XLA from converting all of x before it takes the part.
+    one, part = map(accumulable, lax.optimization_barrier((lax.slice(x, [0] * x.ndim, keep), _part(x, reduced))))
+    return one + (part - one).mean(reduced, keepdims=True)
+
+
+def _part(x: Shaped[Array, "..."], reduced: tuple[int, ...]) -> Shaped[Array, "..."]:
+    """The first 1/64 or so of the batch, taken from as few axes as will do (the examples' first)."""
+    sizes, left = list(x.shape), _SHIFT_PART
+    for a in reduced:
+        taken = -(-sizes[a] // left)
+        left = max(1, left * taken // sizes[a])
+        sizes[a] = taken
+    return lax.slice(x, [0] * x.ndim, sizes)
 
 
 def _count(x: Float[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
