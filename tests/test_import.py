@@ -1,0 +1,31 @@
+"""Both packages load without torch, and where there is no torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("package", ["jaxnorm", "interop"])
+def test_import_loads_no_torch(package):
+    loaded = run(f"import {package}, sys; print(sorted(m for m in sys.modules if m.partition('.')[0] == 'torch'))")
+    assert loaded.stdout.strip() == "[]", loaded.stderr
+
+
+@pytest.mark.parametrize("package", ["jaxnorm", "interop"])
+@pytest.mark.parametrize("absent", [["torch"], ["torch", "torchvision", "timm", "huggingface_hub", "jaxtyping"]])
+def test_import_works_without_optional_packages(package, absent):
+    # None in sys.modules makes an import fail as if the package were not installed.
+    imported = run(
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); import {package}; print({package}.__doc__)"
+    )
+    assert imported.stdout.strip(), imported.stderr
+
+
+def test_jaxnorm_does_not_import_interop():
+    loaded = run("import jaxnorm, sys; print(sorted(m for m in sys.modules if m.partition('.')[0] == 'interop'))")
+    assert loaded.stdout.strip() == "[]", loaded.stderr
