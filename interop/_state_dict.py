@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+import jaxnorm
 from interop.names import named_variables
 from interop.variables import to_numpy
 
@@ -16,14 +17,16 @@ Target = TypeVar("Target", bound=nnx.Module)
 Rename = Callable[[str], str] | Mapping[str, str]
 
 
-def state_dict(target: nnx.Module) -> dict[str, np.ndarray]:
+def state_dict(target: nnx.Module | jaxnorm.TrainState) -> dict[str, np.ndarray]:
     """PyTorch's state dict of a model: its names, layouts and dtypes, in the order of `module.state_dict()` for an
-    imported model.
+    imported model. Of a `jaxnorm.TrainState`, that of its model; replicas that differ are refused.
 
     Arrays that have not changed since the import come back bit for bit; `num_batches_tracked` is int64 again.
 
         torch_module.load_state_dict({k: torch.from_numpy(v) for k, v in interop.state_dict(model).items()})
     """
+    if isinstance(target, jaxnorm.TrainState):
+        target = target.model()
     found = {name: to_numpy(variable) for name, variable in _named(target).items()}
     model = getattr(target, "_interop_model", None)
     if model is None:

@@ -2,8 +2,10 @@
 
 import copy
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 import torchvision
@@ -177,3 +179,14 @@ def test_an_imported_array_shares_no_memory_with_the_module():
     with torch.no_grad():
         module.conv.weight.zero_()
     assert (np.asarray(model.conv.weight[...]) == before).all()
+
+
+def test_a_train_state_goes_home_as_its_model_does_and_diverged_replicas_are_refused():
+    model = jaxnorm.nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    state = jaxnorm.TrainState.create(model, optax.sgd(0.1))
+    for name, value in interop.state_dict(model).items():
+        np.testing.assert_array_equal(interop.state_dict(state)[name], value)
+    replicated = jaxnorm.replicate(state)
+    apart = jax.tree.map(lambda x: x + jnp.arange(8.0)[:, None], replicated.batch_stats)
+    with pytest.raises(ValueError, match="the replicas differ"):
+        interop.state_dict(replicated.replace(batch_stats=apart))
