@@ -14,6 +14,7 @@ row of JSON for each; models that have a row are not run again.
 import argparse
 import collections
 import concurrent.futures
+import copy
 import fnmatch
 import json
 import os
@@ -175,7 +176,7 @@ def measure(name):
         module, shapes = build(name)
         row["parameters"] = sum(p.numel() for p in module.parameters())
         module = prepared(module, torch)
-        initial = {key: value.clone() for key, value in module.state_dict().items()}
+        initial = copy.deepcopy(module.state_dict())
         batch = 2 if name.startswith("torchvision:video") else 4
         shape = smallest_input(module, shapes, batch, torch)
         module.load_state_dict(initial)
@@ -192,7 +193,11 @@ def measure(name):
         assert list(exported) == list(expected), "the names differ"
         for key, value in expected.items():
             assert exported[key].tobytes() == value.numpy().tobytes(), f"{key} differs"
-        module.load_state_dict({key: torch.from_numpy(np.array(v)) for key, v in exported.items()}, strict=True)
+        for key, value in exported.items():
+            expected[key] = torch.from_numpy(np.array(value))
+        module.load_state_dict(
+            expected, strict=True
+        )  # a state dict with the versions of its layers, which some ask for
 
         watch.start("eval")
         module.eval(), model.eval()

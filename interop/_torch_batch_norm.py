@@ -40,12 +40,12 @@ def unshare(root: Any) -> None:
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    class StandIn(torch.nn.Module):  # type: ignore[misc]
+    class StandIn(torch.nn.Module):
         """Calls a layer that is no part of it."""
 
         def __init__(self, layer: Any):
             super().__init__()
-            vars(self)["layer"] = layer
+            self.__dict__["layer"] = layer
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return self.layer(*args, **kwargs)
@@ -59,6 +59,20 @@ def unshare(root: Any) -> None:
             if layer is not None and layer in seen and any(isinstance(part, _BatchNorm) for part in layer.modules()):
                 parent._modules[name] = StandIn(layer)
             seen.add(layer)
+
+
+class _Counter:
+    """Stands for `num_batches_tracked` while a layer's own forward is traced: counting leaves no trace in the graph."""
+
+    def add_(self, *_: Any) -> _Counter:
+        return self
+
+    __add__ = __iadd__ = add_
+
+    def __float__(self) -> float:
+        return 1.0
+
+    item = __float__
 
 
 @contextlib.contextmanager
@@ -123,7 +137,10 @@ def opaque_batch_norms(root: Any) -> Iterator[None]:
                 )
                 layer.forward = own(layer, layer.forward)
                 layer.momentum = 0.1 if layer.momentum is None else layer.momentum
-                layer._buffers["num_batches_tracked"] = None
+                if layer._buffers.pop("num_batches_tracked", None) is not None:
+                    vars(layer)["num_batches_tracked"] = _Counter()
+                else:
+                    layer._buffers["num_batches_tracked"] = None
         for cls in originals:
             cls.forward = standard
         torch.nn.functional.batch_norm = functional
@@ -134,6 +151,7 @@ def opaque_batch_norms(root: Any) -> Iterator[None]:
             cls.forward = forward
         for layer, momentum, counter, forward in masked:
             layer.momentum = momentum
+            vars(layer).pop("num_batches_tracked", None)
             layer._buffers["num_batches_tracked"] = counter
             if forward is None:
                 del layer.forward

@@ -140,11 +140,11 @@ def _record(
         return {dim: torch.export.Dim.AUTO for dim in dynamic_dims if dim < leaf.ndim and leaf.shape[dim] > 1}
 
     shapes = _pytree.tree_map(sizes, (args, kwargs))
-    with opaque_batch_norms(module), _plain_results(module):
+    signature = _called_signature(module, args, kwargs)
+    by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
+    with opaque_batch_norms(module), _plain_results(module, signature):
         try:
-            exported = torch.export.export(
-                module, args, kwargs, dynamic_shapes=_by_argument(module, *shapes), strict=False
-            )
+            exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
             stop_gradients(exported.graph_module)
             exported = exported.run_decompositions({})
         except Exception as error:
@@ -152,21 +152,23 @@ def _record(
     return _program(module, exported, args, kwargs, constants)
 
 
-def _by_argument(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Dynamic shapes as torch.export wants them.
+def _called_signature(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.Signature:
+    """The signature of `forward`, *args and **kwargs spelled out as this call gives them.
 
-    By parameter name where the call can be bound, with *args as a tuple.
+    Torch.export loses track of them.
     """
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    named = dict(bound.arguments)
-    for name, parameter in inspect.signature(module.forward).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD and name in named:
-            named.update(named.pop(name))
-    return named
+    known = list(inspect.signature(module.forward).parameters.values())
+    if not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in known):
+        return inspect.Signature(known)
+    names = [p.name for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names += [f"argument_{index}" for index in range(len(names), len(args))]
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    positional = [inspect.Parameter(name, kinds[0]) for name in names[: len(args)]]
+    return inspect.Signature([*positional, *(inspect.Parameter(name, kinds[1]) for name in kwargs)])
 
 
 @contextlib.contextmanager
-def _plain_results(module: Any) -> Iterator[None]:
+def _plain_results(module: Any, signature: inspect.Signature) -> Iterator[None]:
     """Dataclass results become named tuples for the time of the trace: torch.export knows no others."""
     import functools
 
@@ -176,6 +178,7 @@ def _plain_results(module: Any) -> Iterator[None]:
     def plain(*args: Any, **kwargs: Any) -> Any:
         return _plain(forward(*args, **kwargs))
 
+    plain.__signature__ = signature  # type: ignore[attr-defined]
     had = "forward" in vars(module)
     module.forward = plain
     try:

@@ -57,9 +57,9 @@ def _hardsigmoid_jvp(primals: Any, tangents: Any) -> Any:
 
 @register("aten.hardswish.default", "aten.hardswish_.default", layout="elementwise")
 def hardswish(x: Any) -> Any:
-    """x relu6(x + 3) / 6; the derivative is 0 at -3, and at 3 it is x / 3 + 1/2 (torch: hardswish_backward)."""
+    """x relu6(x + 3) / 6; the derivative is 0 at -3 and 1 at 3 (torch: hardswish_backward)."""
     inside = x * (x + 3) / 6
-    return jnp.where(x <= -3, jnp.zeros((), x.dtype), jnp.where(x <= 3, inside, x))
+    return jnp.where(x <= -3, jnp.zeros((), x.dtype), jnp.where(x < 3, inside, x))
 
 
 @register("aten.leaky_relu.default", layout="elementwise")

@@ -87,7 +87,7 @@ def _convolution(
     )  # fmt: skip
 
 
-def _windows(
+def cut_windows(
     x: jax.Array, kernel: Sequence[int], stride: Sequence[int], pads: Padding, dilation: Sequence[int], groups: int
 ) -> Any:
     """For each position in the kernel: its index, and what the kernel sees there, (N, out..., groups, C / groups)."""
@@ -110,7 +110,7 @@ def _shifted(
     """
     per_group = weight.shape[0] // groups
     total: Any = None
-    for index, seen in _windows(x, weight.shape[2:], stride, pads, dilation, groups):
+    for index, seen in cut_windows(x, weight.shape[2:], stride, pads, dilation, groups):
         term = seen * weight[(slice(None), 0, *index)].reshape(groups, per_group)
         total = term if total is None else total + term
     return total.reshape(*total.shape[:-2], weight.shape[0])
@@ -120,7 +120,7 @@ def _gathered(
     x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
 ) -> jax.Array:
     """What the kernel sees, gathered, times the kernel: one matrix product for each group, all in one batch."""
-    seen = [piece for _, piece in _windows(x, weight.shape[2:], stride, pads, dilation, groups)]
+    seen = [piece for _, piece in cut_windows(x, weight.shape[2:], stride, pads, dilation, groups)]
     columns = jnp.stack(seen, axis=-2)  # N, out..., groups, taps, C / groups
     lead = columns.shape[: x.ndim - 1]
     columns = columns.reshape(math.prod(lead), groups, -1)

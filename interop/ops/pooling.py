@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from interop.ops.convolution import per_dim
+from interop.ops.convolution import cut_windows, per_dim
 from interop.ops.dtypes import is_inexact, jax_dtype
 from interop.ops.layout import Tensor, arranged, channels_last, laid, plain
 from interop.ops.registry import register
@@ -77,11 +77,25 @@ def _max_pool(spatial: int) -> Callable[..., Any]:
     ) -> Tensor:
         def pool(a: Any) -> Any:
             windows = _Windows(a.shape[1:-1], kernel_size, stride, padding, dilation, ceil_mode)
+            if any(d > 1 for d in windows.dilation):
+                return _dilated_max(a, windows)
             return windows.reduce(a, _lowest(a.dtype), lax.max)
 
         return _batched(x, spatial, pool)
 
     return apply
+
+
+def _dilated_max(a: Any, windows: _Windows) -> Any:
+    """The first largest element of each window; lax.reduce_window with dilation has no derivative."""
+    a = lax.pad(
+        a, jnp.asarray(_lowest(a.dtype)), [(0, 0, 0), *((low, high, 0) for low, high in windows.pads), (0, 0, 0)]
+    )
+    none = [(0, 0)] * len(windows.kernel)
+    seen = [w[..., 0, :] for _, w in cut_windows(a, windows.kernel, windows.stride, none, windows.dilation, 1)]
+    stacked = jnp.stack(seen)
+    best = jnp.argmax(lax.stop_gradient(stacked), 0, keepdims=True)
+    return jnp.take_along_axis(stacked, best, 0)[0][(slice(None), *(slice(0, n) for n in windows.out))]
 
 
 def _max_pool_indices(spatial: int) -> Callable[..., Any]:

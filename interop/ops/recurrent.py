@@ -56,6 +56,7 @@ def _run(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
+    *,
     key: Any,
 ) -> tuple[Any, ...]:
     """All layers.

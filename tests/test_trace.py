@@ -1,0 +1,319 @@
+"""Tracing: what becomes of a PyTorch module, and that the module is left as it was."""
+
+import collections
+import copy
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import timm.layers
+import torch
+import torch.nn.functional as F
+from flax import nnx
+from parity_tools import assert_same_step, jax_eval, jax_step, normal, randomised, relative, to_jax, torch_step
+
+import interop
+import jaxnorm
+from interop.conventions import torch_momentum
+
+
+class Wrapped(torch.nn.Module):
+    """A few layers, and a function of them."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.function = function
+
+    def forward(self, *args, **kwargs):
+        return self.function(self, *args, **kwargs)
+
+
+def conv_bn(norm=torch.nn.BatchNorm2d, **flags):
+    return randomised(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), norm(4, **flags), torch.nn.ReLU()))
+
+
+def snapshot(module):
+    flags = [(path, layer.training, getattr(layer, "momentum", None)) for path, layer in module.named_modules()]
+    arrays = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    hooks = [len(layer._forward_hooks) for layer in module.modules()]
+    names = [sorted(vars(layer)) for layer in module.modules()]
+    return flags, arrays, hooks, names, torch.get_rng_state()
+
+
+def assert_untouched(module, before):
+    after = snapshot(module)
+    assert after[0] == before[0]
+    assert after[2:4] == before[2:4]
+    assert all((after[1][name] == value).all() for name, value in before[1].items())
+    assert (after[4] == before[4]).all()
+    assert "forward" not in vars(module)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_module_is_left_as_it_was(fails, training):
+    def function(self, x):
+        x = self.net(x)
+        return x * (2.0 if fails and float(x.sum()) > 0 else 1.0)
+
+    module = Wrapped(function, net=conv_bn(momentum=None)).train(training)
+    module.net[1].training = not training
+    module.net.register_forward_hook(lambda *_: None)
+    before = snapshot(module)
+    forwards = torch.nn.modules.batchnorm._BatchNorm.forward, F.batch_norm
+    if fails:
+        with pytest.raises(interop.TraceError, match="Wrapped in train mode"):
+            interop.from_torch(module, normal(2, 3, 8, 8))
+    else:
+        interop.from_torch(module, normal(2, 3, 8, 8))
+    assert_untouched(module, before)
+    assert forwards == (torch.nn.modules.batchnorm._BatchNorm.forward, F.batch_norm)
+
+
+class OwnForward(torch.nn.BatchNorm2d):
+    def forward(self, x):
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+        y = F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+        return y * 2
+
+
+NORMS = {
+    "plain": torch.nn.BatchNorm2d,
+    "cumulative": lambda n: torch.nn.BatchNorm2d(n, momentum=None),
+    "no affine": lambda n: torch.nn.BatchNorm2d(n, affine=False, eps=1e-3, momentum=0.3),
+    "no statistics": lambda n: torch.nn.BatchNorm2d(n, track_running_stats=False),
+    "timm with activation": timm.layers.BatchNormAct2d,
+    "own forward": OwnForward,
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_every_kind_of_batch_norm_layer_is_one_node_and_computes_the_same(kind):
+    module = randomised(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), NORMS[kind](4), torch.nn.Conv2d(4, 2, 1)))
+    if module[1].num_batches_tracked is not None:
+        module[1].num_batches_tracked.fill_(3)
+    x = normal(4, 3, 8, 8)
+    model = interop.from_torch(module.train(), x)
+    assert [node.operation for node in model._interop_model.train.nodes].count("jaxnorm.batch_norm.default") == 1
+    assert type(getattr(model, "1")) is jaxnorm.nnx.BatchNorm
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
+    module.eval(), model.eval()
+    assert relative(jax_eval(model, to_jax(x)), module(x).detach()) < 1e-9
+
+
+def test_a_module_converted_to_sync_batch_norm_imports_without_a_gpu():
+    plain, x = conv_bn().train(), normal(4, 3, 8, 8)
+    module = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(plain, x), 1e-9)
+
+
+def test_layers_in_eval_inside_a_training_module_stay_frozen(caplog):
+    module = torch.nn.Sequential(conv_bn(), torch.nn.Conv2d(4, 3, 1).double(), torch.nn.BatchNorm2d(3).double()).train()
+    module[0].eval()
+    x = normal(4, 3, 8, 8)
+    model = interop.from_torch(module, x)
+    assert "BatchNorm frozen at import: 1 layers" in caplog.text
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
+    model.eval()
+    model.train()
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
+
+
+def test_a_module_imported_in_eval_mode_trains_after_train():
+    module, x = conv_bn(momentum=0.3).eval(), normal(4, 3, 8, 8)
+    model = interop.from_torch(module, x)
+    assert getattr(model, "1").use_running_average
+    model.train()
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module.train(), x), 1e-9)
+    assert torch_momentum(getattr(model, "1").momentum) == 0.3
+
+
+def test_a_shared_layer_counts_each_call():
+    norm = torch.nn.BatchNorm2d(3)
+    block = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), norm)
+    module, x = randomised(torch.nn.Sequential(block, block, norm)).train(), normal(4, 3, 5, 5)
+    model = interop.from_torch(module, x)
+    found = jax_step(model, to_jax(x))
+    assert_same_step(found, torch_step(module, x), 1e-9)
+    assert found.state["2.num_batches_tracked"] == 3
+
+
+def test_no_gradient_flows_out_of_no_grad_and_detach():
+    def function(self, x):
+        x = self.net(x)
+        with torch.no_grad():
+            scale = x.mean()
+        return x * scale + x.detach() ** 2
+
+    module, x = Wrapped(function, net=conv_bn()).train(), normal(4, 3, 8, 8)
+    assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-9)
+
+
+def test_functional_batch_norm_and_buffers_that_change():
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(4, 3, 3, 3))
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("var", torch.ones(4))
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x):
+            flat = F.batch_norm(self.weight.reshape(1, 4, -1), None, None, training=True, momentum=0.0)
+            if self.training:
+                self.calls += 1
+            x = F.conv2d(x, flat.reshape_as(self.weight))
+            return F.batch_norm(x, self.mean, self.var, training=self.training)
+
+    module, x = Module().double().train(), normal(4, 3, 8, 8)
+    model = interop.from_torch(module, x)
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
+
+
+Pair = collections.namedtuple("Pair", ["left", "right"])
+
+
+@dataclasses.dataclass
+class Result:
+    logits: torch.Tensor
+    extra: dict
+
+
+def test_arguments_and_results_keep_their_structure():
+    def function(self, x, pair, *, mask=None, flag=True):
+        y = self.fc(x) + pair["a"]
+        return Result(logits=y, extra={"pair": Pair(y * 2, [y, None, 3]), "mask": mask})
+
+    module = Wrapped(function, fc=torch.nn.Linear(3, 2).double())
+    x, pair, mask = normal(4, 3), {"a": normal(4, 2, seed=1)}, normal(4, seed=2)
+    model = interop.from_torch(module, x, pair, mask=mask, flag=True)
+    found = model(to_jax(x), {"a": to_jax(pair["a"])}, mask=to_jax(mask), flag=True)
+    expected = module(x, pair, mask=mask).logits.detach()
+    assert relative(found.logits, expected) < 1e-12
+    assert relative(found.extra["pair"].left, 2 * expected) < 1e-12
+    assert found.extra["pair"].right[1:] == [None, 3]
+    assert len(jax.tree.leaves(found)) == 5
+
+
+def test_calls_that_do_not_fit_are_clear_errors():
+    module = Wrapped(lambda self, x, y, flag=True: self.fc(x) + y, fc=torch.nn.Linear(3, 2))
+    module.forward = lambda x, y, flag=True: module.fc(x) + y
+    model = interop.from_torch(module, torch.zeros(4, 3), torch.zeros(4, 2), flag=True)
+    x, y = jnp.zeros((5, 3), jnp.float32), jnp.zeros((5, 2), jnp.float32)
+    assert model(x, y=y, flag=True).shape == (5, 2)
+    with pytest.raises(TypeError, match="takes these"):
+        model(x)
+    with pytest.raises(ValueError, match=r"traced with True here, and cannot take False"):
+        model(x, y, flag=False)
+    with pytest.raises(ValueError, match=r"expected the shape \(\w+, 3\), found \(5, 4\)"):
+        model(jnp.zeros((5, 4), jnp.float32), y, flag=True)
+    with pytest.raises(ValueError, match="expected the dtype float32, found int32"):
+        model(jnp.zeros((5, 3), jnp.int32), y, flag=True)
+    with pytest.raises(ValueError, match="is 5 here and 6 in"):
+        model(jnp.zeros((6, 3), jnp.float32), y, flag=True)
+
+
+def test_all_unsupported_operations_are_listed_with_their_layers():
+    class First(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.svdvals(x)
+
+    class Second(torch.nn.Module):
+        def forward(self, x):
+            return torch.special.i0(x)
+
+    module = Wrapped(lambda self, x: self.second(self.first(x)), first=First(), second=Second())
+    with pytest.raises(NotImplementedError) as error:
+        interop.from_torch(module, torch.zeros(4, 3))
+    for part in ("svd", "first (", "i0", "second (", "test_trace.py", "@interop.register"):
+        assert part in str(error.value)
+
+
+def test_randomness_differs_by_call_and_vanishes_in_eval():
+    module = torch.nn.Sequential(torch.nn.Dropout(0.5)).train()
+    model = interop.from_torch(module, torch.zeros(2, 1000))
+    x = jnp.ones((2, 1000), jnp.float32)
+    step = nnx.jit(lambda model, x: model(x))
+    first, second = step(model, x), step(model, x)
+    assert (first != second).any()
+    assert set(np.unique(first)) == {0.0, 2.0}
+    model.eval()
+    np.testing.assert_array_equal(step(model, x), x)
+
+
+def test_replicas_draw_differently():
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(50, affine=False), torch.nn.Dropout(0.5)).train()
+    model = interop.from_torch(module, torch.zeros(4, 50))
+    model = jaxnorm.convert_sync_batchnorm(model, axis_name="batch")
+    graph, state = nnx.split(model)
+    x = jnp.broadcast_to(normal(4, 50).numpy(), (2, 4, 50))
+    first, second = jax.vmap(lambda x: nnx.merge(graph, state, copy=True)(x), axis_name="batch")(x)
+    assert ((first == 0) != (second == 0)).any()
+
+
+def test_one_compilation_serves_equal_models_and_every_step():
+    module = conv_bn().float().train()
+    first, second = (interop.from_torch(module, torch.zeros(2, 3, 8, 8)) for _ in range(2))
+    traces = 0
+
+    @nnx.jit
+    def step(model, x):
+        nonlocal traces
+        traces += 1
+        return model(x)
+
+    x = jnp.zeros((2, 3, 8, 8), jnp.float32)
+    for model in (first, first, second, nnx.clone(first)):
+        step(model, x)
+    assert traces == 1
+
+
+def test_a_plain_network_runs_channels_last_with_one_transpose_in():
+    module = torch.nn.Sequential(
+        conv_bn().float(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(4, 8, 3),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+    )
+    model = interop.from_torch(module.train(), torch.zeros(2, 3, 16, 16))
+    graph, state = nnx.split(model)
+    text = str(
+        jax.make_jaxpr(lambda s, x: nnx.merge(graph, s, copy=True)(x))(state, jnp.zeros((2, 3, 16, 16), jnp.float32))
+    )
+    assert text.count(" transpose[") == 1
+
+
+def test_parameters_stay_float32_when_computing_in_bfloat16():
+    module, x = conv_bn().float().train(), normal(4, 3, 8, 8, dtype=torch.float32)
+    model = interop.from_torch(module, x, compute_dtype=jnp.bfloat16)
+    y = model(to_jax(x))
+    assert y.dtype == jnp.bfloat16
+    assert {v.dtype.name for v in interop.state_dict(model).values()} == {"float32", "int64"}
+    assert relative(y.astype(jnp.float32), module(x).detach()) < 3e-2
+
+
+def test_images_of_any_size_where_asked():
+    module = torch.nn.Sequential(conv_bn().float(), torch.nn.AdaptiveAvgPool2d(1)).eval()
+    model = interop.from_torch(module, torch.zeros(2, 3, 16, 16), dynamic_dims=(0, 2, 3))
+    x = normal(3, 3, 20, 13, dtype=torch.float32)
+    assert relative(model(to_jax(x)), module(x).detach()) < 1e-6
+
+
+def test_one_example_is_enough_to_trace():
+    model = interop.from_torch(torch.nn.Linear(3, 2), torch.zeros(1, 3))
+    assert model(jnp.zeros((7, 3), jnp.float32)).shape == (7, 2)
+
+
+def test_a_lazy_layer_and_a_thing_that_is_no_module_are_errors():
+    with pytest.raises(ValueError, match=r"lazy layers.*weight"):
+        interop.from_torch(torch.nn.LazyLinear(3), torch.zeros(2, 3))
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
+        interop.from_torch(copy.copy, torch.zeros(2, 3))
