@@ -54,8 +54,8 @@ def relative(found, expected, floor=0.0):
 
 def flat(result):
     """The floating tensors of a nested result, in order."""
-    if isinstance(result, dict):
-        result = list(result.values())
+    if isinstance(result, dict):  # jax.jit sorts the keys
+        result = [result[key] for key in sorted(result, key=str)]
     if isinstance(result, (list, tuple)):
         return [leaf for item in result for leaf in flat(item)]
     return [result] if hasattr(result, "shape") else []
