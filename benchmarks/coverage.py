@@ -345,6 +345,8 @@ def report(rows, path, families):
         "(relative, norm-wise, float64), a bit-exact export that loads strictly, and eval outputs within",
         f"{TOLERANCE_FLOAT32:g} in float32.",
         "",
+        "Only the models listed below have run so far; `benchmarks/coverage.py` goes on where it stopped.",
+        "",
         f"Versions: {versions}. One CPU process for each model.",
         "",
         "| library | models run | pass | families run |",
