@@ -18,7 +18,6 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 import torchvision_cpu  # noqa: E402, F401
-
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 # Compilation makes first examples slow. CI draws the same examples each time; elsewhere they are new ones.
