@@ -153,11 +153,11 @@ def batch_moments(
         found = batch_moments(parts, part_mask, reduced, axis_name, groups)
         shift, base, delta = (lax.complex(z[..., 0], z[..., 1]) for z in (found.shift, found.base, found.delta))
         return ShiftedMoments(found.count[..., 0], shift, base, delta, found.m2.sum(-1))
-    wide, shift = accumulable(x), _shift(lax.stop_gradient(x), mask, reduced)
-    return shifted_moments(wide, shift, mask, reduced, axis_name, groups, wide.dtype != x.dtype)
+    shift = _shift(lax.stop_gradient(x), mask, reduced)
+    return shifted_moments(accumulable(x), shift, mask, reduced, axis_name, groups)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5, 6))
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
 def shifted_moments(
     x: Float[Array, "..."],
     shift: Float[Array, "..."],
@@ -165,18 +165,13 @@ def shifted_moments(
     reduced: tuple[int, ...],
     axis_name: AxisName | None,
     groups: Groups | None,
-    widened: bool,
 ) -> ShiftedMoments:
-    """`batch_moments` with sums about `shift`, a constant for each channel.
-
-    `widened` says that `x` was converted from a narrower dtype, which only matters for speed.
-    """
+    """`batch_moments` with sums about `shift`, a constant for each channel."""
     # XLA on a CPU writes out x - shift if it is used twice, but fuses it into each sum (and into the normalisation)
     # where the expressions differ: so doubled for one sum, plain for the other, plus the negative shift in the
-    # normalisation. All of them round alike. Where x was widened it has to be written out once anyway, centred: then
-    # both share it.
+    # normalisation. All of them round alike.
     centred = x - shift
-    doubled = 2 * centred if widened else 2 * x - 2 * shift
+    doubled = 2 * x - 2 * shift
     if mask is not None:
         doubled, centred = jnp.where(mask, doubled, 0), jnp.where(mask, centred, 0)
     s1 = doubled.sum(reduced, keepdims=True) / 2
@@ -199,9 +194,9 @@ def shifted_moments(
 
 
 @shifted_moments.defjvp
-def _shifted_moments_jvp(reduced, axis_name, groups, widened, primals, tangents):  # type: ignore[no-untyped-def]
+def _shifted_moments_jvp(reduced, axis_name, groups, primals, tangents):  # type: ignore[no-untyped-def]
     x, _, mask = primals
-    found = saved(shifted_moments(*primals, reduced, axis_name, groups, widened))
+    found = saved(shifted_moments(*primals, reduced, axis_name, groups))
     dx = tangents[0] if mask is None else jnp.where(mask, tangents[0], 0)
     centred = x - found.shift
     if mask is not None:
