@@ -6,10 +6,12 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from interop import distributed, dtypes, hub, safetensors_file, shards, torch_file, torch_writer, wrappings
 from interop.files import CheckpointError, Data
+from interop.variables import check
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint", "save_checkpoint"]
 
@@ -25,16 +27,21 @@ class Checkpoint(Mapping[str, np.ndarray]):
             `choices`: all that the file has,
             `unwrapped`: what was taken off to get to the model's own names, in order,
             `not_arrays`: entries of the state dict that are no arrays, if there are any.
+        versions: the versions of the modules that the state dict came from, by their names, if the file has them:
+            what torch keeps as `state_dict._metadata`, and some modules want to see again (torchvision's MNASNet).
+        batch_norms: eps, momentum and the other flags of each BatchNorm layer, where whole modules are pickled.
 
     An array is made when it is asked for and costs no memory beyond the pages that are read. Going through `items()`
     and letting each array go after use streams a file of any size.
     """
 
     def __init__(
-        self, entries: Mapping[str, wrappings.Entry], metadata: Mapping[str, Any], path: pathlib.Path, format: str
+        self, state: wrappings.StateDict, metadata: Mapping[str, Any], path: pathlib.Path, format: str
     ) -> None:
-        self._entries = dict(entries)
+        self._entries = state.entries
         self.metadata = dict(metadata)
+        self.versions = state.versions
+        self.batch_norms = state.batch_norms
         self.path = path
         self.format = format
 
@@ -49,6 +56,24 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def to_device(self, device: Any = None) -> dict[str, jax.Array]:
+        """The arrays on a device (or with a sharding, as `jax.device_put` takes it), one after the other.
+
+        Each array's pages leave memory when it has arrived, so that no more than the largest array is in memory
+        besides what is on the device. On a CPU device arrays that it can use where they lie stay in the file.
+
+            variables = interop.load_checkpoint("resnet50.safetensors").to_device()
+
+        Raises:
+            ValueError: for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64).
+        """
+        check(self)
+        arrays = {}
+        for name, array in self.items():
+            arrays[name] = jax.device_put(array, device).block_until_ready()
+            del array
+        return arrays
 
     def __repr__(self) -> str:
         return f"Checkpoint({os.fspath(self.path)!r}, {self.format}, {len(self)} arrays)"
@@ -89,7 +114,7 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
     else:
         value, said, format = _read(Data.map(source))
     state = wrappings.unwrap(value, which, source)
-    return Checkpoint(state.entries, {**said, **state.metadata}, source, format)
+    return Checkpoint(state, {**said, **state.metadata}, source, format)
 
 
 def save_checkpoint(
@@ -110,7 +135,8 @@ def save_checkpoint(
         path: ends in `.safetensors` (safetensors.torch.load_file, load_model) or `.pt`, `.pth`, `.bin`, `.tar`
             (`torch.load(path, weights_only=True)` gives an OrderedDict of tensors). The folder must exist.
         target: a mapping from names to arrays (NumPy, JAX or torch), a `Checkpoint`, or a model or state, which goes
-            through `interop.state_dict`. dtypes are kept, and names that share memory share it in the file.
+            through `interop.state_dict`. dtypes are kept, and names that share memory share it in the file. The
+            modules' versions that a `Checkpoint` or torch's own state dict knows go along into a `.pth` file.
         metadata: what else the file is to say. safetensors holds text, so that other values are written as JSON.
         ema: the average of `target`, of the same kinds. Not for safetensors, which holds one state dict.
         layout: None, the state dict itself, or "timm" if there are metadata or an average; "timm" (`state_dict`,
@@ -144,7 +170,12 @@ def save_checkpoint(
         raise CheckpointError(target_path, "only safetensors are split into several files")
     averages = None if ema is None else _arrays(target_path, ema)
     value = _layout(target_path, arrays, averages, notes, layout) if layout or notes or averages is not None else arrays
-    torch_writer.write(target_path, value)
+    versions: list[tuple[Any, dict[str, int]]] = [(arrays, _versions(target))]
+    if averages is not None:
+        averaged = layout == "torchvision"  # an AveragedModel, which has the model at `module`
+        kept = {f"module.{name}".rstrip(".") if averaged else name: v for name, v in _versions(ema).items()}
+        versions.append((value["model_ema"] if averaged else averages, kept))
+    torch_writer.write(target_path, value, versions)
 
 
 def _read(data: Data) -> tuple[Any, dict[str, Any], str]:
@@ -221,6 +252,14 @@ def _numpy(value: Any) -> np.ndarray:
             return bits.view(dtypes.TORCH[name])
         value = tensor.numpy()
     return dtypes.native(np.asarray(value))
+
+
+def _versions(target: Any) -> dict[str, int]:
+    """The modules' versions, of a `Checkpoint` or of what `torch.nn.Module.state_dict` gave."""
+    if isinstance(target, Checkpoint):
+        return target.versions
+    kept = getattr(target, "_metadata", None)
+    return wrappings.versions(kept) if isinstance(target, Mapping) else {}
 
 
 def _text(path: pathlib.Path, key: Any, value: Any) -> str:

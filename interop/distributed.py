@@ -14,8 +14,9 @@ import numpy as np
 from interop import rebuild, torch_file
 from interop.files import CheckpointError, Data
 from interop.shards import beside
+from interop.stand_ins import Instance, UnpickleError
 from interop.tensors import Tensor
-from interop.unpickle import ALLOWANCE, Instance, UnpickleError, unpickle
+from interop.unpickle import ALLOWANCE, unpickle
 
 METADATA = ".metadata"
 _MODULE = "torch.distributed.checkpoint"

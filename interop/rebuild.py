@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from interop import dtypes
+from interop.stand_ins import Global, Instance, UnpickleError, check_key, name_of
 from interop.tensors import Storage, Tensor
-from interop.unpickle import Global, Instance, UnpickleError, check_key, name_of
 
 
 class Unsupported:

@@ -11,8 +11,9 @@ from typing import Any
 
 from interop import dtypes, rebuild
 from interop.files import CheckpointError, Data, progress
+from interop.stand_ins import Global, UnpickleError, name_of
 from interop.tensors import Storage
-from interop.unpickle import ALLOWANCE, Global, UnpickleError, name_of, unpickle
+from interop.unpickle import ALLOWANCE, unpickle
 from interop.zip_file import Archive
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER

@@ -9,7 +9,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -21,8 +21,13 @@ _ALIGNMENT = 64
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip file: the same content gives the same file
 
 
-def write(path: pathlib.Path, value: Any) -> None:
+def write(
+    path: pathlib.Path, value: Any, versions: Iterable[tuple[Mapping[str, Any] | None, Mapping[str, int]]] = ()
+) -> None:
     """Writes `value`, atomically: mappings, lists, tuples, strings, numbers, None and arrays, which become tensors.
+
+    `versions` holds pairs of a mapping in `value` and the versions of the modules that it came from, which are written
+    as its `_metadata`, the attribute that torch.nn.Module.state_dict gives and load_state_dict looks for.
 
     Arrays that look at the same memory share a storage in the file, as torch.save does, and an array that is dense in
     another order than C (channels last, a transposed matrix) keeps its strides.
@@ -32,7 +37,7 @@ def write(path: pathlib.Path, value: Any) -> None:
     arrays: list[np.ndarray] = []
     _find(path, value, "", arrays, 0)
     storages, places = _storages(arrays)
-    pickled = _Pickle(places, [storage.nbytes for storage in storages])
+    pickled = _Pickle(places, [storage.nbytes for storage in storages], {id(m): v for m, v in versions if v})
     pickled.dump(value)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, content in {
@@ -146,8 +151,13 @@ def _raw(array: np.ndarray, low: int, high: int) -> np.ndarray:
 class _Pickle:
     """The pickle of protocol 2 that torch.save would write. Classes are names in it, so torch is not needed."""
 
-    def __init__(self, places: Mapping[int, tuple[int, int, np.ndarray]], sizes: list[int]) -> None:
-        self.places, self.sizes = places, sizes
+    def __init__(
+        self,
+        places: Mapping[int, tuple[int, int, np.ndarray]],
+        sizes: list[int],
+        versions: Mapping[int, Mapping[str, int]],
+    ) -> None:
+        self.places, self.sizes, self.versions = places, sizes, versions
         self.stream = io.BytesIO()
 
     def dump(self, value: Any) -> None:
@@ -166,6 +176,9 @@ class _Pickle:
                 self.save(key)
                 self.save(item)
             write(pickle.SETITEMS)
+            if kept := self.versions.get(id(value)):
+                self.save({"_metadata": {module: {"version": version} for module, version in kept.items()}})
+                write(pickle.BUILD)
         elif isinstance(value, tuple):
             write(pickle.MARK)
             for item in value:

@@ -15,14 +15,15 @@ import logging
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from interop.files import CheckpointError
+from interop.pickled_module import batch_norms, collect, is_module
 from interop.rebuild import Unsupported, finish
+from interop.stand_ins import Global, Instance, name_of
 from interop.tensors import Tensor
-from interop.unpickle import Global, Instance, name_of
 
 logger = logging.getLogger("interop")
 
@@ -31,7 +32,6 @@ _EMA_WORDS: Final = frozenset({"ema", "averaged", "swa"})
 _OTHER_WORDS: Final = frozenset({"optimizer", "optim", "optimizers", "scheduler", "schedulers", "scaler", "rng"})
 _WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _DEEPEST = 100
-_MOST = 200_000  # modules and tensors of a pickled model; shared ones count each time, as in a state dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +53,16 @@ Entry = Tensor | InMemory
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """One state dict out of a file, and what else the file says."""
+    """One state dict out of a file, and what else the file says.
+
+    `versions` are those of the modules that the state dict came from (`_metadata` of torch.nn.Module.state_dict), and
+    `batch_norms` the flags of a pickled module's layers; both by the module's name, and empty if the file has none.
+    """
 
     entries: dict[str, Entry]
     metadata: dict[str, Any]
+    versions: dict[str, int] = dataclasses.field(default_factory=dict)
+    batch_norms: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
@@ -78,9 +84,10 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
     name = _choose(choices, which, path)
     chosen = choices[name]
     unwrapped = [name] if name else []
+    layers: dict[str, dict[str, Any]] = {}
     if is_module(chosen):
         unwrapped.append(f"pickled {chosen.cls}")
-        found = collect(chosen, path)
+        found, layers = collect(chosen, path), batch_norms(chosen, path)
     else:
         found = {str(key): finish(item) for key, item in chosen.items()}
     entries, rest = _entries(found, path)
@@ -98,40 +105,8 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
         logger.info("%s: unwrapped %s; not taken: %s", path, ", ".join(metadata["unwrapped"]), others)
     if rest:
         logger.warning("%s: %d entries of the state dict are no arrays: %s", path, len(rest), ", ".join(list(rest)[:8]))
-    return StateDict(entries, metadata)
-
-
-def is_module(value: Any) -> bool:
-    """Whether this stands for a torch.nn.Module."""
-    return isinstance(value, Instance) and all(
-        isinstance(value.attributes.get(field), dict) for field in ("_parameters", "_buffers", "_modules")
-    )
-
-
-def collect(module: Instance, path: pathlib.Path) -> dict[str, Any]:
-    """The state dict of a pickled module: torch.nn.Module.state_dict on the stand-in, in the same order."""
-    found: dict[str, Any] = {}
-    todo: list[tuple[str, Instance, int]] = [("", module, 0)]
-    seen = 0
-    while todo:
-        prefix, current, depth = todo.pop()
-        attributes = current.attributes
-        hidden = attributes.get("_non_persistent_buffers_set") or ()
-        if not isinstance(hidden, set | frozenset | list | tuple):
-            raise CheckpointError(path, f"module {prefix or 'model'!r}: its non-persistent buffers are no set")
-        for field in ("_parameters", "_buffers"):
-            for name, item in attributes[field].items():
-                if item is not None and not (field == "_buffers" and name in hidden):
-                    found[f"{prefix}{name}"] = finish(item)
-        children = [(name, child) for name, child in attributes["_modules"].items() if child is not None]
-        for name, child in reversed(children):
-            if not is_module(child):
-                raise CheckpointError(path, f"module '{prefix}{name}' is {name_of(child)}, not a module")
-            todo.append((f"{prefix}{name}.", child, depth + 1))
-        seen += 1
-        if depth > _DEEPEST or seen + len(found) + len(todo) > _MOST:
-            raise CheckpointError(path, f"module {prefix[:80]!r}: modules without end")
-    return found
+    kept = versions(getattr(chosen, "_metadata", None))
+    return StateDict(entries, metadata, _bare(kept, prefixes), _bare(layers, prefixes))
 
 
 def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, Any], list[str]]:
@@ -168,6 +143,35 @@ def _again(
 ) -> tuple[dict[str, Entry], dict[str, Any], list[str]]:
     entries, more_notes, more = strip_prefixes(entries, path)  # DDP around torch.compile, or the other way round
     return entries, notes | more_notes, removed + more
+
+
+def versions(kept: Any) -> dict[str, int]:
+    """The modules' versions in `state_dict._metadata`, `{module: {"version": number}}`, as far as it is that."""
+    if not isinstance(kept, dict):
+        return {}
+    return {
+        module: entry["version"]
+        for module, entry in kept.items()
+        if isinstance(module, str) and isinstance(entry, dict) and type(entry.get("version")) is int
+    }
+
+
+Value = TypeVar("Value")
+
+
+def _bare(by_module: dict[str, Value], removed: list[str]) -> dict[str, Value]:
+    """The same by the names of modules that the bare model has; where a wrapper and the wrapped meet, the wrapped."""
+    for step in removed:
+        if step == "module.":
+            by_module = {
+                name.removeprefix("module").removeprefix("."): value
+                for name, value in by_module.items()
+                if f"{name}.".startswith("module.")
+            }
+        elif step.endswith("."):
+            pattern = re.compile(rf"(^|\.){re.escape(step)}")
+            by_module = {pattern.sub(r"\1", f"{name}.").removesuffix("."): value for name, value in by_module.items()}
+    return by_module
 
 
 def plain(value: Any, path: pathlib.Path) -> Any:

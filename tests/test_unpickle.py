@@ -20,9 +20,10 @@ import pytest
 import torch
 
 import interop
-from interop import CheckpointError, load_checkpoint, wrappings
+from interop import CheckpointError, load_checkpoint, pickled_module
 from interop.rebuild import build, call
-from interop.unpickle import Global, Instance, UnpickleError, unpickle
+from interop.stand_ins import Global, Instance, UnpickleError
+from interop.unpickle import unpickle
 
 
 def read(content: bytes) -> object:
@@ -319,7 +320,7 @@ def test_copies_of_what_was_kept_count_too():
 
 
 def test_modules_that_contain_themselves_are_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(wrappings, "_MOST", 2000)
+    monkeypatch.setattr(pickled_module, "_MOST", 2000)
     model = torch.nn.Sequential(torch.nn.Linear(1, 1))
     model._modules["again"] = model
     torch.save(model, tmp_path / "x.pth")
