@@ -1,5 +1,6 @@
 """BatchNorm for Flax Linen: parameters, running statistics and flags. The mathematics is in `_batch_norm.py`."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -81,7 +82,7 @@ class BatchNorm(nn.BatchNorm):
         }
         starting = self.is_initializing()
         kept = {name: jnp.asarray(variable.value) for name, variable in running.items()}
-        if running and (eval_mode or (starting and x.size == jnp.prod(jnp.asarray(channels)))):
+        if running and (eval_mode or (starting and x.size == math.prod(channels))):
             return normalize(x, kept["mean"], kept["var"], scale, bias, **options)
         try:
             y, moments = batch_norm(

@@ -39,7 +39,7 @@ def convert_sync_batchnorm(
         TypeError: if `model` is neither.
 
     Warns:
-        UserWarning: if an NNX model has no BatchNorm layer.
+        UserWarning: if the model has no BatchNorm layer (a Linen model says so when it is called).
     """
     groups = jaxnorm.nnx.hashable_groups(axis_index_groups)
     if isinstance(model, linen.Module):
@@ -102,8 +102,12 @@ class SyncBatchNorm(linen.Module):
 
     def run_method(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """`inner`'s method of that name, with synchronised layers."""
-        with linen.intercept_methods(_interceptor(self.axis_name, self.axis_index_groups)):
-            return getattr(self.inner, name)(*args, **kwargs)
+        found: list[str] = []
+        with linen.intercept_methods(_interceptor(self.axis_name, self.axis_index_groups, found)):
+            result = getattr(self.inner, name)(*args, **kwargs)
+        if name == "__call__" and not found:
+            warnings.warn(f"{type(self.inner).__name__} has no BatchNorm layer to convert", stacklevel=3)
+        return result
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not callable(getattr(type(vars(self).get("inner")), name, None)):
@@ -115,13 +119,17 @@ class SyncBatchNorm(linen.Module):
         return MethodType(method, self)  # bound, since Linen calls methods given by name on a bound copy
 
 
-def _interceptor(axis_name: AxisName | None, groups: Any) -> Callable[..., Any]:
-    """Runs each Linen BatchNorm layer that shares its statistics otherwise as one that shares them so."""
+def _interceptor(axis_name: AxisName | None, groups: Any, found: list[str]) -> Callable[..., Any]:
+    """Runs each Linen BatchNorm layer that shares its statistics otherwise as one that shares them so.
+
+    The paths of the layers go into `found`.
+    """
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
         if not isinstance(layer, linen.BatchNorm) or context.method_name != "__call__":
             return call(*args, **kwargs)
+        found.append("/".join(layer.path))
         if (layer.axis_name, layer.axis_index_groups) == (axis_name, groups):
             return call(*args, **kwargs)
         fields = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.name not in ("parent", "name")}

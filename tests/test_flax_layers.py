@@ -43,6 +43,16 @@ def flax_and_ours(kind, **fields):
     return tuple(map(call, layers))
 
 
+def test_layers_initialise_under_jit_and_eval_shape_as_outside():
+    layer = jaxnorm.linen.BatchNorm(use_running_average=False, axis_name="batch")
+    plain = layer.init(jax.random.key(0), X)
+    jitted = jax.jit(layer.init)(jax.random.key(0), X)
+    jax.tree.map(np.testing.assert_array_equal, plain, jitted)
+    assert jax.tree.map(jnp.shape, jax.eval_shape(layer.init, jax.random.key(0), X)) == jax.tree.map(jnp.shape, plain)
+    made = nnx.jit(lambda: jaxnorm.nnx.BatchNorm(6, momentum=None, rngs=nnx.Rngs(0)))()
+    assert made.num_batches_tracked[...] == 0 and made.var[...].shape == (6,)
+
+
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 @pytest.mark.parametrize(
     ("dtype", "param_dtype", "use_bias", "use_scale"),

@@ -111,6 +111,13 @@ def test_a_model_without_batchnorm_is_returned_with_a_warning():
     assert isinstance(model, nnx.Linear)
 
 
+def test_a_linen_model_without_batchnorm_warns_when_it_is_called():
+    model = jaxnorm.convert_sync_batchnorm(linen.Dense(3), "batch")
+    with pytest.warns(UserWarning, match="Dense has no BatchNorm layer"):
+        variables = model.init(jax.random.key(0), jnp.ones((2, 3)))
+    assert variables["params"]["kernel"].shape == (3, 3)
+
+
 def test_what_is_no_model_is_an_error():
     with pytest.raises(TypeError, match=r"expected a flax.nnx.Module or a flax.linen.Module, got dict"):
         jaxnorm.convert_sync_batchnorm({}, "batch")
