@@ -1,5 +1,6 @@
 """PyTorch in, PyTorch out: models and checkpoints to JAX and back. torch is imported only where its objects arrive."""
 
+from interop import layouts
 from interop._from_torch import from_torch
 from interop._state_dict import load_state_dict, state_dict
 from interop.artifact import load, save
@@ -21,6 +22,7 @@ __all__ = [
     "TraceError",
     "TracedModule",
     "from_torch",
+    "layouts",
     "load",
     "load_checkpoint",
     "load_optimizer_state",
