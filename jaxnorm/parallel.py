@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxnorm._typing import PyTree
-from jaxnorm.replicas import _layer
+from jaxnorm.replicas import _layer, own_values
+from jaxnorm.sharing import share
 from jaxnorm.train import Metrics, TrainState, TrainStep, varying_axes, with_axis
 
 
@@ -39,11 +40,16 @@ def data_parallel(
 
     - `step`: what `train_step` gave.
     - `axis_name`: the replicas' axis; the name the model's BatchNorm layers synchronise over.
-    - `devices`: by default this process's under pmap, all processes' otherwise.
+    - `devices`: by default all processes'.
     - `donate`: let the step overwrite the state it is given, which is then gone: half the memory. The arrays of the
       model that the state was made from go with it.
     - `check_vma`: shard_map's proof that what the replicas share is equal on all of them. Without it nothing proves
       that, so the state must be replicated, and `unreplicate` does the check.
+
+    **Several processes** (`join_processes`). Each calls the step with its own part of the global batch, all parts equal
+    in size: the batch of process p is for the replicas on its devices. A state as it is may be any array that all
+    processes have alike; `replicate` makes copies for the replicas of all processes. Loss and metrics are everyone's.
+    pmap is then shard_map without `check_vma`, which is what JAX makes of it.
 
     Where the sum over replicas happens. In all three the loss differentiated is the replica's total divided by a number
     that all replicas share, and its gradient with respect to the replica's own copy of the parameters:
@@ -59,6 +65,9 @@ def data_parallel(
     already: convert the model back), and under shard_map with a state as it is, for running statistics that differ
     between replicas.
     """
+    if how == "pmap" and jax.process_count() > 1:
+        # jax.pmap's own arrays are each process's by themselves: neither saved nor compared as one state.
+        return _ShardMap(step, axis_name, devices, donate, check_vma=False, how='how="pmap"')
     if how == "pmap":
         return _Pmap(step, axis_name, devices, donate)
     if how == "shard_map":
@@ -72,24 +81,23 @@ class _Parallel:
     """Splits the batch, keeps an average that lives elsewhere out of the compiled step, and updates it after."""
 
     def __init__(self, step: TrainStep, axis_name: str, devices: Sequence[jax.Device] | None, donate: bool) -> None:
-        self.devices = list(devices) if devices is not None else self.default_devices()
+        self.devices = list(devices) if devices is not None else jax.devices()
         self.mesh = Mesh(np.array(self.devices), (axis_name,))
         self.axis_name = axis_name
         self.step = with_axis(step, axis_name)
         self.donate = (0,) if donate else ()
 
-    def default_devices(self) -> list[jax.Device]:
-        return jax.devices()
-
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         self.check(state)
         batch = self.split(batch)
-        placed = state.ema is not None and state.ema.device is not None
-        if not placed:
+        if state.ema is None or state.ema.device is None:
             return self.run(state, batch)
         average = state.ema_state
+        where = state.ema.device
         state, metrics = self.run(state.replace(ema_state=None), batch)
-        return state.replace(ema_state=average).update_ema(), metrics
+        # An average on this process's own device takes this process's own copy of the values.
+        values = state if isinstance(where, Sharding) else own_values(state)
+        return state.replace(ema_state=values.replace(ema_state=average).update_ema().ema_state), metrics
 
     def check(self, state: TrainState) -> None:
         raise NotImplementedError
@@ -105,10 +113,11 @@ class _Parallel:
         return jax.device_put(batch, sharding)
 
     def check_batch(self, batch: PyTree, replicas: int) -> None:
+        of = " of this process" if jax.process_count() > 1 else ""
         for path, x in jax.tree_util.tree_leaves_with_path(batch):
             if not np.ndim(x) or np.shape(x)[0] % replicas:
                 raise ValueError(
-                    f"the batch is split along its first axis over {replicas} replicas; entry "
+                    f"the batch is split along its first axis over {replicas} replicas{of}; entry "
                     f"{jax.tree_util.keystr(path) or 'of the batch'} has shape {np.shape(x)}. pad_batch fills up a "
                     "last batch and marks its true examples."
                 )
@@ -132,9 +141,6 @@ class _Pmap(_Parallel):
             self.step, axis_name=axis_name, devices=self.devices, donate_argnums=self.donate, out_axes=(0, None)
         )
 
-    def default_devices(self) -> list[jax.Device]:
-        return jax.local_devices()
-
     def check(self, state: TrainState) -> None:
         self.refuse_single(state, 'how="pmap"')
 
@@ -155,9 +161,11 @@ class _ShardMap(_Parallel):
         devices: Sequence[jax.Device] | None,
         donate: bool,
         check_vma: bool,
+        how: str = 'how="shard_map"',
     ) -> None:
         super().__init__(step, axis_name, devices, donate)
         self.check_vma = check_vma
+        self.how = how
         split, shared = PartitionSpec(axis_name), PartitionSpec()
         self.shared = NamedSharding(self.mesh, shared)
 
@@ -180,7 +188,8 @@ class _ShardMap(_Parallel):
 
     def check(self, state: TrainState) -> None:
         if state.step.ndim or not self.check_vma:
-            self.refuse_single(state, 'how="shard_map"' + ("" if self.check_vma else " with check_vma=False"))
+            unchecked = not self.check_vma and "shard_map" in self.how
+            self.refuse_single(state, self.how + (" with check_vma=False" if unchecked else ""))
 
     def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         if state.step.ndim:
@@ -226,4 +235,4 @@ def _everywhere(state: TrainState, sharding: NamedSharding) -> TrainState:
     """The state on every device; after the first step it is there already."""
     if state.step.sharding == sharding:
         return state
-    return jax.device_put(state, sharding)
+    return share(state, sharding)

@@ -9,17 +9,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnorm._typing import Array, PyTree
+from jaxnorm.sharing import computed, is_own, own_copy, share
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None, axis_name: str = "batch") -> PyTree:
     """A copy for each device, along a new first axis: what `data_parallel` takes under pmap and shard_map.
 
-    An average that an `Ema` keeps elsewhere (`Ema.device`) stays there, once. `devices` are this process's by default.
+    An average that an `Ema` keeps elsewhere (`Ema.device`) stays there, once. `devices` are those of all
+    processes by default.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
+    devices = jax.devices() if devices is None else list(devices)
     mesh = Mesh(np.array(devices), (axis_name,))
     tree, put_back = _without_placed_ema(tree)
-    everywhere = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    everywhere = share(tree, NamedSharding(mesh, PartitionSpec()))
     stack = jax.jit(
         lambda t: jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(devices), *x.shape)), t),
         out_shardings=NamedSharding(mesh, PartitionSpec(axis_name)),
@@ -46,7 +48,7 @@ def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -
         return put_back(_take(tree, rank))
     different = _differences(tree)
     if not different:
-        return put_back(_take(tree, 0))
+        return put_back(_take(tree, None))
 
     pooled = _statistics_pairs(tree) if merge else {}
     refused = {path: by for path, by in different.items() if path not in pooled}
@@ -63,12 +65,12 @@ def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -
 
     merged = {}
     for mean, var in {pooled[path] for path in different}:
-        merged[mean], merged[var] = _pool(_leaf(tree, mean), _leaf(tree, var))
+        merged[mean], merged[var] = computed(_pool, (_leaf(tree, mean), _leaf(tree, var)))
 
     def choose(path: Path, x: Any) -> Any:
         return jax.device_put(merged[path], getattr(x, "sharding", None)) if path in merged else x
 
-    return put_back(jax.tree_util.tree_map_with_path(choose, _take(tree, 0)))
+    return put_back(jax.tree_util.tree_map_with_path(choose, _take(tree, None)))
 
 
 def replica_divergence(tree: PyTree) -> dict[str, float]:
@@ -78,6 +80,13 @@ def replica_divergence(tree: PyTree) -> dict[str, float]:
     A nan against a number counts as an infinite difference, a nan against a nan as none.
     """
     return _by_layer(_differences(_without_placed_ema(tree)[0]))
+
+
+def own_values(state: PyTree) -> PyTree:
+    """A `TrainState` over several processes as this process has it, on one of its devices."""
+    if jax.process_count() == 1:
+        return state
+    return _take(state, None) if state.step.ndim else own_copy(state)
 
 
 def _without_placed_ema(tree: PyTree) -> tuple[PyTree, Any]:
@@ -98,7 +107,7 @@ def _differences(tree: PyTree) -> dict[Path, float]:
         raise ValueError(
             f"not a replicated tree: {jax.tree_util.keystr(flat[0])} has no axis of replicas; see replicate"
         )
-    found = np.asarray(_largest_differences([x for _, x in leaves])) if leaves else np.zeros(0)
+    found = np.asarray(computed(_largest_differences, [x for _, x in leaves])) if leaves else np.zeros(0)
     return {path: float(by) for (path, _), by in zip(leaves, found, strict=True) if by > 0}
 
 
@@ -157,25 +166,32 @@ def _leaf(tree: PyTree, path: Path) -> Array:
     return next(x for p, x in jax.tree_util.tree_leaves_with_path(tree) if p == path)
 
 
-def _pool(means: Array, variances: Array) -> tuple[Array, Array]:
+def _pool(parts: tuple[Array, Array]) -> tuple[Array, Array]:
     """Mean and variance of a mixture in equal parts: the law of total variance."""
+    means, variances = parts
     mean = jnp.mean(means, axis=0)
     return mean, jnp.mean(variances, axis=0) + jnp.mean(jnp.square(means - mean), axis=0)
 
 
-def _take(tree: PyTree, rank: int) -> PyTree:
-    """One replica's copy, on the device where it lies."""
+def _take(tree: PyTree, rank: int | None) -> PyTree:
+    """One replica's copy, on the device where it lies, or on one of this process; any replica's if rank is None."""
     sizes = {x.shape[0] for x in jax.tree.leaves(tree) if x.ndim}
-    if sizes and not all(0 <= rank < n for n in sizes):
+    if rank is not None and sizes and not all(0 <= rank < n for n in sizes):
         raise ValueError(f"rank={rank} is not among the {min(sizes)} replicas")
+    if rank is not None and not all(map(is_own, jax.tree.leaves(tree))):
+        return computed(_rows, (tree, rank))  # the replica may be another process's: all of them ask for it together
     return jax.tree.map(lambda x: _row(x, rank), tree)
 
 
-def _row(x: Any, rank: int) -> Any:
+def _rows(asked: tuple[PyTree, Array]) -> PyTree:
+    return jax.tree.map(lambda x: x[asked[1]], asked[0])
+
+
+def _row(x: Any, rank: int | None) -> Any:
     if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
         rows: Iterable[Any] = x.addressable_shards
         for shard in rows:
             start, stop, _ = shard.index[0].indices(x.shape[0])
-            if start <= rank < stop:
-                return shard.data[rank - start]
-    return x[rank]
+            if rank is None or start <= rank < stop:
+                return shard.data[0 if rank is None else rank - start]
+    return x[rank or 0]

@@ -14,6 +14,7 @@ from jaxnorm.ema import Ema, EmaState
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, batch_size
 from jaxnorm.replicas import unreplicate
+from jaxnorm.sharing import place_like
 
 AxisName = str | tuple[str, ...]
 
@@ -102,7 +103,7 @@ class TrainState:
             raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
         average = self.ema.value(state.ema_state)
         if self.ema.device is not None:
-            average = jax.device_put(average, jax.tree.map(lambda x: x.sharding, _averaged(state)))
+            average = place_like(average, _averaged(state))
         return self.definition.rebuild(_collections(state)._replace(**average))
 
     def with_ema_model(self, model: Any) -> "TrainState":
