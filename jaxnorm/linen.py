@@ -66,7 +66,7 @@ class BatchNorm(nn.BatchNorm):
             running["var"] = self.variable("batch_stats", "var", jnp.ones, channels, kept_dtype)
             if self.count_batches or self.momentum is None:
                 running["num_batches_tracked"] = self.variable(
-                    "batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int_
+                    "batch_stats", "num_batches_tracked", jnp.zeros, (), int
                 )
         # Loaded variables may be NumPy's.
         scale = (
