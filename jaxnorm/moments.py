@@ -5,8 +5,8 @@
     d = x - shift,   S1 = sum(d),   S2 = sum(d^2),   mean = shift + S1/n,   m2 = S2 - S1^2/n
 
 E[x^2] - E[x]^2 loses (mean/std)^2 of the precision (Chan, Golub & LeVeque, "Algorithms for Computing the Sample
-Variance", 1983, section 3); here that is (shift - mean)^2/var, a number near 0. The shift is the mean of the first 1/64
-of the batch, which no wild element can move far, and in a constant channel exactly the constant, so that d = 0.
+Variance", 1983, section 3); here that is (shift - mean)^2/var, a number near 0. The shift is the mean of about 1/512 of
+the batch, taken evenly from all of it, and in a constant channel exactly the constant, so that d = 0.
 
 **Merged, not averaged.** Two samples give (Chan et al., 1979)
 
@@ -34,8 +34,8 @@ from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
 from jaxnorm.collectives import AxisName, Groups, gather_replicas, sum_replicas
 from jaxnorm.packing import pack, unpack
 
-# The part of the batch that places the shift: 1/64 of it bounds (shift - mean)^2/var by 64, whatever the data.
-_SHIFT_PART = 64
+# One value in so many places the shift. That also bounds (shift - mean)^2/var, whatever the data.
+_SHIFT_PART = 512
 
 
 SAVED = "jaxnorm statistics"
@@ -181,7 +181,7 @@ def shifted_moments(
     m2 = jnp.maximum(s2 - s1 * delta, 0)
     if axis_name is None:
         return ShiftedMoments(count, shift, shift, delta, m2)
-    high = shift + delta
+    high = shift + _settled(delta)
     words = pack(high, (shift - high) + delta, m2, count)
     # Without a mask every replica counts the same number of values: no need to send it.
     sent = [words] if mask is None else [words, count.view(words.dtype)]
@@ -228,17 +228,28 @@ def _shift(x: Shaped[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tu
     # Relative to one value, so that where all are equal their mean is exactly that value.
     # The barrier keeps XLA from converting all of x before it takes the part.
     one, part = map(accumulable, lax.optimization_barrier((lax.slice(x, [0] * x.ndim, keep), _part(x, reduced))))
-    return one + (part - one).mean(reduced, keepdims=True)
+    return one + _settled((part - one).mean(reduced, keepdims=True))
+
+
+def _settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` without its last bit, so that what is added to it gives the same sum everywhere.
+
+    XLA computes cheap values anew in each fusion that uses them. If `x` is a product, `y + x` may be a fused
+    multiply-add in one of them and not in another, and where the sum lies halfway between two floats they differ: at a
+    mean of 1e5, by 1/128. The last bit of `x` is far below that.
+    """
+    kind = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, kind.nexp, kind.nmant - 1)
 
 
 def _part(x: Shaped[Array, "..."], reduced: tuple[int, ...]) -> Shaped[Array, "..."]:
-    """The first 1/64 or so of the batch, taken from as few axes as will do (the examples' first)."""
-    sizes, left = list(x.shape), _SHIFT_PART
-    for a in reduced:
-        taken = -(-sizes[a] // left)
-        left = max(1, left * taken // sizes[a])
-        sizes[a] = taken
-    return lax.slice(x, [0] * x.ndim, sizes)
+    """Every 512th value or so, from as many examples as will do: positions are skipped first."""
+    starts, strides, left = [0] * x.ndim, [1] * x.ndim, _SHIFT_PART
+    for a in reversed(reduced):
+        strides[a] = min(left, x.shape[a])
+        starts[a] = strides[a] // 2  # not at the border, where padding makes positions unlike the others
+        left //= strides[a]
+    return lax.slice(x, starts, x.shape, strides)
 
 
 def _count(x: Float[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
@@ -261,8 +272,11 @@ def merge_stacked(
 ) -> ShiftedMoments:
     """The moments of all parts, whose means are `means + rests`; `base` is the mean of a part that is not empty."""
     total = counts.sum(0)
-    occupied = jnp.broadcast_to(counts > 0, means.shape)
-    base = jnp.take_along_axis(means, jnp.argmax(occupied, 0, keepdims=True), 0)[0]
+    occupied = counts > 0
+    # Part by part, not by argmax: where the counts are constants XLA would fold that when it compiles, taking seconds.
+    base = means[-1]
+    for part in reversed(range(len(means) - 1)):
+        base = jnp.where(occupied[part], means[part], base)
     apart = jnp.where(occupied, (means - base) + rests, 0)
     delta = (counts * apart).sum(0) / jnp.maximum(total, 1)
     m2 = (m2s + counts * jnp.square(apart - delta)).sum(0)

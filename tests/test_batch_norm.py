@@ -245,3 +245,14 @@ def test_parameters_that_do_not_fit_are_named():
         jaxnorm.batch_norm(jnp.ones((4, 6)), jnp.ones(5))
     with pytest.raises(ValueError, match=r"mask of shape \(3, 1\) does not broadcast"):
         jaxnorm.batch_norm(jnp.ones((4, 6)), mask=jnp.ones((3, 1), bool))
+
+
+def test_no_derivative_flows_into_running_statistics():
+    layer = jaxnorm.linen.BatchNorm(use_running_average=False)
+    variables = layer.init(jax.random.key(0), jnp.ones((4, 3)))
+
+    def moved(x):
+        _, updated = layer.apply(variables, x, mutable=["batch_stats"])
+        return sum(leaf.sum() for leaf in jax.tree.leaves(updated))
+
+    np.testing.assert_array_equal(jax.grad(moved)(jnp.arange(12.0).reshape(4, 3)), 0)

@@ -131,3 +131,13 @@ def test_bfloat16_training_has_float32_statistics():
     assert moments.mean.dtype == moments.m2.dtype == jnp.float32
     np.testing.assert_allclose(moments.mean, np.asarray(x, np.float64).mean(AXES), rtol=1e-6)
     np.testing.assert_allclose(moments.variance(), np.asarray(x, np.float64).var(AXES), rtol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [2, 8])
+def test_means_halfway_between_two_floats_are_merged_as_others_are(replicas):
+    """12 floats at 1e5 often have such a mean; taken for its neighbour it is off by 1/128."""
+    x = (np.random.default_rng(0).standard_normal((replicas, 12, 512)) + 1e5).astype(np.float32)
+    wide = x.astype(np.float64).reshape(-1, 512)
+    expected = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
+    y, _ = jax.pmap(lambda x: jaxnorm.batch_norm(x, axis_name="batch"), axis_name="batch")(x)
+    assert relative_error(y.reshape(expected.shape), expected) < 1e-5
