@@ -9,7 +9,7 @@ from interop._torch_state import Constants, dtype_name
 from interop.program import DType, Input, Node, State, Value
 
 # Checks and hints that compute nothing.
-_DROPPED = frozenset(
+DROPPED = frozenset(
     {
         "aten._assert_scalar.default",
         "aten._assert_async.msg",
@@ -18,6 +18,8 @@ _DROPPED = frozenset(
         "aten.sym_constrain_range_for_size.default",
     }
 )
+# (x, p, train) -> x unless they train with p > 0.
+_DROPOUTS = frozenset(f"aten.{kind}dropout.default" for kind in ("", "alpha_", "feature_", "feature_alpha_"))
 # Where and how a tensor is stored, which is JAX's business.
 _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "requires_grad"})
 
@@ -102,7 +104,10 @@ class GraphReader:
 
     def _read_call(self, node: Any) -> None:
         name = operation_name(node.target)
-        if name in _DROPPED:
+        if name in DROPPED:
+            return
+        if name in _DROPOUTS and (not node.args[2] or node.args[1] == 0):
+            self._values[node.name] = self._values[node.args[0].name]
             return
         self._values[node.name] = Value(node.name)
         self.nodes.append(

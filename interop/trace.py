@@ -23,6 +23,7 @@ import numpy as np
 from interop import structure
 from interop._torch_batch_norm import opaque_batch_norms, unshare
 from interop._torch_graph import GraphReader, stop_gradients
+from interop._torch_inplace import make_functional
 from interop._torch_state import Constants, read_batch_norms, read_state
 from interop.program import Model, Node, Program
 
@@ -145,8 +146,9 @@ def _record(
     with opaque_batch_norms(module), _plain_results(module, signature):
         try:
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
-            stop_gradients(exported.graph_module)
-            exported = exported.run_decompositions({})
+            if not make_functional(exported):
+                stop_gradients(exported.graph_module)
+                exported = exported.run_decompositions({})
         except Exception as error:
             raise TraceError(_explained(module, mode, error)) from error
     return _program(module, exported, args, kwargs, constants)

@@ -68,7 +68,7 @@ def full_like(x: Any, fill_value: Any, *, dtype: Any = None, **_: Any) -> Any:
     return jnp.full(x.shape, fill_value, _like(x, dtype))
 
 
-@register("aten.zeros_like.default", "aten.empty_like.default", layout="elementwise")
+@register("aten.zeros_like.default", "aten.empty_like.default", "aten.zero.default", layout="elementwise")
 def zeros_like(x: Any, *, dtype: Any = None, **_: Any) -> Any:
     return jnp.zeros(x.shape, _like(x, dtype))
 
