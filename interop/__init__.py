@@ -2,9 +2,11 @@
 
 from interop import layouts
 from interop._from_torch import from_torch
+from interop._lint import lint
 from interop._state_dict import load_state_dict, state_dict
 from interop.artifact import load, save
 from interop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from interop.lint_rules import Finding
 from interop.module import TracedModule
 from interop.ops import register
 from interop.optimizer import load_optimizer_state, optax_from_torch, optimizer_state_dict, schedule_from_torch
@@ -17,12 +19,14 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Constant",
+    "Finding",
     "Frozen",
     "ProgramError",
     "TraceError",
     "TracedModule",
     "from_torch",
     "layouts",
+    "lint",
     "load",
     "load_checkpoint",
     "load_optimizer_state",

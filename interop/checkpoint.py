@@ -30,6 +30,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         versions: the versions of the modules that the state dict came from, by their names, if the file has them:
             what torch keeps as `state_dict._metadata`, and some modules want to see again (torchvision's MNASNet).
         batch_norms: eps, momentum and the other flags of each BatchNorm layer, where whole modules are pickled.
+        entries: where each array lies (`interop.tensors.Tensor`).
 
     An array is made when it is asked for and costs no memory beyond the pages that are read. Going through `items()`
     and letting each array go after use streams a file of any size.
@@ -38,7 +39,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __init__(
         self, state: wrappings.StateDict, metadata: Mapping[str, Any], path: pathlib.Path, format: str
     ) -> None:
-        self._entries = state.entries
+        self.entries = state.entries
         self.metadata = dict(metadata)
         self.versions = state.versions
         self.batch_norms = state.batch_norms
@@ -46,16 +47,16 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.format = format
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._entries[name].array()
+        return self.entries[name].array()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self.entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def to_device(self, device: Any = None) -> dict[str, jax.Array]:
         """The arrays on a device (or with a sharding, as `jax.device_put` takes it), one after the other.
@@ -233,14 +234,14 @@ def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
     bad = [name for name in target if not isinstance(name, str)]
     if bad:
         raise CheckpointError(path, f"names {bad[:8]} are not text")
-    arrays = {name: _numpy(value) for name, value in target.items()}
+    arrays = {name: as_numpy(value) for name, value in target.items()}
     bad = [f"{name!r} ({array.dtype})" for name, array in arrays.items() if array.dtype.name not in dtypes.TORCH]
     if bad:
         raise CheckpointError(path, f"entries of dtypes that torch does not have: {', '.join(bad)}")
     return arrays
 
 
-def _numpy(value: Any) -> np.ndarray:
+def as_numpy(value: Any) -> np.ndarray:
     """An array of any of the three libraries as NumPy's."""
     if type(value).__module__.partition(".")[0] == "torch":
         tensor = value.detach().cpu().resolve_conj().resolve_neg()

@@ -58,6 +58,14 @@ class Tensor:
             return f"shape {self.shape} repeats {self.storage.size} bytes to {count * item}"
         return None
 
+    def extent(self) -> tuple[int, int]:
+        """The bytes of its storage, from where to where, that it looks at."""
+        low = self.storage.offset + self.offset * self.dtype.itemsize
+        count = math.prod(self.shape)
+        if count and self.strides is not None:
+            count = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1
+        return low, low + count * self.dtype.itemsize
+
     def array(self) -> np.ndarray:
         """A read-only view of the file; a copy only where the bytes cannot be taken as they are."""
         data = self.storage.data

@@ -232,7 +232,8 @@ def _words(name: str) -> set[str]:
     return set(re.split(r"[^a-z]+", name.lower()))
 
 
-def _is_ema(name: str) -> bool:
+def is_average(name: str) -> bool:
+    """Whether a state dict of this name is an average of the model: `state_dict_ema`, `model_ema`, `swa`."""
     return bool(_words(name) & _EMA_WORDS)
 
 
@@ -243,7 +244,7 @@ def _choices(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {}
     found = _nested(value, "", 0)
-    if _is_state(value) and not any(name in _MODEL_KEYS or _is_ema(name) for name in found):
+    if _is_state(value) and not any(name in _MODEL_KEYS or is_average(name) for name in found):
         return {"": value}
     return found
 
@@ -262,7 +263,7 @@ def _nested(value: dict[Any, Any], prefix: str, depth: int) -> dict[str, Any]:
 
 def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path) -> str:
     listed = ", ".join(repr(name) for name in choices if name) or "none but the one it is"
-    averages = [name for name in choices if _is_ema(name)]
+    averages = [name for name in choices if is_average(name)]
     models = [name for name in choices if name not in averages]
     preferred = [name for name in models if name in _MODEL_KEYS] or models
     if which is not None and which in choices:
