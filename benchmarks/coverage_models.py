@@ -1,11 +1,14 @@
 """The models that benchmarks/coverage.py runs: which, and how each is built, at which inputs, with which weights."""
 
+import contextlib
 import fnmatch
 import json
 import random
 import subprocess
 import sys
 
+# Attributes that say how often something is left out, where it is no layer of its own.
+RANDOM = ("drop_prob", "drop_path_rate", "p_stochastic_depth", "stochastic_depth_prob", "drop_rate", "dropout")
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 
 ULTRALYTICS = {
@@ -84,12 +87,35 @@ def prepare(module, torch):
                 layer.running_var.copy_(uniform(layer.running_var, 0.5, 1.5))
             if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
                 layer.p = 0.0
-            for attribute in ("drop_prob", "drop_path_rate", "p_stochastic_depth", "stochastic_depth_prob"):
+            for attribute in RANDOM:
                 if isinstance(getattr(layer, attribute, None), float):
                     setattr(layer, attribute, 0.0)
             if type(layer).__name__ == "StochasticDepth":
                 layer.p = 0.0
     return module
+
+
+@contextlib.contextmanager
+def all_in_float64(torch):
+    """Models that cast to float32 on their way (normalisations, encodings of position) do not, for the time being.
+
+    Two runs in float32 differ by its rounding, so a comparison in float64 would say nothing of them.
+    """
+
+    class Wider(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            func = torch.Tensor.double if func is torch.Tensor.float else func
+            args = [torch.float64 if x is torch.float32 else x for x in args]
+            kwargs = {k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()}
+            return func(*args, **kwargs)
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Wider():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def smallest_input(module, shapes, torch):

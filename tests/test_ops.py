@@ -474,6 +474,15 @@ def test_dimensions_are_the_programs_in_every_layout(order, dim):
     both("aten.constant_pad_nd.default", [1, 0, 0, 2])
 
 
+@pytest.mark.parametrize("name", ["aten.to.other", "aten.type_as.default"])
+def test_the_type_of_another_tensor_comes_without_its_shape_or_order(name):
+    other = Laid(jnp.zeros((2, 3, 4, 5), jnp.float32), (0, 2, 3, 1))
+    for x in (jnp.asarray(1.5), draw(5), Laid(draw(2, 4, 3), (0, 2, 1))):
+        found = plain(call(name, x, other))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, plain(x), rtol=1e-6)
+
+
 def test_reading_and_writing_by_index():
     x = draw(4, 5, 3)
     rows, columns = jnp.asarray([0, -1, 2]), jnp.asarray([1, 1, 4])
@@ -551,6 +560,7 @@ def test_factories():
     check("aten.linspace.default", 0, 1, 5, dtype=DType("float64"))
     check("aten.zeros.default", [2], dtype=DType("bool"))
     check("aten.full_like.default", whole(2, 3), 4)
+    check("aten.zero.default", draw(2, 3), gradients=False)
     check("aten.new_ones.default", draw(2), [3])
     check("aten._to_copy.default", draw(3), dtype=DType("int32"), gradients=False)
 

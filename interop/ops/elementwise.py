@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from interop.ops.dtypes import floating, is_complex, is_float, is_inexact, is_integer, jax_dtype, promoted, result_type
+from interop.ops.layout import Tensor, array_of, laid, order_of
 from interop.ops.registry import register
 
 
@@ -316,9 +317,10 @@ def to_device(x: Any, device: Any, dtype: Any = None, *_: Any, **__: Any) -> Any
     return x if dtype is None else cast(x, dtype)
 
 
-@register("aten.to.other", "aten.type_as.default", layout="elementwise")
-def to_other(x: Any, other: Any, *_: Any, **__: Any) -> Any:
-    return cast(x, other.dtype)
+@register("aten.to.other", "aten.type_as.default", layout="aware")
+def to_other(x: Tensor, other: Tensor, *_: Any, **__: Any) -> Tensor:
+    """x with the type of another tensor, whose shape does not matter."""
+    return laid(cast(array_of(x), other.dtype), order_of(x))
 
 
 def _cast_to(dtype: Any) -> Callable[[Any], Any]:
