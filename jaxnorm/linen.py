@@ -65,9 +65,7 @@ class BatchNorm(nn.BatchNorm):
             running["mean"] = self.variable("batch_stats", "mean", jnp.zeros, channels, kept_dtype)
             running["var"] = self.variable("batch_stats", "var", jnp.ones, channels, kept_dtype)
             if self.count_batches or self.momentum is None:
-                running["num_batches_tracked"] = self.variable(
-                    "batch_stats", "num_batches_tracked", jnp.zeros, (), int
-                )
+                running["num_batches_tracked"] = self.variable("batch_stats", "num_batches_tracked", jnp.zeros, (), int)
         # Loaded variables may be NumPy's.
         scale = (
             jnp.asarray(self.param("scale", self.scale_init, channels, self.param_dtype)) if self.use_scale else None

@@ -427,7 +427,7 @@ def test_a_dense_layer_after_a_flatten_takes_channels_first_weights_if_told_so()
         interop.state_dict(model, layouts={"classifier.0": interop.layouts.Linear(flattened=(4, 5, 5))})
     with pytest.raises(ValueError, match="'head' is no layer of the model"):
         interop.state_dict(model, layouts={"head": interop.layouts.Linear()})
-    with pytest.raises(ValueError, match="'classifier.0' has several"):
+    with pytest.raises(ValueError, match=r"'classifier.0' has several"):
         interop.state_dict(model, layouts={"classifier.0": interop.layouts.Linear(), ".*0": interop.layouts.Same()})
 
 
