@@ -31,7 +31,7 @@ class Architecture(NamedTuple):
     """What torchvision's ResNets differ in."""
 
     bottleneck: bool
-    depths: tuple[int, ...]  # blocks of each of the four stages
+    depths: tuple[int, ...]  # blocks of each stage
     groups: int = 1  # of a bottleneck's 3x3 convolution
     group_width: int = 64  # channels of such a group, at the first stage
 
@@ -135,6 +135,7 @@ class NnxResNet(nnx.Module):
         block = NnxBottleneck if of.bottleneck else NnxBasicBlock
         self.conv1 = _conv(3, 64, 7, 2, **options)
         self.bn1 = _norm(64, **options)
+        self.stages = len(of.depths)
         inputs = 64
         for i, depth in enumerate(of.depths):
             features = 64 * 2**i
@@ -147,8 +148,8 @@ class NnxResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = _max_pool(jax.nn.relu(self.bn1(self.conv1(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for i in range(self.stages):
+            x = getattr(self, f"layer{i + 1}")(x)
         return self.fc(x.mean((1, 2)))
 
 
