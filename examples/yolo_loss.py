@@ -91,10 +91,8 @@ def smallest_side(strides: Sequence[int]) -> int:
     return strides[min(1, len(strides) - 1)]
 
 
-def anchor_points(
-    shapes: Sequence[tuple[int, ...]], strides: Sequence[int], dtype: Any
-) -> tuple[jax.Array, jax.Array]:
-    """The cells' centres (anchors, 2), in cells, and the strides of their levels (anchors,). Level by level, rows first."""
+def anchor_points(shapes: Sequence[tuple[int, ...]], strides: Sequence[int], dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The cells' centres (anchors, 2), in cells, and their levels' strides (anchors,). Level by level, row by row."""
     points, stride = [], []
     for (height, width), pixels in zip(shapes, strides, strict=True):
         y, x = jnp.meshgrid(jnp.arange(height, dtype=dtype), jnp.arange(width, dtype=dtype), indexing="ij")
@@ -104,7 +102,7 @@ def anchor_points(
 
 
 def decode(bins: jax.Array, points: jax.Array) -> jax.Array:
-    """Boxes (..., anchors, 4) in cells. A side's distance from the anchor is the mean of a distribution over 0, 1, ..."""
+    """Boxes (..., anchors, 4) in cells. A side's distance from the anchor is a distribution's mean, over 0, 1, ..."""
     distances = jax.nn.softmax(bins, axis=-1) @ jnp.arange(bins.shape[-1], dtype=bins.dtype)
     before, after = jnp.split(distances, 2, axis=-1)
     return jnp.concatenate([points - before, points + after], axis=-1)
@@ -156,8 +154,8 @@ def assign(
     Nothing here is differentiated. Among candidates of equal alignment the first are taken; PyTorch's topk leaves that
     open. It matters where alignments are exactly 0, and those anchors have target score 0.
 
-    **Arguments:** `scores` (batch, anchors, classes), probabilities; `boxes` (batch, anchors, 4); `points` (anchors, 2);
-    `targets` as for `detection_loss`. All in pixels.
+    **Arguments:** `scores` (batch, anchors, classes), probabilities; `boxes` (batch, anchors, 4); `points`
+    (anchors, 2); `targets` as for `detection_loss`. All in pixels.
     """
     scores, boxes = jax.lax.stop_gradient((scores, boxes))
     labels, mask, given = targets["labels"], targets["mask"], targets["boxes"].astype(boxes.dtype)
@@ -191,7 +189,7 @@ def assign(
 
 
 def _inside(points: jax.Array, boxes: jax.Array, smallest: int) -> jax.Array:
-    """Whether a point (anchors, 2) is inside a box (batch, objects, 4), by more than 1e-9: (batch, objects, anchors)."""
+    """Whether points (anchors, 2) are inside boxes (batch, objects, 4), by over 1e-9: (batch, objects, anchors)."""
     centre, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
     half = jnp.where(size < smallest, smallest, size) / 2
     first, last = (centre - half)[:, :, None], (centre + half)[:, :, None]

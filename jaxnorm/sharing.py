@@ -50,7 +50,7 @@ def own_copy(tree: PyTree) -> PyTree:
 
 
 def computed(function: Callable[[PyTree], PyTree], tree: PyTree) -> PyTree:
-    """`function(tree)`, where the tree's arrays may lie on the devices of several processes: the same in each of them."""
+    """`function(tree)`, where arrays may lie on the devices of several processes: the same in each of them."""
     spread = [x for x in jax.tree.leaves(tree) if not is_own(x)]
     if not spread:
         return function(tree)
@@ -73,8 +73,8 @@ def refuse_different(arrays: dict[str, Any]) -> None:
     different = [name for name, same in zip(arrays, (everyone == everyone[0]).all(0), strict=True) if not same]
     if different:
         raise ValueError(
-            f"every process must come with the same values, and these differ between processes: {', '.join(different)}. "
-            "Start all of them from one seed, or from one checkpoint."
+            "every process must come with the same values, and these differ between processes: "
+            f"{', '.join(different)}. Start all of them from one seed, or from one checkpoint."
         )
 
 
