@@ -1,0 +1,68 @@
+"""Random numbers that are the same in PyTorch and JAX: each draw gives the middle of its distribution, or "keep"."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from interop.program import Program
+
+OTHER = ("randint", "randint_like", "randperm", "exponential", "rrelu", "multinomial")
+"""Operations that draw in ways that are not covered."""
+
+
+def uncovered(program: Program) -> list[str]:
+    """The program's operations whose draws would differ."""
+    return sorted({node.operation for node in program.nodes if node.operation.split(".")[1:2][0] in OTHER})
+
+
+@contextlib.contextmanager
+def same_draws(torch: Any) -> Iterator[None]:
+    """For the time of a comparison, in PyTorch and in JAX: Bernoulli variables are 1 (dropout drops nothing), uniform
+    ones lie in the middle and normal ones at the mean."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    def full(size: Any, value: float, kwargs: dict[str, Any]) -> Any:
+        return torch.full(size, value, **{key: kwargs[key] for key in ("dtype", "device") if key in kwargs})
+
+    class Fixed(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            match function.__name__.partition(".")[0]:
+                case "bernoulli_":
+                    return args[0].fill_(1)
+                case "bernoulli":
+                    return torch.ones_like(args[0])
+                case "native_dropout":
+                    return args[0] / (1 - args[1]), torch.ones_like(args[0], dtype=torch.bool)
+                case "rand":
+                    return full(args[0], 0.5, kwargs)
+                case "randn":
+                    return full(args[0], 0.0, kwargs)
+                case "rand_like":
+                    return torch.full_like(args[0], 0.5, dtype=kwargs.get("dtype"))
+                case "randn_like":
+                    return torch.zeros_like(args[0], dtype=kwargs.get("dtype"))
+                case "uniform_":
+                    low, high = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
+                    return args[0].fill_((kwargs.get("from", low) + kwargs.get("to", high)) / 2)
+                case "normal_":
+                    return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
+            return function(*args, **kwargs)
+
+    def bernoulli(key: Any, p: Any = 0.5, shape: Any = None) -> jax.Array:
+        return jnp.ones(jnp.shape(p) if shape is None else shape, bool)
+
+    def uniform(key: Any, shape: Any = (), dtype: Any = float, minval: Any = 0.0, maxval: Any = 1.0) -> jax.Array:
+        return jnp.full(shape, (minval + maxval) / 2, dtype)
+
+    def normal(key: Any, shape: Any = (), dtype: Any = float) -> jax.Array:
+        return jnp.zeros(shape, dtype)
+
+    with Fixed(), mock.patch.multiple(jax.random, bernoulli=bernoulli, uniform=uniform, normal=normal):
+        yield

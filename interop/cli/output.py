@@ -1,0 +1,81 @@
+"""What commands print: tables and lines, plain text in a pipe, rich's tables on a terminal."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+EXTRAS = {"torch": "torch", "matplotlib": "cli", "rich": "cli", "huggingface_hub": "hub"}
+"""The extra of this package that brings a library."""
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
+    """Prints rows under a header; the first `left` columns to the left, the others, numbers, to the right."""
+    lines = [list(row) for row in rows]
+    if sys.stdout.isatty():
+        _rich_table(header, lines, left)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    for line in (header, *lines):
+        cells = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _rich_table(header: Sequence[str], lines: list[list[str]], left: int) -> None:
+    import rich.box
+    import rich.console
+    import rich.table
+    import rich.text
+
+    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, name in enumerate(header):
+        shown.add_column(name, justify="left" if index < left else "right", overflow="fold")
+    for line in lines:
+        shown.add_row(*map(rich.text.Text, line))  # as it is: names may have brackets, rich's markup
+    rich.console.Console(highlight=False).print(shown)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON; numbers that JSON lacks as text ("nan", "inf"), anything else that it lacks too."""
+    print(json.dumps(_jsonable(value), indent=2, allow_nan=False))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return f"{value}" if getattr(value, "shape", ()) == () else f"array {tuple(value.shape)} {value.dtype}"
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: 18.8 MB."""
+    if count < 1000:
+        return f"{count} B"
+    power = min(int(math.log10(count) / 3), 4)
+    return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
+def require(name: str) -> Any:
+    """The library `name`. Raises ImportError with what to install, or with why it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise ImportError(f"{name} cannot be imported: {error}") from error
+        extra = EXTRAS.get(error.name)
+        install = f"'jaxnorm[{extra}]'" if extra else error.name
+        raise ImportError(f"this needs {error.name}: pip install {install}") from error
+    except (ImportError, OSError, RuntimeError) as error:  # torchvision beside a PyTorch that it was not built for
+        raise ImportError(f"{name} is installed but cannot be imported: {error}") from error

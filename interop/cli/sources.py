@@ -1,0 +1,39 @@
+"""What a command is given to read: a checkpoint, or the directory of a model that was saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from interop import artifact
+from interop._state_dict import state_dict
+from interop.checkpoint import load_checkpoint
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """A state dict, where it came from, what its file says besides, and what `interop.lint` is to look at."""
+
+    name: str
+    format: str
+    state: Mapping[str, np.ndarray]
+    metadata: Mapping[str, Any]
+    target: Any
+
+
+def open_source(name: str, which: str | None = None) -> Source:
+    """Opens a checkpoint file or folder, a name of Hugging Face's hub, or a directory that `interop.save` wrote."""
+    path = pathlib.Path(name)
+    if (path / "program.json").is_file():
+        if which is not None:
+            raise ValueError(f"{name}: a saved model has one state; --which is for checkpoints")
+        model = artifact.load(path)
+        described = model._interop_model
+        metadata = {"model": described.name, "nodes": len(described.eval.nodes)}
+        return Source(name, "saved model", state_dict(model), metadata, model)
+    checkpoint = load_checkpoint(name, which)
+    return Source(name, checkpoint.format, checkpoint, checkpoint.metadata, checkpoint)
