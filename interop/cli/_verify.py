@@ -37,8 +37,8 @@ def verify(
 
     The PyTorch model gets the saved weights. Compared are the outputs in eval mode, and in train mode the outputs and
     every array that a step changes, the running statistics. Dropout and its like draw the same on both sides: they drop
-    nothing. The exit code is 1 if a relative difference (the norm of the difference over the norm of PyTorch's result) is
-    above the tolerance.
+    nothing. The exit code is 1 if a relative difference (the norm of the difference over the norm of PyTorch's result)
+    is above the tolerance.
 
     \b
     Examples:

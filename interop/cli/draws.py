@@ -49,8 +49,9 @@ def same_draws(torch: Any) -> Iterator[None]:
                 case "randn_like":
                     return torch.zeros_like(args[0], dtype=kwargs.get("dtype"))
                 case "uniform_":
-                    low, high = (*args[1:], *(0.0, 1.0)[len(args) - 1 :])
-                    return args[0].fill_((kwargs.get("from", low) + kwargs.get("to", high)) / 2)
+                    low = args[1] if len(args) > 1 else kwargs.get("from", 0.0)
+                    high = args[2] if len(args) > 2 else kwargs.get("to", 1.0)
+                    return args[0].fill_((low + high) / 2)
                 case "normal_":
                     return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
             return function(*args, **kwargs)
