@@ -237,7 +237,8 @@ def main():
         return
     sizes = {f"timm:{m}": n for members in families.values() for m, n in members.items()}
     todo = [n for n in names if n not in rows or (arguments.again and not rows[n]["ok"])]
-    todo.sort(key=lambda n: (":video." in n, sizes.get(n, 5e6)))  # videos take longest
+    listed = {**models.smallest_of_each(families), **models.listed()}
+    todo.sort(key=lambda n: (n not in listed, ":video." in n, sizes.get(n, 5e6)))  # videos take longest
     ready()
     for done, row in enumerate(rows_of(todo, arguments.jobs, arguments.limit), 1):
         with arguments.rows.open("a") as file:
