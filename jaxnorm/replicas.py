@@ -1,5 +1,6 @@
 """A state on many devices: a copy for each, and back to one, with care where the copies differ."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,11 +23,13 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None, axis_na
     mesh = Mesh(np.array(devices), (axis_name,))
     tree, put_back = _without_placed_ema(tree)
     everywhere = share(tree, NamedSharding(mesh, PartitionSpec()))
-    stack = jax.jit(
-        lambda t: jax.tree.map(lambda x: jnp.broadcast_to(x[None], (len(devices), *x.shape)), t),
-        out_shardings=NamedSharding(mesh, PartitionSpec(axis_name)),
-    )
-    return put_back(stack(everywhere))
+    return put_back(jax.tree.map(_stack(NamedSharding(mesh, PartitionSpec(axis_name))), everywhere))
+
+
+@functools.lru_cache(maxsize=8)
+def _stack(sharding: NamedSharding) -> Any:
+    # For one array, not for the tree: most arrays of a model have a shape in common, and XLA compiles each shape once.
+    return jax.jit(lambda x: jnp.broadcast_to(x, (sharding.mesh.size, *x.shape)), out_shardings=sharding)
 
 
 def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -> PyTree:
@@ -107,13 +110,20 @@ def _differences(tree: PyTree) -> dict[Path, float]:
         raise ValueError(
             f"not a replicated tree: {jax.tree_util.keystr(flat[0])} has no axis of replicas; see replicate"
         )
-    found = np.asarray(computed(_largest_differences, [x for _, x in leaves])) if leaves else np.zeros(0)
-    return {path: float(by) for (path, _), by in zip(leaves, found, strict=True) if by > 0}
+    # Arrays of one kind together: compiling a reduction for each of a thousand arrays takes longer than training does.
+    alike: dict[Any, list[Any]] = {}
+    for path, x in leaves:
+        alike.setdefault((x.shape, x.dtype, getattr(x, "sharding", None)), []).append((path, x))
+    found: dict[Path, float] = {}
+    for group in alike.values():  # waiting for each: programs that communicate must not overtake one another
+        by = np.asarray(computed(_largest_differences, [x for _, x in group]))
+        found |= {path: float(b) for (path, _), b in zip(group, by, strict=True)}
+    return {path: found[path] for path, _ in leaves if found[path] > 0}
 
 
 @jax.jit
-def _largest_differences(leaves: list[Array]) -> Array:
-    return jnp.stack([_largest_difference(x) for x in leaves])
+def _largest_differences(arrays: list[Array]) -> Array:
+    return jax.vmap(_largest_difference, in_axes=1)(jnp.stack(arrays, 1))
 
 
 def _largest_difference(x: Array) -> Array:
