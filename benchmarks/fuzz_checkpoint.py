@@ -4,7 +4,8 @@
     python benchmarks/fuzz_checkpoint.py --format zip --first 5000 --count 1   # one case again
 
 Case number n of a format is the same on every run and machine, so a run goes on where another ended (`--first`). A case
-passes if load_checkpoint raises CheckpointError, or if every array is the one that the reference has:
+passes if load_checkpoint raises CheckpointError, or if every array is the one that the reference has; in both cases
+soon, within the address space of MEMORY and, traced in one case of TRACED, within 4 x the files plus Python's objects:
 
 | format | mutated | reference |
 |---|---|---|
@@ -28,6 +29,7 @@ import signal
 import sys
 import tempfile
 import time
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -40,8 +42,11 @@ import torch
 
 import interop
 
-SECONDS = 5  # a case that takes longer hangs
+SECONDS = 5  # a case that takes longer hangs, if it had the processor for half of that time
+PATIENCE = 20  # times this long it may wait for the processor
 MEMORY = 256 << 20  # bytes of address space that reading a file of a few kB may ask for
+TRACED = 10  # in one case of so many every allocation is counted, which takes several times as long
+OBJECTS = 256 << 10  # bytes of Python objects beside 4 x the files: names, parsers, texts, calls checked by beartype
 _NUMBERS = [
     0,
     1,
@@ -250,15 +255,23 @@ def _write(folder: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
     return folder if len(files) > 1 else folder / next(iter(files))
 
 
-def check(format: str, files: dict[str, bytes], folder: pathlib.Path) -> str:
+def check(format: str, files: dict[str, bytes], folder: pathlib.Path, traced: bool = False) -> str:
     """Reads one case: "refused", "read", or what went wrong."""
+    # the machine may be busy, or this process stopped, for longer than a case may take
+    start, alarms = time.process_time(), 0
 
     def hang(*_: object) -> None:
-        raise TimeoutError
+        nonlocal alarms
+        alarms += 1
+        if time.process_time() - start > SECONDS / 2 or alarms == PATIENCE:
+            raise TimeoutError
 
     path = _write(folder, files)
+    allocated = 0
+    if traced:
+        tracemalloc.start()
     before = signal.signal(signal.SIGALRM, hang)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS)
     try:
         checkpoint = interop.load_checkpoint(path)
         for array in checkpoint.values():
@@ -271,6 +284,12 @@ def check(format: str, files: dict[str, bytes], folder: pathlib.Path) -> str:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if traced:
+            allocated = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    allowed = 4 * sum(map(len, files.values())) + OBJECTS
+    if allocated > allowed:
+        return f"allocated {allocated} bytes, of {allowed}"
     if result == "read" and not reference(format, files, path, checkpoint):
         result = "a wrong array"
     return result
@@ -281,7 +300,7 @@ def run(format: str, first: int, count: int, keep: pathlib.Path | None = None) -
     results = {"read": 0, "refused": 0, "failed": 0}
     with tempfile.TemporaryDirectory() as name:
         for number, files in cases(format, first, count):
-            result = check(format, files, pathlib.Path(name))
+            result = check(format, files, pathlib.Path(name), traced=number % TRACED == 0)
             if result in results:
                 results[result] += 1
                 continue

@@ -18,7 +18,7 @@ def test_mutated_files_are_read_rightly_or_refused(format):
 
 
 def test_the_fuzzer_would_notice(monkeypatch, tmp_path):
-    """A reader that crashes, that hangs, or that gives a wrong array fails."""
+    """A reader that crashes, that hangs, that takes much memory, or that gives a wrong array fails."""
     files = fuzz_checkpoint.seeds()["safetensors"]
     good = fuzz_checkpoint.interop.load_checkpoint
     assert fuzz_checkpoint.check("safetensors", files, tmp_path) == "read"
@@ -40,3 +40,10 @@ def test_the_fuzzer_would_notice(monkeypatch, tmp_path):
     for reader, expected in ((crash, "IndexError: "), (hang, "TimeoutError: "), (wrong, "a wrong array")):
         monkeypatch.setattr(fuzz_checkpoint.interop, "load_checkpoint", reader)
         assert fuzz_checkpoint.check("safetensors", files, tmp_path) == expected
+
+    def greedy(path):
+        bytearray(5 * path.stat().st_size + fuzz_checkpoint.OBJECTS)
+        return good(path)
+
+    monkeypatch.setattr(fuzz_checkpoint.interop, "load_checkpoint", greedy)
+    assert fuzz_checkpoint.check("safetensors", files, tmp_path, traced=True).startswith("allocated ")
