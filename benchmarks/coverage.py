@@ -6,10 +6,11 @@
     python benchmarks/coverage.py --report docs/coverage.md      # only the table, from the rows there are
 
 Each model runs in a process of its own, in float64, with randomised weights (running statistics and affine parameters
-included), dropout and stochastic depth off, at the smallest input that it takes, a model's own casts to float32 left
-out on both sides: import, eval outputs, one training
-step (loss, every gradient, every running statistic), export, strict load by PyTorch, and eval outputs in float32. A
-row of JSON for each; models that have a row are not run again.
+included; see `coverage_models.prepare` and `randomise_statistics`), dropout and stochastic depth off, at the smallest
+input that it takes, a model's own casts to float32 left out on both sides: import, eval outputs, one training step
+(loss, every gradient, every running statistic), export, strict load by PyTorch, and eval outputs in float32. A row of
+JSON for each; models that have a row are not run again. Beside each difference a row has its condition: how far
+PyTorch's own result moves when every number of the input moves to a neighbour in float64.
 
 The processes are forked from one that has imported the libraries. Most of a row's time is XLA's compiler, so it
 optimises less than usual (`xla_backend_optimization_level`; the same program all the same): 0, or 1 where running takes
@@ -34,6 +35,7 @@ import coverage_models as models  # noqa: E402
 import coverage_table as table  # noqa: E402
 from coverage_table import TOLERANCE, TOLERANCE_FLOAT32  # noqa: E402
 
+WEIGHTS = 2  # how they are drawn: raised when that changes, so that rows can tell
 SLOW_TO_RUN = 0.3  # seconds of PyTorch's step above which compiled code has to be optimised
 
 
@@ -59,6 +61,8 @@ def measure(name):
             row["input"] = list(shape)
             row["batch_norms"] = sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
             images = tools.normal(*shape)
+            models.randomise_statistics(module, images, torch)
+            row["weights"] = WEIGHTS
             module.train()
 
             watch.start("import")
@@ -77,8 +81,12 @@ def measure(name):
             watch.start("torch")
             wanted = tools.torch_step(module, images)
             tools.FAST["xla_backend_optimization_level"] = int(watch.so_far() > SLOW_TO_RUN)
+            row["condition"] = differences(tools.torch_step(module, nudged(images, torch)), wanted, tools, np)
             watch.start("eval")
             module.eval(), model.eval()
+            with torch.no_grad():
+                nudge = zip(tools.flat(module(nudged(images, torch))), tools.flat(module(images)), strict=True)
+            row["condition"]["eval"] = max(float(tools.relative(a, b)) for a, b in nudge)
             row["eval"] = compare(tools, module, model, images, torch)
             assert row["eval"] < TOLERANCE, f"eval outputs differ by {row['eval']:.1e}"
 
@@ -135,6 +143,12 @@ def compare(tools, module, model, images, torch):
     found = tools.flat(tools.jax_eval(model, tools.to_jax(images)))
     assert len(found) == len(expected), f"{len(found)} outputs instead of {len(expected)}"
     return max(float(tools.relative(a, b)) for a, b in zip(found, expected, strict=True))
+
+
+def nudged(images, torch):
+    """The images with each number moved to a neighbour: what PyTorch then computes says how well it is determined."""
+    up = torch.rand(images.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    return torch.nextafter(images, torch.where(up, torch.inf, -torch.inf).to(images.dtype))
 
 
 def rounding(tools, module, images, torch):

@@ -29,7 +29,10 @@ TORCHVISION = {
 
 
 def build(name):
-    """The module, and the shapes of input to try, smallest first."""
+    """The module, its weights drawn from a fixed seed, and the shapes of input to try, smallest first."""
+    import torch
+
+    torch.manual_seed(0)
     library, _, model = name.partition(":")
     if library == "timm":
         import timm
@@ -69,22 +72,22 @@ def _torchvision(model):
     return module, [(3, n, n) for n in (*SIZES[:7], 299, 320)]
 
 
+def uniform(like, low, high, generator):
+    """Random numbers of the shape and type of `like`."""
+    import torch
+
+    return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=like.dtype)
+
+
 def prepare(module, torch):
-    """In float64, every constant parameter shaken, running statistics random, everything random off."""
+    """In float64, every constant parameter shaken, everything random off."""
     generator = torch.Generator().manual_seed(0)
     module = module.double()
-
-    def uniform(like, low, high):
-        return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=like.dtype)
-
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.numel() and parameter.min() == parameter.max():
-                parameter.add_(uniform(parameter, -0.3, 0.3))
+                parameter.add_(uniform(parameter, -0.3, 0.3, generator))
         for layer in module.modules():
-            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
-                layer.running_mean.copy_(uniform(layer.running_mean, -0.3, 0.3))
-                layer.running_var.copy_(uniform(layer.running_var, 0.5, 1.5))
             if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
                 layer.p = 0.0
             for attribute in RANDOM:
@@ -93,6 +96,27 @@ def prepare(module, torch):
             if type(layer).__name__ == "StochasticDepth":
                 layer.p = 0.0
     return module
+
+
+def randomise_statistics(module, images, torch):
+    """Running statistics about those of one batch: means off by up to 0.3 deviations, variances by up to a half.
+
+    Statistics that know nothing of the activations let these grow or die out from layer to layer in eval mode (in
+    timm's fbnetv3_d float32 then keeps two digits), and a comparison says nothing.
+    """
+    generator = torch.Generator().manual_seed(1)
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    with torch.no_grad():
+        for layer in layers:
+            layer.momentum = 1.0
+        module.train()
+        module(images)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            if layer.running_mean is not None:
+                layer.running_mean += uniform(layer.running_mean, -0.3, 0.3, generator) * layer.running_var.sqrt()
+                layer.running_var *= uniform(layer.running_var, 0.5, 1.5, generator)
 
 
 @contextlib.contextmanager
