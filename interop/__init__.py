@@ -1,9 +1,11 @@
 """PyTorch in, PyTorch out: models and checkpoints to JAX and back. torch is imported only where its objects arrive."""
 
 from interop import layouts
+from interop._config import apply_config, config, load_config
 from interop._from_torch import from_torch
 from interop._lint import lint
 from interop._state_dict import load_state_dict, state_dict
+from interop._suggest_rename import Suggestion, suggest_rename
 from interop.artifact import load, save
 from interop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from interop.lint_rules import Finding
@@ -22,13 +24,17 @@ __all__ = [
     "Finding",
     "Frozen",
     "ProgramError",
+    "Suggestion",
     "TraceError",
     "TracedModule",
+    "apply_config",
+    "config",
     "from_torch",
     "layouts",
     "lint",
     "load",
     "load_checkpoint",
+    "load_config",
     "load_optimizer_state",
     "load_state_dict",
     "optax_from_torch",
@@ -38,4 +44,5 @@ __all__ = [
     "save_checkpoint",
     "schedule_from_torch",
     "state_dict",
+    "suggest_rename",
 ]

@@ -18,6 +18,7 @@ from flax import linen
 from flax.core import meta
 
 from interop import layouts, recurrent_layouts
+from interop.kinds import Settings
 from interop.layers import Layouts, Path, Slot, Tree, matched
 from interop.layouts import Layout, Shapes
 from interop.linen_observe import Inputs, observe
@@ -41,7 +42,7 @@ def linen_tree(
     Raises:
         ValueError: if layers cannot be told.
     """
-    slots = list(_slots(variables))
+    slots = _slots(variables)
     twice = [".".join(path) for path, count in Counter(slot.path for slot in slots).items() if count > 1]
     if twice:
         raise ValueError(f"variables of the same name in several collections: {', '.join(twice)}")
@@ -52,9 +53,11 @@ def linen_tree(
     if module is None:
         rules = told_by_names(shapes, asked)
     else:
-        for path, layer in observe(module, variables, shapes, asked, inputs).items():
-            if layer.layout is not None:
-                rules[path] = layer.layout
+        layers = observe(module, variables, shapes, asked, inputs)
+        rules = {path: layer.layout for path, layer in layers.items() if layer.layout is not None}
+        # In the order in which they are called; jax.jit and jax.eval_shape leave variables in alphabetical order.
+        order = {path: index for index, path in enumerate(layers)}
+        slots.sort(key=lambda slot: order.get(slot.path[:-1], len(order)))
 
     def write(values: dict[Hashable, np.ndarray]) -> Any:
         return _replaced(variables, (), values)
@@ -62,14 +65,27 @@ def linen_tree(
     return Tree("Linen's variables" if module is None else type(module).__name__, slots, rules, write)
 
 
-def _slots(variables: Any) -> Iterator[Slot]:
+def settings(module: linen.Module, variables: Any, inputs: Inputs = None) -> dict[Path, Settings]:
+    """The settings of a Linen model's layers; its mode is none of them, since the call says it."""
+    shapes = {slot.path: slot.shape for slot in _slots(variables)}
+    known = observe(module, variables, shapes, {path[:-1] for path in shapes}, inputs)
+    return {
+        path: {name: value for name, value in layer.settings.items() if name != "training"}
+        for path, layer in known.items()
+        if layer.settings is not None
+    }
+
+
+def _slots(variables: Any) -> list[Slot]:
+    slots = []
     for collection, tree in variables.items():
         if collection in _TRANSIENT:
             continue
         for path, leaf in _leaves(tree, ()):
             value = _unboxed(leaf)
             read = partial(np.asarray, value)
-            yield Slot(path, (collection, *path), np.shape(value), jnp.result_type(value), read)
+            slots.append(Slot(path, (collection, *path), np.shape(value), jnp.result_type(value), read))
+    return slots
 
 
 def _leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:

@@ -173,7 +173,8 @@ def _parsed(whole: str, pattern: str) -> tuple[list[str], list[str], dict[str, i
             if named := re.match(r"\?P<(\w+)>", inner):
                 names[named[1]] = len(groups) + 1
                 inner = inner[named.end() :]
-            if re.search(r"(?<!\\)\((?!\?)|\(\?P|\\\d", inner) or pattern[end + 1 : end + 2] in ("*", "+", "?", "{"):
+            nested = re.compile(f"({inner})").groups > 1 or re.search(r"\\[1-9]", inner)
+            if nested or pattern[end + 1 : end + 2] in ("*", "+", "?", "{"):
                 raise _not_invertible(whole, pattern[i : end + 2])
             groups.append(f"({inner})")
             texts.append("")
