@@ -3,16 +3,19 @@
 from jaxnorm import linen, nnx
 from jaxnorm._batch_norm import batch_norm, normalize
 from jaxnorm._recalibrate import recalibrate
+from jaxnorm.checkpoints import Checkpoints
 from jaxnorm.ema import Ema, EmaState
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, pad_batch
 from jaxnorm.moments import Moments, merge, moments
 from jaxnorm.parallel import data_parallel
+from jaxnorm.processes import join_processes
 from jaxnorm.replicas import replica_divergence, replicate, unreplicate
 from jaxnorm.sync import convert_sync_batchnorm, revert_sync_batchnorm
 from jaxnorm.train import TrainState, train_step
 
 __all__ = [
+    "Checkpoints",
     "Ema",
     "EmaState",
     "LossScale",
@@ -22,6 +25,7 @@ __all__ = [
     "batch_norm",
     "convert_sync_batchnorm",
     "data_parallel",
+    "join_processes",
     "linen",
     "merge",
     "moments",

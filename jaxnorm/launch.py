@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line, and gives the exit status: 0, or that of the process that failed first."""
     options = _parse(arguments)
     command = [sys.executable, *(["-m"] if options.module else []), options.program, *options.arguments]
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     address = f"127.0.0.1:{_free_port()}"
     ended: queue.Queue[int] = queue.Queue()
     processes: list[subprocess.Popen[str]] = []
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
+        signal.signal(signal.SIGTERM, before)
         _kill(processes)
 
 
@@ -100,9 +101,10 @@ def _free_port() -> int:
 
 def _forward(rank: int, process: subprocess.Popen[str], ended: Any) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        sys.stdout.write(f"[{rank}] {line.rstrip()}\n")  # one write, so that lines of two processes do not mix
-        sys.stdout.flush()
+    with process.stdout as lines:
+        for line in lines:
+            sys.stdout.write(f"[{rank}] {line.rstrip()}\n")  # one write, so that lines of two processes do not mix
+            sys.stdout.flush()
 
 
 def _wait(rank: int, process: subprocess.Popen[str], ended: "queue.Queue[int]") -> None:

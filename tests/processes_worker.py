@@ -1,50 +1,276 @@
-"""One of the two processes of test_processes.py: `python processes_worker.py PORT RANK FOLDER`."""
+"""What test_processes.py and test_pod.py run in processes of their own, and how they start them.
 
+Processes come from a fork server that has imported everything: half of the time that a start takes.
+"""
+
+import multiprocessing
 import os
+import pathlib
+import signal
+import socket
 import sys
+import time
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-os.environ["JAX_PLATFORMS"] = "cpu"
-
-import jax
-import numpy as np
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
-from test_processes import batch
-
-import jaxnorm
+PRELOAD = ["jax", "flax.nnx", "optax", "orbax.checkpoint", "jax.experimental.multihost_utils", "jaxnorm", "pod"]
+FOLDER = pathlib.Path(__file__).parent
 
 
-def main(port: str, rank: int, folder: str) -> None:
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
-    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
-    own = slice(4 * rank, 4 * rank + 4)  # each process brings its own half of the data
-    x, dy = (jax.make_array_from_process_local_data(NamedSharding(mesh, P("batch")), a[own]) for a in batch())
+class Group:
+    """Some processes that are one run: `function(*arguments)` in each, after `JAX_...` tell it who it is."""
 
-    def step(x, dy, axis_name):
-        def forward(x):
-            y, moments = jaxnorm.batch_norm(x, axis_name=axis_name)
-            return y, (moments.mean, moments.variance(correction=1))
+    def __init__(self, function, *arguments, processes=2, devices=4, logs, missing=()):
+        for path in (FOLDER, FOLDER.parent / "examples"):
+            if str(path) not in sys.path:
+                sys.path.insert(0, str(path))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{s.getsockname()[1]}"
+        self.logs = [logs / f"{rank}.log" for rank in range(processes)]
+        self.processes = {}
+        for rank in set(range(processes)) - set(missing):
+            settings = (rank, processes, devices, address, str(self.logs[rank]))
+            self.processes[rank] = context.Process(target=_run, args=(settings, function, arguments), daemon=True)
+            self.processes[rank].start()
 
-        y, vjp, statistics = jax.vjp(forward, x, has_aux=True)
-        return y, vjp(dy)[0], *statistics
+    def kill(self, rank, number=signal.SIGKILL):
+        os.kill(self.processes[rank].pid, number)
 
-    mapped = jax.shard_map(
-        lambda x, dy: step(x, dy, "batch"), mesh=mesh, in_specs=P("batch"), out_specs=(P("batch"), P("batch"), P(), P())
+    def wait(self, seconds=400):
+        """Exit statuses by rank; the test fails if one does not end by itself."""
+        end = time.monotonic() + seconds
+        try:
+            for rank, process in self.processes.items():
+                process.join(max(0.1, end - time.monotonic()))
+                assert process.exitcode is not None, f"process {rank} hangs:\n{self.output()}"
+        finally:
+            for process in self.processes.values():
+                process.kill()
+        return {rank: process.exitcode for rank, process in self.processes.items()}
+
+    def succeed(self):
+        assert set(self.wait().values()) == {0}, self.output()
+
+    def output(self, rank=None):
+        ranks = self.processes if rank is None else [rank]
+        return "\n".join(self.logs[r].read_text(errors="replace") for r in ranks if self.logs[r].exists())
+
+
+def _run(settings, function, arguments):
+    rank, processes, devices, address, log = settings
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    # stdout was a pipe of the fork server's; Python's own objects have to follow
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ |= {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_PROCESS_ID": str(rank),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling takes longer than running here
+    }
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    # A fork server's child runs neither the hook nor what is registered for the exit; a program of its own does both.
+    status = 0
+    try:
+        function(*arguments)
+    except SystemExit as error:
+        status = error.code
+        if isinstance(status, str):
+            print(status)
+            status = 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    jax.distributed.shutdown()
+    sys.exit(status)
+
+
+# The model and the data of all these tests
+
+
+def make(axis_name=None, ema=None, rng=3):
+    import jax
+    import numpy as np
+    import optax
+    from flax import nnx
+
+    import jaxnorm
+
+    class Net(nnx.Module):
+        def __init__(self):
+            draw = np.random.default_rng(0).normal
+            self.first = nnx.Param(jax.numpy.asarray(draw(size=(4, 6))))
+            self.bn = jaxnorm.nnx.BatchNorm(
+                6, axis_name=axis_name, momentum=0.9, param_dtype=jax.numpy.float64, rngs=nnx.Rngs(0)
+            )
+            self.last = nnx.Param(jax.numpy.asarray(draw(size=(6, 3))))
+
+        def __call__(self, x):
+            return jax.nn.relu(self.bn(x @ self.first)) @ self.last
+
+    return jaxnorm.TrainState.create(
+        Net(), optax.sgd(0.1, momentum=0.9), ema=ema or jaxnorm.Ema(0.9), rng=jax.random.key(rng)
     )
-    shardings = tuple(NamedSharding(mesh, spec) for spec in (P("batch"), P("batch"), P(), P()))
-    for how, run in {"shard_map": mapped, "jit": lambda x, dy: step(x, dy, None)}.items():
-        found = jax.jit(run, out_shardings=shardings)(x, dy)
-        local = {
-            name: np.concatenate([s.data for s in sorted(a.addressable_shards, key=lambda s: s.device.id)])
-            if name in ("y", "dx")
-            else np.asarray(a.addressable_data(0))
-            for name, a in zip(("y", "dx", "mean", "variance"), found, strict=True)
-        }
-        np.savez(f"{folder}/{how}{rank}.npz", **local)
 
 
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+def batches(n):
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    return [{"x": rng.normal(size=(32, 4)) * 2 + 1, "y": rng.integers(0, 3, 32)} for _ in range(n)]
+
+
+def loss_fn(model, batch):
+    import optax
+
+    logits = model(batch["x"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["y"]).mean()}
+
+
+def arrays(state, metrics):
+    """Parameters, running statistics, momentum, EMA, loss and metrics by name."""
+    import jax
+    import numpy as np
+
+    parts = (state.params, state.batch_stats, state.opt_state, state.ema_state, metrics)
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(parts)}
+
+
+WAYS = {
+    "jit": ("jit", None, {}, False),
+    "pmap": ("pmap", "batch", {}, True),
+    "shard_map": ("shard_map", "batch", {}, False),
+    "shard_map, replicated": ("shard_map", "batch", {}, True),
+    "shard_map, check_vma=False": ("shard_map", "batch", {"check_vma": False}, True),
+}
+
+
+def in_every_way(folder):
+    """Three steps in each way; checkpoints there and back; what is refused. One start of two processes for all."""
+    import jax
+    import numpy as np
+
+    import jaxnorm
+
+    jax.config.update("jax_enable_x64", True)
+    assert jaxnorm.join_processes(heartbeat_timeout=600) == 2
+    rank = jax.process_index()
+    own = slice(16 * rank, 16 * rank + 16)
+    data = [{name: x[own] for name, x in batch.items()} for batch in batches(3)]
+
+    def run(state, way, data):
+        how, _, more, replicated = WAYS[way]
+        step = jaxnorm.data_parallel(jaxnorm.train_step(loss_fn), how=how, **more)
+        state = jaxnorm.replicate(state) if replicated else state
+        for batch in data:
+            state, metrics = step(state, batch)
+        return state, metrics
+
+    for way, (_, axis, _, replicated) in WAYS.items():
+        state, metrics = run(make(axis), way, data)
+        if replicated:
+            assert jaxnorm.replica_divergence(state) == {}
+            state = jaxnorm.unreplicate(state)
+        np.savez(folder / f"{way}{rank}.npz", **arrays(state, metrics))
+
+    state, metrics = run(make("batch", ema=jaxnorm.Ema(0.9, device="cpu")), "shard_map", data)
+    state.ema_model()
+    np.savez(folder / f"placed{rank}.npz", **arrays(state, metrics))
+
+    # Statistics that are each replica's own: measured, pooled and chosen from over both processes.
+    state, metrics = run(make(None), "pmap", data)
+    divergence = jaxnorm.replica_divergence(state)
+    np.savez(folder / f"merged{rank}.npz", **arrays(jaxnorm.unreplicate(state, merge=True), divergence))
+    np.savez(folder / f"chosen{rank}.npz", **arrays(jaxnorm.unreplicate(state, rank=5), {}))
+    with jaxnorm.Checkpoints(folder / "replicated") as checkpoints:  # sharded: an eighth on each device
+        checkpoints.save(1, state.batch_stats)
+
+    # From two processes to one, and from one to two.
+    with jaxnorm.Checkpoints(folder / "from_two") as checkpoints:
+        checkpoints.save(2, run(make("batch"), "shard_map", data[:2])[0], {"position": 64})
+    with jaxnorm.Checkpoints(folder / "from_one") as checkpoints:
+        assert checkpoints.latest() == 2
+        step, state, found = checkpoints.restore(make("batch"))
+        assert (step, found) == (2, {"position": 64})
+    np.savez(folder / f"from_one{rank}.npz", **arrays(*run(state, "shard_map", data[2:])))
+
+    for text, refused in {
+        "these differ between processes: rng": lambda: run(make("batch", rng=rank), "shard_map", data),
+        "not one directory for all processes": lambda: jaxnorm.Checkpoints(folder / f"own{rank}"),
+        "4 replicas of this process": lambda: run(make("batch"), "shard_map", [{"x": data[0]["x"][:6]}]),
+    }.items():
+        try:
+            refused()
+        except ValueError as error:
+            assert text in str(error), error
+        else:
+            raise AssertionError(text)
+
+
+def absent():
+    import jaxnorm
+
+    jaxnorm.join_processes(initialization_timeout=2)
+
+
+def alone():
+    import jax
+
+    import jaxnorm
+
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        del os.environ[name]
+    assert jaxnorm.join_processes() == 1 and not jax.distributed.is_initialized()
+    os.environ["JAX_PROCESS_ID"] = "first"
+    try:
+        jaxnorm.join_processes()
+    except ValueError as error:
+        assert "JAX_PROCESS_ID is a number; it is set to 'first'" in str(error)
+    else:
+        raise AssertionError
+
+
+def fail():
+    """Process 1 fails after the first of many sums; process 0 waits for its part of the next."""
+    import jax
+    import jax.numpy as jnp
+
+    import jaxnorm
+
+    jaxnorm.join_processes(heartbeat_timeout=10)
+    from jax.experimental import multihost_utils
+
+    while True:
+        multihost_utils.process_allgather(jnp.zeros(()))
+        if jax.process_index() == 1:
+            raise RuntimeError("this process has had enough")
+
+
+def train(*arguments):
+    """examples/pod.py with a small model."""
+    import jax
+    import numpy as np
+    import pod
+    from flax import nnx
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            draw = np.random.default_rng(0).normal
+            self.first = nnx.Param(jax.numpy.asarray(draw(size=(64, 6)), np.float32))
+            self.bn = nnx.BatchNorm(6, rngs=rngs)
+            self.dropout = nnx.Dropout(0.1, rngs=rngs)
+            self.last = nnx.Param(jax.numpy.asarray(draw(size=(6, 10)), np.float32))
+
+        def __call__(self, x):
+            return self.dropout(jax.nn.relu(self.bn(x.reshape(len(x), -1) @ self.first))) @ self.last
+
+    pod.Net = Net
+    sys.argv[1:] = list(arguments)
+    pod.main()
