@@ -11,6 +11,8 @@ from interop.stand_ins import Instance, name_of
 _DEEPEST: Final = 100
 _MOST: Final = 200_000  # modules and tensors; shared ones count each time, as in a state dict
 
+_INSTANCE_NORM: Final = "torch.nn.modules.instancenorm."
+
 FLAGS: Final[dict[str, tuple[type, ...]]] = {
     "num_features": (int,),
     "eps": (float, int),
@@ -47,11 +49,12 @@ def collect(module: Instance, path: pathlib.Path) -> dict[str, Any]:
 
 
 def batch_norms(module: Instance, path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The flags of every layer that has running statistics, by its name: those of `FLAGS` that the pickle gives."""
+    """The flags of every BatchNorm layer by its name: those of `FLAGS` that the pickle gives."""
     return {
         name: {flag: layer.attributes[flag] for flag, kinds in FLAGS.items() if _is(layer.attributes.get(flag), kinds)}
         for name, layer in _layers(module, path)
-        if "running_mean" in layer.attributes["_buffers"]
+        # InstanceNorm has all that BatchNorm has.
+        if "running_mean" in layer.attributes["_buffers"] and not str(layer.cls).startswith(_INSTANCE_NORM)
     }
 
 
