@@ -15,6 +15,7 @@ from interop._torch_batch_norm import OPERATION as BATCH_NORM
 from interop.ops.dtypes import is_float
 from interop.ops.layout import Tensor, array_of, axis_of, elementwise, laid, order_of, plain
 from interop.program import Model, Node, Program, State, Value, map_leaves
+from jaxnorm.nnx import write
 
 
 def unsupported(model: Model) -> None:
@@ -78,7 +79,7 @@ def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
             values.pop(name, None)
     for name, value in program.updates.items():
         target = variable(root, name)
-        target[...] = plain(resolve(value)).astype(target[...].dtype)
+        write(target, plain(resolve(value)).astype(target[...].dtype))
     return structure.build(program.output, lambda leaf: plain(resolve(leaf)))
 
 

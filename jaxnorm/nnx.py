@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes, initializers
@@ -178,15 +179,28 @@ class BatchNorm(nnx.BatchNorm):
         count = None
         if self.num_batches_tracked is not None:
             count = self.num_batches_tracked[...] + 1
-            self.num_batches_tracked[...] = count
+            write(self.num_batches_tracked, count)
         if self.mean is None or self.var is None or (self.momentum is None and count is None):
             return  # nothing to average by, as in PyTorch
         mean, var = update_running(self.mean[...], self.var[...], moments, self.momentum, self.correction, count)
-        self.mean[...], self.var[...] = mean.astype(self.mean.dtype), var.astype(self.var.dtype)
+        write(self.mean, mean.astype(self.mean.dtype))
+        write(self.var, var.astype(self.var.dtype))
 
     def _described(self) -> str:
         name = "" if self.layer_name is None else f" {self.layer_name!r}"
         return f"BatchNorm layer{name} ({self.num_features} features)"
+
+
+def write(variable: Any, value: Any) -> None:
+    """`variable[...] = value`, for a value of the variable's shape and dtype.
+
+    Flax asks the value for its sharding, and where that is being traced JAX walks through all of the trace so far to
+    word an error that Flax drops: the time to trace a model grew with the square of its layers.
+    """
+    if isinstance(value, jax.core.Tracer):
+        variable.set_value(value)
+    else:
+        variable[...] = value
 
 
 def hashable_groups(groups: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:

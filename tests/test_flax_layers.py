@@ -241,6 +241,26 @@ def test_a_donated_state_trains():
     assert float(jnp.abs(model.norm.mean[...]).max()) > 0
 
 
+def test_tracing_a_deep_model_takes_time_in_proportion_to_its_layers(monkeypatch):
+    """A tracer that is asked for its sharding walks through the whole trace to word its error."""
+    asked = []
+    layers = nnx.List([jaxnorm.nnx.BatchNorm(6, count_batches=True, rngs=nnx.Rngs(0)) for _ in range(3)])
+
+    def through(state, x):
+        layers = nnx.merge(graph, state, copy=True)
+        for layer in layers:
+            x = layer(x)
+        return nnx.state(layers)
+
+    graph, state = nnx.split(layers)
+    original = jax.core.Tracer.sharding
+    monkeypatch.setattr(jax.core.Tracer, "sharding", property(lambda t: (asked.append(t), original.fget(t))))
+    nnx.update(layers, jax.jit(through)(state, X))
+    assert len(asked) == 0
+    assert [int(layer.num_batches_tracked[...]) for layer in layers] == [1, 1, 1]
+    np.testing.assert_allclose(layers[0].mean[...], 0.01 * X.mean((0, 1)), rtol=1e-6)
+
+
 def test_hessians_are_symmetric_and_agree_in_both_orders():
     x = jnp.asarray(RNG.standard_normal((4, 2)))
     loss = lambda x: jnp.sin(jaxnorm.batch_norm(x)[0]).sum()  # noqa: E731
