@@ -11,11 +11,14 @@ import numpy as np
 import optax
 
 from interop import _torch_chains as chains
+from interop.layers import Layouts
+from interop.linen_observe import Inputs
+from interop.optimizer_names import Parameters
+from interop.rename import Rename
 from jaxnorm import TrainState
 from jaxnorm._typing import PyTree
 
 Schedule = Callable[[Any], Any]
-Rename = Callable[[str], str] | Mapping[str, str]
 
 # Fields of optax states and the entries of a torch optimizer's state for one parameter.
 # The first entry found in the torch state is taken: RMSprop's mu is its grad_avg, Adam's is its exp_avg.
@@ -41,6 +44,8 @@ def optax_from_torch(
     model: Any = None,
     learning_rate: Schedule | Sequence[Schedule] | None = None,
     rename: Rename | None = None,
+    layouts: Layouts | None = None,
+    inputs: Inputs = None,
 ) -> optax.GradientTransformation:
     """The optax chain that takes the same steps as a torch optimizer.
 
@@ -73,7 +78,7 @@ def optax_from_torch(
       in which group. `names` as in `load_optimizer_state`; `model` is what `TrainState.create` takes.
     - `learning_rate`: instead of the groups' `lr`, a schedule (number of steps so far -> rate), or one for each group;
       see `schedule_from_torch`.
-    - `rename`: as in `load_state_dict`.
+    - `rename`, `layouts`, `inputs`: as in `load_state_dict`.
 
     **Raises:** `ValueError` for an optimizer or an option that has no counterpart here, naming them all.
     """
@@ -93,7 +98,8 @@ def optax_from_torch(
                 f"the optimizer has {len(groups)} parameter groups that differ: give model= (what TrainState.create "
                 "takes) and names= (the torch module), so that each parameter's group is known"
             )
-        labels = _group_of_each(optimizer, names, model, rename)
+        parameters = Parameters(TrainState.create(model, optax.identity()), layouts, inputs)
+        labels = _group_of_each(optimizer, parameters, parameters.by_number(optimizer, names, rename))
         chain = optax.partition({str(i): c for i, c in enumerate(parts)}, labels)
     largest = optimizer.defaults.get("max_grad_norm") if kind == "Lamb" else None
     return chain if largest is None else optax.chain(optax.clip_by_global_norm(largest), chain)
@@ -131,7 +137,14 @@ def schedule_from_torch(scheduler: Any, steps: int, *, every: int = 1) -> Schedu
 
 
 def load_optimizer_state(
-    state: TrainState, optimizer: Any, *, names: Any = None, step: int | None = None, rename: Rename | None = None
+    state: TrainState,
+    optimizer: Any,
+    *,
+    names: Any = None,
+    step: int | None = None,
+    rename: Rename | None = None,
+    layouts: Layouts | None = None,
+    inputs: Inputs = None,
 ) -> TrainState:
     """The training state with the torch optimizer's momenta, squares and step count in its optimizer state.
 
@@ -145,12 +158,13 @@ def load_optimizer_state(
       parameters. Not needed where the optimizer was made from `named_parameters()`, nor for an imported model and an
       optimizer of all its parameters in one group.
     - `step`: the number of steps taken; needed for SGD and Lion, which keep no count, and checked for the others.
-    - `rename`: as in `load_state_dict`.
+    - `rename`, `layouts`, `inputs`: as in `load_state_dict`, of a hand-written model.
 
     **Raises:** `ValueError` listing the optax fields that the torch state has nothing for, and entries of the torch
-    state that the optax state has no field for.
+    state that the optax state has no field for; and for layers that have fewer parameters than in PyTorch.
     """
-    order = _names(optimizer, names, state, rename)
+    parameters = Parameters(state, layouts, inputs)
+    order = parameters.by_number(optimizer, names, rename)
     source = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
     entries, scalars = _by_entry(source, order)
     fields = {f for f, _, _ in _fields(state.opt_state)}
@@ -164,7 +178,7 @@ def load_optimizer_state(
             f"state's {sorted(entries)}, and {unused} no place in the optax state"
         )
     trees = {
-        f: _leaves_by_path(_as_params(state, _filled(entries[entry], entry)))
+        f: _leaves_by_path(parameters.to_params(_filled(entries[entry], entry)))
         for f, entry in chosen.items()
         if entry is not None
     }
@@ -185,18 +199,25 @@ def load_optimizer_state(
 
 
 def optimizer_state_dict(
-    state: TrainState, optimizer: Any, *, names: Any = None, rename: Rename | None = None
+    state: TrainState,
+    optimizer: Any,
+    *,
+    names: Any = None,
+    rename: Rename | None = None,
+    layouts: Layouts | None = None,
+    inputs: Inputs = None,
 ) -> dict[str, Any]:
     """What `optimizer.load_state_dict` takes to go on in PyTorch: the inverse of `load_optimizer_state`.
 
     **Arguments:**
 
     - `optimizer`: the torch optimizer to go on with, or its state dict: for its groups, hyperparameters and layout.
-    - `names`, `rename`: as in `load_optimizer_state`.
+    - `names`, `rename`, `layouts`, `inputs`: as in `load_optimizer_state`.
     """
     import torch
 
-    order = _names(optimizer, names, state, rename)
+    parameters = Parameters(state, layouts, inputs)
+    order = parameters.by_number(optimizer, names, rename)
     like = copy.deepcopy(optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict())
     found: dict[str, dict[Any, Any]] = {}
     for field, rest, leaf in _fields(state.opt_state):
@@ -211,7 +232,7 @@ def optimizer_state_dict(
     for field, leaves in found.items():
         if field in _ENTRIES:
             options = _ENTRIES[field]
-            arrays[options[-1] if centered else options[0]] = _as_state_dict(state, leaves)
+            arrays[options[-1] if centered else options[0]] = parameters.to_torch(leaves)
     if _NEGATED in arrays:
         arrays[_NEGATED] = {name: -x for name, x in arrays[_NEGATED].items()}
 
@@ -242,73 +263,17 @@ def _counts_by_parameter(group: Mapping[str, Any]) -> bool:
     return "dampening" not in group and ("eps" in group or "lr_decay" in group)
 
 
-# Names.
-
-
-def _names(optimizer: Any, names: Any, state: TrainState, rename: Rename | None) -> dict[int, str]:
-    """The model's name of each parameter by its number in the optimizer's state dict."""
-    order = _torch_names(optimizer, names, state)
-    if rename is None:
-        return order
-    new = (lambda name: rename.get(name, name)) if isinstance(rename, Mapping) else rename
-    return {i: new(name) for i, name in order.items()}
-
-
-def _torch_names(optimizer: Any, names: Any, state: TrainState) -> dict[int, str]:
-    live = not isinstance(optimizer, Mapping)
-    groups = optimizer.param_groups if live else optimizer["param_groups"]
-    numbers = [list(range(len(g["params"]))) for g in groups] if live else [list(g["params"]) for g in groups]
-    if live:  # state_dict() numbers parameters one group after the other
-        start = 0
-        for group in numbers:
-            group[:] = [start + i for i in group]
-            start += len(group)
-    flat = [i for group in numbers for i in group]
-    if live and hasattr(names, "named_parameters"):
-        by_identity = {id(p): name for name, p in names.named_parameters()}
-        parameters = [p for group in groups for p in group["params"]]
-        unknown = sum(id(p) not in by_identity for p in parameters)
-        if unknown:
-            raise ValueError(f"{unknown} of the optimizer's parameters are not the given module's")
-        return dict(zip(flat, (by_identity[id(p)] for p in parameters), strict=True))
-    if names is None and all(g.get("param_names") for g in groups):
-        names = [name for g in groups for name in g["param_names"]]
-    if names is None and len(groups) == 1 and hasattr(state.model(), "_interop_model"):  # in PyTorch's order
-        names = _parameter_names(state)
-    if names is None:
-        raise ValueError(
-            "whose parameters are these? Give names=: the torch module, or their names in the order in which the "
-            "optimizer was given them"
-        )
-    names = [name for name, _ in names.named_parameters()] if hasattr(names, "named_parameters") else list(names)
-    if len(names) != len(flat):
-        raise ValueError(f"{len(names)} names for the optimizer's {len(flat)} parameters")
-    return dict(zip(flat, names, strict=True))
-
-
-def _parameter_names(state: TrainState) -> list[str]:
-    """The trainable entries of the state dict, in its order: those that become nan when the parameters do."""
-    nans = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
-    return [k for k, x in _state_dict(state.replace(params=nans)).items() if x.size and np.isnan(_float64(x)).all()]
-
-
-def _group_of_each(optimizer: Any, names: Any, model: Any, rename: Rename | None) -> PyTree:
-    state = TrainState.create(model, optax.identity())
-    order = _names(optimizer, names, state, rename)
-    shapes = {name: x.shape for name, x in _state_dict(state).items()}
+def _group_of_each(optimizer: Any, parameters: Parameters, order: Mapping[int, str]) -> PyTree:
     labels, i = {}, 0
     for g, group in enumerate(optimizer.param_groups):
         for _ in group["params"]:
-            labels[order[i]] = np.full(shapes[order[i]], float(g))
+            labels[order[i]] = np.full(parameters.shapes[order[i]], float(g))
             i += 1
-    params = _as_params(state, labels)
-    unset = [name for name in _parameter_names(state) if name not in labels]
+    params = parameters.to_params(labels)
+    unset = [name for name in parameters.names if name not in labels]
     if unset:
         raise ValueError(f"in no parameter group of the optimizer: {', '.join(unset)}")
     return jax.tree.map(lambda x: str(int(np.asarray(x).flat[0])), params)
-
-
-# Values.
 
 
 def _by_entry(source: Mapping[str, Any], order: Mapping[int, str]) -> tuple[dict[str, Any], dict[str, list[float]]]:
@@ -351,10 +316,6 @@ def _numpy(x: Any) -> np.ndarray:
     return x.float().numpy() if str(x.dtype) == "torch.bfloat16" else x.numpy()
 
 
-def _float64(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float64)
-
-
 def _field(path: Any) -> tuple[str, Any]:
     """The optax field that a leaf of an optimizer state is in, and its path from there: its parameter's."""
     for i in range(len(path) - 1, -1, -1):
@@ -374,36 +335,3 @@ def _fields(opt_state: PyTree) -> list[tuple[str, Any, Any]]:
 
 def _leaves_by_path(tree: PyTree) -> dict[Any, Any]:
     return {tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _as_params(state: TrainState, values: Mapping[str, np.ndarray]) -> PyTree:
-    """Arrays by torch's names, in torch's layouts, as a tree like the parameters; zeros where there is none.
-
-    They go the way of parameters: into a copy of the model, by `load_state_dict`.
-    """
-    from interop import load_state_dict
-
-    blank = state.replace(params=optax.tree.zeros_like(state.params))
-    full = _state_dict(blank)
-    unknown = sorted(values.keys() - full.keys())
-    if unknown:
-        raise ValueError(f"not in the model's state dict: {', '.join(unknown)}")
-    full |= {name: np.asarray(x).astype(full[name].dtype) for name, x in values.items()}
-    model = blank.model()
-    if isinstance(model, tuple):
-        return load_state_dict(model[1], full)["params"]
-    return TrainState.create(load_state_dict(model, full), optax.identity()).params
-
-
-def _as_state_dict(state: TrainState, leaves: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    """The inverse: leaves by the paths of parameters, as arrays by torch's names; of trainable parameters only."""
-    params = jax.tree_util.tree_map_with_path(lambda path, x: leaves.get(tuple(path), x), state.params)
-    full = _state_dict(state.replace(params=params))
-    return {name: full[name] for name in _parameter_names(state)}
-
-
-def _state_dict(state: TrainState) -> dict[str, np.ndarray]:
-    from interop import state_dict
-
-    model = state.model()
-    return dict(state_dict(model[1] if isinstance(model, tuple) else model))

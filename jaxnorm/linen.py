@@ -59,7 +59,9 @@ class BatchNorm(nn.BatchNorm):
         eval_mode = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         reduced = reduced_axes(x.ndim, self.axis)
         channels = tuple(n for a, n in enumerate(x.shape) if a not in reduced)
-        kept_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        kept_dtype = self.param_dtype
+        if self.force_float32_reductions:  # at least float32; float64 parameters have float64 statistics
+            kept_dtype = jnp.promote_types(jnp.finfo(self.param_dtype).dtype, jnp.float32)
         running = {}
         if self.track_running_stats:
             running["mean"] = self.variable("batch_stats", "mean", jnp.zeros, channels, kept_dtype)

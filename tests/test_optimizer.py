@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from flax import nnx
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 import interop
+import jaxnorm
 from jaxnorm import TrainState, train_step
 
 SHAPE = (6, 5)
@@ -248,3 +250,80 @@ def test_states_that_do_not_match_are_refused(model):
     other = torch.optim.Adam(_module().parameters(), 0.01)
     with pytest.raises(ValueError, match="4 of the optimizer's parameters are not the given module's"):
         interop.load_optimizer_state(TrainState.create(model, optax.adam(0.1)), other, names=module)
+
+
+class _Written(flax.linen.Module):
+    """By hand, channels last, a Dense layer after the flatten, names of its own."""
+
+    @flax.linen.compact
+    def __call__(self, x):
+        x = flax.linen.Conv(4, (3, 3), padding=1, param_dtype=jnp.float64, name="stem")(x)
+        x = jaxnorm.linen.BatchNorm(False, momentum=0.9, param_dtype=jnp.float64, count_batches=True, name="norm")(x)
+        return flax.linen.Dense(3, param_dtype=jnp.float64, name="head")(jnp.tanh(x).reshape(len(x), -1))
+
+
+RENAME = [(r"^0\.", "stem."), (r"^1\.", "norm."), (r"^4\.", "head.")]
+WRITTEN = {
+    "rename": RENAME,
+    "layouts": {"head": interop.layouts.Linear(flattened=(4, 5, 6))},
+    "inputs": jax.ShapeDtypeStruct((1, 5, 6, 2), jnp.float64),
+}
+
+
+def _written():
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(2, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
+    return torch.nn.Sequential(conv, norm, torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(120, 3)).double()
+
+
+def test_hand_written_models_take_optimizers_over_and_back():
+    images = np.random.default_rng(2).normal(size=(6, 2, 5, 6))
+
+    def in_torch(module, optimizer, n):
+        for _ in range(n):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(module(torch.from_numpy(images)), torch.from_numpy(TARGET)).backward()
+            optimizer.step()
+
+    def adam(module):  # the kernels decay, the others do not
+        return torch.optim.AdamW(_groups(module, weight_decay=0.0), 0.01, weight_decay=0.1)
+
+    expected = _written()
+    in_torch(expected, adam(expected), 12)
+
+    module = _written()
+    optimizer = adam(module)
+    in_torch(module, optimizer, 4)
+    linen = _Written()
+    variables = jax.eval_shape(linen.init, jax.random.key(0), jnp.zeros((1, 5, 6, 2)))
+    model = interop.load_state_dict((linen, variables), module.state_dict(), **WRITTEN)
+    tx = interop.optax_from_torch(optimizer, names=module, model=model, **WRITTEN)
+    state = interop.load_optimizer_state(TrainState.create(model, tx), optimizer, names=module, **WRITTEN)
+    step = jax.jit(train_step(_loss))
+    for _ in range(4):
+        state, _ = step(state, {"x": jnp.asarray(images.transpose(0, 2, 3, 1)), "y": jnp.asarray(TARGET)})
+    after = interop.state_dict(state, **WRITTEN)
+    module.load_state_dict({name: torch.tensor(x) for name, x in after.items()})
+    optimizer.load_state_dict(interop.optimizer_state_dict(state, optimizer, names=module, **WRITTEN))
+    in_torch(module, optimizer, 4)
+    for name, x in expected.state_dict().items():
+        np.testing.assert_allclose(module.state_dict()[name], x, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_momenta_wider_than_their_parameters_are_not_rounded(model):
+    module = _module()
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    _torch_steps(module, optimizer, 1)
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(model))
+    nnx.update(model, narrow)
+    state = TrainState.create(model, optax.adam(0.01, mu_dtype=jnp.float32))
+    loaded = interop.load_optimizer_state(state, optimizer, names=module)
+    expected = optimizer.state[module.a.weight]["exp_avg"]
+    np.testing.assert_array_equal(loaded.opt_state[0].mu["a"]["weight"], expected.float())
+
+
+def test_parameters_that_are_sums_of_pytorchs_are_refused():
+    cell = nnx.OptimizedLSTMCell(2, 3, rngs=nnx.Rngs(0))
+    optimizer = torch.optim.Adam(torch.nn.LSTMCell(2, 3).named_parameters(), 0.01)
+    with pytest.raises(ValueError, match=r"fewer parameters than in PyTorch.*\n.*bias_ih, bias_hh"):
+        interop.load_optimizer_state(TrainState.create(cell, optax.adam(0.01)), optimizer)
