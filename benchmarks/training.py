@@ -2,12 +2,14 @@
 
     python benchmarks/training.py                # the default device
     python benchmarks/training.py --rows ema     # ema, step, host, memory, recalibrate
+    python benchmarks/training.py --write        # and writes what it printed under benchmarks/results/
 
 On an accelerator the model is ResNet-50 at 224 pixels; on a CPU a narrow ResNet at 32, so that a run takes minutes.
 """
 
 import argparse
 import functools
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -132,9 +134,18 @@ class Case:
         return run
 
 
+LINES: list[str] = []
+
+
+def say(line: str) -> None:
+    """Prints a line, and keeps it for --write."""
+    print(line, flush=True)
+    LINES.append(line)
+
+
 def row(name: str, ours: float, theirs: float, what: str, bound: str = "") -> None:
     """One line: both sides, and their ratio."""
-    print(f"{name:<44} {ours * 1e3:9.2f} ms   {what:<28} {theirs * 1e3:9.2f} ms   ratio {ours / theirs:6.3f}   {bound}")
+    say(f"{name:<44} {ours * 1e3:9.2f} ms   {what:<28} {theirs * 1e3:9.2f} ms   ratio {ours / theirs:6.3f}   {bound}")
 
 
 def ema_row(case: Case) -> None:
@@ -151,7 +162,7 @@ def ema_row(case: Case) -> None:
     row("EMA update alone", alone["ours"], alone["floor"], "a sum of two such trees", "near 1: one pass")
     text = update.lower(tree, average).compile().cost_analysis()
     size = sum(x.nbytes for x in jax.tree.leaves(tree))
-    print(f"  bytes it touches, in sizes of the state: {text['bytes accessed'] / size:.2f} (two reads and a write: 3)")
+    say(f"  bytes it touches, in sizes of the state: {text['bytes accessed'] / size:.2f} (two reads and a write: 3)")
 
 
 def host_row(case: Case) -> None:
@@ -182,7 +193,7 @@ def memory_row(case: Case) -> None:
     leaves = jax.tree.leaves(state.ema_state.average)
     whole = sum(x.nbytes for x in leaves)
     each = sum(x.addressable_shards[0].data.nbytes for x in leaves)
-    print(f"sharded EMA over {len(devices)} replicas: {each / 2**20:.2f} MiB each of {whole / 2**20:.2f} MiB,"
+    say(f"sharded EMA over {len(devices)} replicas: {each / 2**20:.2f} MiB each of {whole / 2**20:.2f} MiB,"
           f" {each / whole:.4f} (1/N = {1 / len(devices):.4f})")  # fmt: skip
 
 
@@ -219,7 +230,7 @@ def recalibrate_row(case: Case) -> None:
 
     start = time.perf_counter()
     jax.block_until_ready(recalibration())
-    print(f"  (the first recalibration compiles: {time.perf_counter() - start:.1f} s)")
+    say(f"  (the first recalibration compiles: {time.perf_counter() - start:.1f} s)")
     times = interleaved({"ours": recalibration, "plain": lambda: [evaluate(state, x) for x in batches]}, 5)
     per_batch, plain = (times[side] / len(batches) for side in ("ours", "plain"))
     row("recalibrate, a batch", per_batch, plain, "a batch of an eval pass")
@@ -239,13 +250,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     device = jax.devices()[0]
-    print(f"jax {jax.__version__}, flax {flax.__version__}, optax {optax.__version__}; "
+    say(f"jax {jax.__version__}, flax {flax.__version__}, optax {optax.__version__}; "
           f"{len(jax.devices())} x {device.device_kind} ({device.platform})")  # fmt: skip
     case = Case(arguments.batch)
     for name in arguments.rows:
         ROWS[name](case)
+    if arguments.write:
+        path = pathlib.Path(__file__).parent / "results" / f"training_{device.platform}.md"
+        path.write_text("\n".join([f"# Training on {device.platform}", "", "```", *LINES, "```", ""]))
 
 
 if __name__ == "__main__":
