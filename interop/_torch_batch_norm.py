@@ -64,7 +64,10 @@ def unshare(root: Any) -> None:
 class _Counter:
     """Stands for `num_batches_tracked` while a layer's own forward is traced: counting leaves no trace in the graph."""
 
+    counted = False
+
     def add_(self, *_: Any) -> _Counter:
+        self.counted = True
         return self
 
     __add__ = __iadd__ = add_
@@ -76,14 +79,19 @@ class _Counter:
 
 
 @contextlib.contextmanager
-def opaque_batch_norms(root: Any) -> Iterator[None]:
-    """For the time of a trace: every BatchNorm layer of `root` is one node. Not for several threads at once."""
+def opaque_batch_norms(root: Any) -> Iterator[set[str]]:
+    """For the time of a trace: every BatchNorm layer of `root` is one node. Not for several threads at once.
+
+    Yields a set that holds, once the trace is over, the paths of layers that normalise and leave their counter alone.
+    """
     import torch
     from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
     emit = _operation()
     layers = {layer: path for path, layer in root.named_modules() if isinstance(layer, _BatchNorm)}
     calls: list[Any] = []
+    normalised: set[Any] = set()
+    uncounted: set[str] = set()
 
     def standard(layer: Any, input: Any) -> Any:
         if layer not in layers:  # called by the user's code, and no part of the tree
@@ -124,6 +132,7 @@ def opaque_batch_norms(root: Any) -> Iterator[None]:
                 (bias, layer.bias),
             )
             if all(mine is None or mine is theirs for mine, theirs in given):
+                normalised.add(layer)
                 return emit(input, layers[layer])
         return function(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
@@ -144,14 +153,16 @@ def opaque_batch_norms(root: Any) -> Iterator[None]:
         for cls in originals:
             cls.forward = standard
         torch.nn.functional.batch_norm = functional
-        yield
+        yield uncounted
     finally:
         torch.nn.functional.batch_norm = function
         for cls, forward in originals.items():
             cls.forward = forward
         for layer, momentum, counter, forward in masked:
             layer.momentum = momentum
-            vars(layer).pop("num_batches_tracked", None)
+            stand_in = vars(layer).pop("num_batches_tracked", None)
+            if layer in normalised and isinstance(stand_in, _Counter) and not stand_in.counted:
+                uncounted.add(layers[layer])
             layer._buffers["num_batches_tracked"] = counter
             if forward is None:
                 del layer.forward

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ DROPPED = frozenset(
 )
 # (x, p, train) -> x unless they train with p > 0.
 _DROPOUTS = frozenset(f"aten.{kind}dropout.default" for kind in ("", "alpha_", "feature_", "feature_alpha_"))
+_HERE = os.path.dirname(__file__)
 # Where and how a tensor is stored, which is JAX's business.
 _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "requires_grad"})
 
@@ -199,7 +201,7 @@ def _source(node: Any) -> str:
             file, _, rest = line[6:].partition('", line ')
             code = lines[index + 1].strip() if index + 1 < len(lines) else ""
             parts = file.replace("\\", "/").split("/")
-            if parts[-3:-1] == ["nn", "modules"] or file.startswith("<"):
+            if parts[-3:-1] == ["nn", "modules"] or file.startswith("<") or os.path.dirname(file) == _HERE:
                 continue
             frames.append(f"{'/'.join(parts[-2:])}:{rest.split(',')[0]}: {code}")
     return frames[-1] if frames else ""

@@ -88,6 +88,7 @@ def _current(module: TracedModule) -> Model:
             momentum=torch_momentum(node.momentum),
             training=not node.use_running_average,
             frozen=bool(getattr(node, "frozen", False)),
+            counts=bool(getattr(node, "counts", True)),
         )
 
     return dataclasses.replace(

@@ -157,6 +157,7 @@ def _batch_norm(layer: BatchNormLayer, entries: Mapping[str, Entry], rngs: nnx.R
     node.track_running_stats = layer.track_running_stats
     node.affine = layer.affine
     node.frozen = layer.frozen
+    node.counts = layer.counts
     node.layer_name = layer.path
     return node
 

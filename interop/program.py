@@ -125,8 +125,9 @@ class BatchNormLayer:
     """A BatchNorm layer at its path: everything about it that is not an array.
 
     `momentum` is PyTorch's (share of the new batch; None is the cumulative average). `training` is the layer's own
-    flag when it was imported; `frozen` means that it stays in eval mode while the model trains. `same_as` names the
-    first path of a shared layer.
+    flag when it was imported; `frozen` means that it stays in eval mode while the model trains; `counts`, that training
+    moves its counter, which a layer with a forward of its own may leave alone. `same_as` names the first path of a
+    shared layer.
     """
 
     path: str
@@ -138,6 +139,7 @@ class BatchNormLayer:
     training: bool
     frozen: bool = False
     same_as: str | None = None
+    counts: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +206,7 @@ _FIELDS: dict[str, Any] = {
     **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path"), str),
     **dict.fromkeys(("args", "shape", "inputs", "nodes", "entries", "batch_norms"), tuple),
     **dict.fromkeys(("kwargs", "signature", "updates", "modules"), dict),
-    **dict.fromkeys(("persistent", "affine", "track_running_stats", "training", "frozen"), bool),
+    **dict.fromkeys(("persistent", "affine", "track_running_stats", "training", "frozen", "counts"), bool),
     **dict.fromkeys(("train", "eval"), Program),
     "same_as": (str, type(None)),
     "num_features": int,
@@ -253,8 +255,10 @@ def decode(data: Any) -> Any:
         return complex(decode(body[0]), decode(body[1]))
     if key[:1] == "$" and key[1:] in _RECORDS and isinstance(body, dict):
         cls = _RECORDS[key[1:]]
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(body) != names:
+        known = dataclasses.fields(cls)
+        names = {field.name for field in known}
+        needed = {field.name for field in known if field.default is dataclasses.MISSING}
+        if not needed <= set(body) <= names:
             raise ProgramError(f"a {key[1:]} has the fields {sorted(names)}, found {sorted(body)}")
         fields = {name: decode(item) for name, item in body.items()}
         for name, item in fields.items():

@@ -102,7 +102,12 @@ def _apply(name: str, args: Any, kwargs: dict[str, Any], keys: Callable[[], Any]
 
 
 def _batch_norm(layer: Any, x: Tensor) -> Tensor:
-    return laid(layer(array_of(x), axis=axis_of(x, 1)), order_of(x))
+    counter = layer.num_batches_tracked
+    count = None if counter is None or getattr(layer, "counts", True) else counter[...]
+    y = layer(array_of(x), axis=axis_of(x, 1))
+    if count is not None:
+        write(counter, count)
+    return laid(y, order_of(x))
 
 
 def _keys(root: Any) -> Callable[[], Any]:

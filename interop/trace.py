@@ -22,6 +22,7 @@ import numpy as np
 
 from interop import structure
 from interop._torch_batch_norm import opaque_batch_norms, unshare
+from interop._torch_data import data_is_detached
 from interop._torch_graph import GraphReader, stop_gradients
 from interop._torch_inplace import make_functional
 from interop._torch_state import Constants, read_batch_norms, read_state
@@ -70,11 +71,15 @@ def trace(
         frozen = frozenset(path for path, layer in module.named_modules() if not layer.training)
         unshare(module)
         programs = {}
+        uncounted: dict[str, set[str]] = {}
         for mode in ("train", "eval"):
             if mode == "eval":
                 module.eval()
-            programs[mode] = _record(module, args, keywords, tuple(dynamic_dims), constants, mode)
-    layers = tuple(dataclasses.replace(layer, frozen=(layer.same_as or layer.path) in frozen) for layer in layers)
+            programs[mode], uncounted[mode] = _record(module, args, keywords, tuple(dynamic_dims), constants, mode)
+    layers = tuple(
+        dataclasses.replace(layer, frozen=first in frozen, counts=first not in uncounted["train"])
+        for layer, first in ((layer, layer.same_as or layer.path) for layer in layers)
+    )
     if any(layer.frozen for layer in layers):
         logger.warning("BatchNorm frozen at import: %d layers", sum(layer.frozen for layer in layers))
     arrays.update(constants.arrays)
@@ -131,7 +136,8 @@ def _record(
     dynamic_dims: tuple[int, ...],
     constants: Constants,
     mode: str,
-) -> Program:
+) -> tuple[Program, set[str]]:
+    """The graph of one mode, and the BatchNorm layers that leave their counter alone in it."""
     import torch
     from torch.utils import _pytree
 
@@ -143,7 +149,7 @@ def _record(
     shapes = _pytree.tree_map(sizes, (args, kwargs))
     signature = _called_signature(module, args, kwargs)
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
-    with opaque_batch_norms(module), _plain_results(module, signature):
+    with opaque_batch_norms(module) as uncounted, _plain_results(module, signature), data_is_detached():
         try:
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
             if not make_functional(exported):
@@ -151,7 +157,7 @@ def _record(
                 exported = exported.run_decompositions({})
         except Exception as error:
             raise TraceError(_explained(module, mode, error)) from error
-    return _program(module, exported, args, kwargs, constants)
+    return _program(module, exported, args, kwargs, constants), uncounted
 
 
 def _called_signature(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.Signature:

@@ -547,6 +547,14 @@ def test_grid_sampling(mode, padding, corners):
     )
 
 
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_grid_sampling_of_volumes(mode, padding, corners):
+    x, grid = draw(2, 3, 4, 5, 3), draw(2, 3, 2, 4, 3, seed=1, low=-1.3, high=1.3)
+    check("aten.grid_sampler.default", x, grid, mode, padding, corners, tolerance=1e-9)
+
+
 def test_pixel_shuffles():
     check("aten.pixel_shuffle.default", draw(2, 8, 3, 4), 2)
     check("aten.pixel_unshuffle.default", draw(2, 2, 4, 6), 2)

@@ -156,6 +156,42 @@ def test_no_gradient_flows_out_of_no_grad_and_detach():
     assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-9)
 
 
+def test_data_is_read_and_written_as_in_pytorch():
+    class Norm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+            self.scale = torch.nn.Parameter(torch.ones(3))
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x):
+            if self.training:
+                self.mean.data.mul_(0.9).add_(0.1 * x.mean((0, 2, 3)).data)
+            y = (x - self.mean[:, None, None]) * self.weight[:, None, None]
+            return y * (self.scale.data[:, None, None] + y.data.mean())
+
+    module, x = Norm().double().train(), normal(4, 3, 5, 5)
+    found = jax_step(interop.from_torch(module, x), to_jax(x))
+    assert not found.grads.pop("scale").any()
+    assert_same_step(found, torch_step(module, x), 1e-9)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_layer_with_a_forward_of_its_own_counts_as_that_forward_does(counts):
+    class Own(torch.nn.BatchNorm2d):
+        def forward(self, x):
+            if counts and self.training:
+                self.num_batches_tracked.add_(1)
+            return torch.nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+            )
+
+    module, x = randomised(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Own(4))).train(), normal(4, 3, 5, 5)
+    found = jax_step(interop.from_torch(module, x), to_jax(x))
+    assert_same_step(found, torch_step(module, x), 1e-9)
+    assert found.state["1.num_batches_tracked"] == int(counts)
+
+
 def test_functional_batch_norm_and_buffers_that_change():
     class Module(torch.nn.Module):
         def __init__(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -202,47 +203,45 @@ def _reflected(x: Any, n: int, align_corners: bool) -> Any:
     return jnp.clip(jnp.where(turns % 2 == 0, rest + low, span - rest + low), 0, n - 1)
 
 
-@register("aten.grid_sampler.default", "aten.grid_sampler_2d.default")
+@register("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
 def grid_sampler(x: Any, grid: Any, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Any:
-    """torch.nn.functional.grid_sample of images.
+    """torch.nn.functional.grid_sample of images and of volumes.
 
-    Modes 0 bilinear, 1 nearest, 2 bicubic; padding 0 zeros, 1 border, 2 reflection.
+    Modes 0 linear, 1 nearest, 2 cubic (images only, as in PyTorch); padding 0 zeros, 1 border, 2 reflection.
     """
-    if x.ndim != 4:
-        raise NotImplementedError(f"grid_sample of a tensor with {x.ndim} dimensions; images have 4")
-    h, w = x.shape[2:]
+    sizes = x.shape[2:]
 
     def placed(position: Any, n: int) -> Any:
         if padding_mode == 1:
             return jnp.clip(position, 0, n - 1)
         return _reflected(position, n, align_corners) if padding_mode == 2 else position
 
-    def pick(row: Any, column: Any) -> Any:
+    def pick(place: Sequence[Any]) -> Any:
         """x at whole positions, (N, out..., C); zero outside."""
-        inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
-        r, c = jnp.clip(row, 0, h - 1).astype(int), jnp.clip(column, 0, w - 1).astype(int)
-        batch = jnp.arange(x.shape[0])[:, None, None]
-        return jnp.where(inside[..., None], x[batch, :, r, c], 0)
+        inside = functools.reduce(jnp.logical_and, [(p >= 0) & (p < n) for p, n in zip(place, sizes, strict=True)])
+        index = [jnp.clip(p, 0, n - 1).astype(int) for p, n in zip(place, sizes, strict=True)]
+        batch = jnp.arange(x.shape[0]).reshape(-1, *[1] * len(sizes))
+        return jnp.where(inside[..., None], channels[(batch, *index)], 0)
 
-    column, row = _unnormalised(grid[..., 0], w, align_corners), _unnormalised(grid[..., 1], h, align_corners)
+    channels = jnp.moveaxis(x, 1, -1)
+    # The grid's coordinates are x first, the tensor's last dimension.
+    position = [_unnormalised(grid[..., -1 - axis], n, align_corners) for axis, n in enumerate(sizes)]
     if interpolation_mode != 2:
-        column, row = placed(column, w), placed(row, h)
+        position = [placed(p, n) for p, n in zip(position, sizes, strict=True)]
     if interpolation_mode == 1:
-        return jnp.moveaxis(pick(jnp.round(row), jnp.round(column)), -1, 1)
+        return jnp.moveaxis(pick([jnp.round(p) for p in position]), -1, 1)
+    first = [jnp.floor(p) for p in position]
+    total: Any = 0
     if interpolation_mode == 0:
-        top, left = jnp.floor(row), jnp.floor(column)
-        down, right = row - top, column - left
-        total = 0
-        for dy, wy in ((0, 1 - down), (1, down)):
-            for dx, wx in ((0, 1 - right), (1, right)):
-                total = total + pick(top + dy, left + dx) * (wy * wx)[..., None]
+        for corner in itertools.product((0, 1), repeat=len(sizes)):
+            shares = [p - f if far else 1 - (p - f) for p, f, far in zip(position, first, corner, strict=True)]
+            picked = pick([f + far for f, far in zip(first, corner, strict=True)])
+            total = total + picked * math.prod(shares)[..., None]
         return jnp.moveaxis(total, -1, 1)
-    top, left = jnp.floor(row), jnp.floor(column)
-    total = 0
-    for i in range(-1, 3):
-        for j in range(-1, 3):
-            weight = _cubic_at(row - top - i) * _cubic_at(column - left - j)
-            total = total + pick(placed(top + i, h), placed(left + j, w)) * weight[..., None]
+    for corner in itertools.product(range(-1, 3), repeat=len(sizes)):
+        weights = [_cubic_at(p - f - tap) for p, f, tap in zip(position, first, corner, strict=True)]
+        taps = [placed(f + tap, n) for f, tap, n in zip(first, corner, sizes, strict=True)]
+        total = total + pick(taps) * math.prod(weights)[..., None]
     return jnp.moveaxis(total, -1, 1)
 
 
