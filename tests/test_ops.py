@@ -265,6 +265,28 @@ def test_grouped_convolutions_are_those_of_xla():
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("groups", [4, 12])
+def test_grouped_convolutions_are_chosen_where_they_run(groups, monkeypatch):
+    """A machine with an accelerator that runs a program on its CPU."""
+    x, weight = draw(2, 12, 8, 9), draw(24, 12 // groups, 3, 2, seed=1)
+
+    def gradients(x, weight):
+        y = call("aten.conv2d.default", x, weight, None, [2, 1], [1, 0], [1, 1], groups)
+        return jax.grad(lambda x, w: (call("aten.conv2d.default", x, w, None, 1, 1, 1, groups) ** 2).sum(), (0, 1))(
+            x, weight
+        ), y
+
+    expected = jax.jit(gradients)(x, weight)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    lowered = jax.jit(lambda *args: gradients(*args)).lower(x, weight)
+    assert "stablehlo.convolution" not in lowered.as_text()
+    found = lowered.compile(compiler_options=FAST)(x, weight)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    exported = jax.export.export(jax.jit(lambda *args: gradients(*args)), platforms=["cuda"])(x, weight)
+    assert "stablehlo.convolution" in exported.mlir_module()
+
+
 POOL = st.tuples(
     st.integers(1, 3), st.integers(1, 3), st.integers(0, 1), st.booleans(), st.integers(5, 8), st.integers(6, 7)
 )
