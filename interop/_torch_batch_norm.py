@@ -89,15 +89,18 @@ def opaque_batch_norms(root: Any) -> Iterator[set[str]]:
 
     emit = _operation()
     layers = {layer: path for path, layer in root.named_modules() if isinstance(layer, _BatchNorm)}
+    # By their __dict__: where any layer is shared, an activation say, torch.export hands out proxies of all layers
+    # (_ModuleStackTracer.AttrProxy), which have a layer's __dict__ and an identity of their own.
+    paths = {id(vars(layer)): path for layer, path in layers.items()}
     calls: list[Any] = []
     normalised: set[Any] = set()
     uncounted: set[str] = set()
 
     def standard(layer: Any, input: Any) -> Any:
-        if layer not in layers:  # called by the user's code, and no part of the tree
+        if id(vars(layer)) not in paths:  # called by the user's code, and no part of the tree
             return originals[SyncBatchNorm if isinstance(layer, SyncBatchNorm) else _BatchNorm](layer, input)
         layer._check_input_dim(input)
-        return emit(input, layers[layer])
+        return emit(input, paths[id(vars(layer))])
 
     def own(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)

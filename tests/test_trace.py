@@ -145,6 +145,25 @@ def test_a_shared_layer_counts_each_call():
     assert found.state["2.num_batches_tracked"] == 3
 
 
+@pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, OwnForward])
+def test_beside_a_shared_activation_batch_norm_is_one_node(kind):
+    # As in Ultralytics' models. torch.export then calls stand-ins of the layers that are reached as attributes.
+    class Block(torch.nn.Module):
+        act = torch.nn.ReLU()
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.act = kind(3), self.act
+
+        def forward(self, x):
+            return self.act(self.norm(x))
+
+    module, x = randomised(torch.nn.Sequential(Block(), Block())).train(), normal(4, 3, 5, 5)
+    model = interop.from_torch(module, x)
+    assert [node.operation for node in model._interop_model.train.nodes].count("jaxnorm.batch_norm.default") == 2
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
+
+
 def test_no_gradient_flows_out_of_no_grad_and_detach():
     def function(self, x):
         x = self.net(x)
