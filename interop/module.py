@@ -20,6 +20,7 @@ from interop.call import bind
 from interop.conventions import FLAX_NAMES, flax_momentum
 from interop.program import BatchNormLayer, Entry, Model, Program
 from interop.run import run, unsupported
+from interop.segments import matches
 from interop.variables import Buffer, Constant, Frozen, check, to_jax
 
 logger = logging.getLogger("interop")
@@ -66,6 +67,8 @@ class TracedModule(Layer):
         self._interop_model = model
         self._interop_rngs = nnx.Rngs(0) if rngs is None else rngs
         self._interop_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
+        self._interop_checkpoint: tuple[str, ...] = ()
+        self._interop_policy: Any = None
         _build(self, model, arrays)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -88,6 +91,28 @@ class TracedModule(Layer):
         for layer in _batch_norms(self):
             if getattr(layer, "frozen", False):
                 layer.use_running_average = True
+
+    def checkpoint(self, *patterns: str, policy: Any = None) -> None:
+        """Layers whose insides are not kept for the backward pass but computed again, by `jax.checkpoint`.
+
+            model.checkpoint("layer1.*", "layer2.*")         # each block by itself
+            model.checkpoint("layer?", policy=jax.checkpoint_policies.dots_saveable)
+            model.checkpoint()                               # none
+
+        Args:
+            patterns: paths of layers, or patterns of them as of file names; inside a layer that matches, others make
+                no difference.
+            policy: what is kept all the same; see `jax.checkpoint_policies`.
+
+        Raises:
+            ValueError: for patterns that match no layer, all at once.
+        """
+        paths = list(self._interop_model.modules)
+        unknown = [pattern for pattern in patterns if not any(matches(path, [pattern]) for path in paths)]
+        if unknown:
+            shown = ", ".join(repr(path) for path in paths if path and "." not in path)
+            raise ValueError(f"no layer's path matches {unknown}; the model's own layers are {shown}")
+        self._interop_checkpoint, self._interop_policy = tuple(patterns), policy
 
     def _program(self) -> Program:
         model: Model = self._interop_model

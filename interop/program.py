@@ -99,6 +99,18 @@ class Program:
             grouped.setdefault(index, []).append(name)
         return {index: tuple(names) for index, names in grouped.items()}
 
+    @functools.cached_property
+    def made_of_sizes(self) -> frozenset[str]:
+        """The values that depend on sizes and numbers alone: on no element of an input and no entry of the state."""
+        made: set[str] = set()
+        for node in self.nodes:
+            arguments = (node.args, node.kwargs)
+            base = node.operation.split(".")[1]
+            of_shape = base.startswith(("sym_", "new_")) or base.endswith("_like") or base == "numel"
+            if of_shape or (all(name in made for name in value_names(arguments)) and not _reads_state(arguments)):
+                made.add(node.name)
+        return frozenset(made)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -181,6 +193,12 @@ def value_names(tree: Any) -> Iterator[str]:
     elif isinstance(tree, Mapping):
         for item in tree.values():
             yield from value_names(item)
+
+
+def _reads_state(tree: Any) -> bool:
+    found: list[bool] = []
+    map_leaves(lambda leaf: found.append(isinstance(leaf, State)), tree)
+    return any(found)
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:

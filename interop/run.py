@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -13,7 +14,7 @@ import interop.ops
 from interop import structure
 from interop._torch_batch_norm import OPERATION as BATCH_NORM
 from interop.ops.dtypes import is_float
-from interop.ops.layout import Tensor, array_of, axis_of, elementwise, laid, order_of, plain
+from interop.ops.layout import Tensor, array_of, axis_of, elementwise, is_tensor, laid, order_of, plain
 from interop.program import Model, Node, Program, State, Value, map_leaves
 from jaxnorm.nnx import write
 
@@ -44,47 +45,100 @@ def _place(node: Node) -> str:
     return (node.module or "the model itself") + (f" ({node.source})" if node.source else "")
 
 
+class Context(NamedTuple):
+    """Where nodes find what is not computed by other nodes."""
+
+    program: Program
+    state: Callable[[str], Any]  # the value of an entry, in the type computed in
+    layer: Callable[[str], Any]  # the BatchNorm layer at a path
+    key: Callable[[], Any]  # a key to draw from
+    dtype: Any  # the type computed in; None for the arrays' own
+
+
 def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
     """The program's result on `inputs`, with the state of `root`, whose buffers and running statistics it updates.
 
     `root` is a `interop.module.TracedModule`.
     """
     from interop.module import module_at, variable
+    from interop.segments import checkpointed, segments
 
-    compute_dtype = root._interop_dtype
-    values: dict[str, Any] = {name: _computing(x, compute_dtype) for name, x in inputs.items()}
+    dtype = root._interop_dtype
     read: dict[str, Any] = {}
 
-    def resolve(leaf: Any) -> Any:
-        if isinstance(leaf, Value):
-            return values[leaf.name]
-        if isinstance(leaf, State):
-            if leaf.name not in read:
-                read[leaf.name] = _computing(variable(root, leaf.name)[...], compute_dtype)
-            return read[leaf.name]
-        return leaf
+    def state(name: str) -> Any:
+        if name not in read:
+            read[name] = _computing(variable(root, name)[...], dtype)
+        return read[name]
 
-    keys = _keys(root)
-    for index, node in enumerate(program.nodes):
-        args, kwargs = map_leaves(resolve, node.args), map_leaves(resolve, node.kwargs)
-        try:
-            if node.operation == BATCH_NORM:
-                values[node.name] = _batch_norm(module_at(root, args[1]), args[0])
-            else:
-                values[node.name] = _apply(node.operation, args, kwargs, keys)
-        except Exception as error:
-            error.add_note(f"in the operation {node.operation} of {_place(node)}")
-            raise
-        for name in program.last_use.get(index, ()):
-            values.pop(name, None)
+    context = Context(program, state, functools.partial(module_at, root), _keys(root), dtype)
+    values: dict[str, Any] = {name: _computing(x, dtype) for name, x in inputs.items()}
+    for part, recomputed in segments(program, root._interop_checkpoint):
+        if recomputed:
+            checkpointed(part, values, context, root._interop_policy)
+        for index in part:
+            if not recomputed:
+                node = program.nodes[index]
+                values[node.name] = evaluate(node, values, context)
+            for name in program.last_use.get(index, ()):
+                values.pop(name, None)
+
+    def found(leaf: Any) -> Any:
+        return plain(resolved(leaf, values, context))
+
     for name, value in program.updates.items():
         target = variable(root, name)
-        write(target, plain(resolve(value)).astype(target[...].dtype))
-    return structure.build(program.output, lambda leaf: plain(resolve(leaf)))
+        write(target, found(value).astype(target[...].dtype))
+    return structure.build(program.output, found)
+
+
+def resolved(leaf: Any, values: Mapping[str, Any], context: Context) -> Any:
+    """What a leaf of a node's arguments stands for."""
+    if isinstance(leaf, Value):
+        return values[leaf.name]
+    return context.state(leaf.name) if isinstance(leaf, State) else leaf
+
+
+def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
+    """The node's result."""
+    args, kwargs = (map_leaves(lambda x: resolved(x, values, context), tree) for tree in (node.args, node.kwargs))
+    try:
+        if node.operation == BATCH_NORM:
+            return _batch_norm(context.layer(args[1]), args[0])
+        result = _apply(node.operation, args, kwargs, context.key)
+    except Exception as error:
+        error.add_note(f"in the operation {node.operation} of {_place(node)}")
+        raise
+    return result if context.dtype is None else _narrowed(result, node, values, context)
 
 
 def _computing(x: Any, dtype: Any) -> Any:
     return x if dtype is None or not is_float(x.dtype) else x.astype(dtype)
+
+
+def _narrowed(result: Any, node: Node, values: Mapping[str, Any], context: Context) -> Any:
+    """The result in the type computed in, if a tensor made of sizes and numbers alone is what widened it.
+
+    The code that makes it (`torch.zeros(n, dtype=x.dtype)`, say) was recorded with the type of the example.
+    """
+    made = context.program.made_of_sizes
+    given: dict[bool, set[Any]] = {True: set(), False: set()}
+
+    def look(leaf: Any) -> None:
+        if isinstance(leaf, (Value, State)):
+            for x in jax.tree.leaves(resolved(leaf, values, context), is_leaf=is_tensor):
+                if is_tensor(x) and is_float(x.dtype):
+                    given[isinstance(leaf, Value) and leaf.name in made].add(x.dtype)
+
+    map_leaves(look, (node.args, node.kwargs))
+    if node.name in made or not given[True] or given[False] != {context.dtype}:
+        return result
+
+    def narrow(x: Any) -> Any:
+        wide = is_tensor(x) and is_float(x.dtype)
+        return laid(array_of(x).astype(context.dtype), order_of(x)) if wide else x
+
+    return jax.tree.map(narrow, result, is_leaf=is_tensor)
 
 
 def _apply(name: str, args: Any, kwargs: dict[str, Any], keys: Callable[[], Any]) -> Any:

@@ -355,6 +355,63 @@ def test_parameters_stay_float32_when_computing_in_bfloat16():
     assert relative(y.astype(jnp.float32), module(x).detach()) < 3e-2
 
 
+def test_tensors_made_of_sizes_do_not_widen_what_is_computed_in_bfloat16():
+    class Padded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = conv_bn().float()
+
+        def forward(self, x):
+            y = self.net(x)
+            ramp = torch.linspace(0, 1, y.shape[-1], dtype=y.dtype)
+            mask = torch.zeros(y.shape[0], 1, *y.shape[2:], dtype=y.dtype)
+            mask[:, :, 1:] = 1
+            first = torch.cat([y * ramp, y.new_ones(y.shape[0], 1, *y.shape[2:]), torch.rand_like(y) * 0], 1)
+            return first * mask, (y.float().double() * 2).float() + ramp
+
+    module, x = Padded().train(), normal(4, 3, 8, 8, dtype=torch.float32)
+    model = interop.from_torch(module, x, compute_dtype=jnp.bfloat16)
+    y, wide = model(to_jax(x))
+    assert y.dtype == jnp.bfloat16
+    assert wide.dtype == jnp.float32
+    assert relative(y.astype(jnp.float32), module(x)[0].detach()) < 3e-2
+
+
+class Block(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(width, width, 3, padding=1), torch.nn.BatchNorm2d(width)
+        self.drop = torch.nn.Dropout(0.3)
+
+    def forward(self, x):
+        n = x.shape[0]
+        first, second = self.norm(self.conv(x)).relu().chunk(2, 1)
+        return x + self.drop(torch.cat([first.tanh(), second.sin()], 1).reshape(n, *x.shape[1:]))
+
+
+@pytest.mark.parametrize("patterns", [["blocks.*"], ["blocks"], ["*"], ["blocks.1", "blocks.2.norm", "head"]])
+def test_layers_computed_again_change_nothing_but_what_is_kept(patterns):
+    head = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    blocks = torch.nn.Sequential(*(Block(4) for _ in range(3)))
+    module = Wrapped(lambda self, x: self.head(self.blocks(x)), blocks=blocks, head=head)
+    module, x = randomised(module).train(), to_jax(normal(4, 4, 6, 6))
+    model, plain = (interop.from_torch(module, normal(4, 4, 6, 6)) for _ in range(2))
+    model.checkpoint(*patterns)
+    assert_same_step(jax_step(model, x), jax_step(plain, x), 1e-12)
+
+    def calls(model):
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        loss = lambda params: nnx.merge(graph, params, rest, copy=True)(x).sum()  # noqa: E731
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+        return str(jaxpr).count(" tanh ")
+
+    assert calls(model) > calls(plain)  # forward, and again in the backward pass
+    model.checkpoint()
+    assert calls(model) == calls(plain)
+    with pytest.raises(ValueError, match=r"'layers\.\*'.*'blocks', 'head'"):
+        model.checkpoint("blocks.*", "layers.*")
+
+
 def test_images_of_any_size_where_asked():
     module = torch.nn.Sequential(conv_bn().float(), torch.nn.AdaptiveAvgPool2d(1)).eval()
     model = interop.from_torch(module, torch.zeros(2, 3, 16, 16), dynamic_dims=(0, 2, 3))
