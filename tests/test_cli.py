@@ -189,7 +189,7 @@ def test_convert(run, lite0, tmp_path, name):
 def test_convert_in_several_files(run, lite0, tmp_path):
     out = run("convert", lite0, tmp_path / "x.safetensors", "--max-shard-size", "5MB")
     assert "x.safetensors.index.json: 296 arrays" in out
-    assert len(list(tmp_path.glob("x-*.safetensors"))) == 4
+    assert len(list(tmp_path.glob("x-*.safetensors"))) == 5  # one of them for _fc.weight, which is larger
     run("diff", lite0, tmp_path / "x.safetensors")
     assert "expected a size" in run("convert", lite0, tmp_path / "x.safetensors", "--max-shard-size", "much", code=2)
 
@@ -213,7 +213,7 @@ def test_convert_refuses_what_would_be_lost(run, tmp_path):
 
 
 def test_convert_takes_wrappings_off_and_puts_them_on(run, lite0, tmp_path):
-    state = interop.load_checkpoint(lite0)
+    state = dict(list(interop.load_checkpoint(lite0).items())[:24])
     average = {name: value + 1 for name, value in state.items()}
     interop.save_checkpoint(
         tmp_path / "a.pth.tar", state, {"epoch": 3, "args": {"lr": 0.1}}, ema=average, layout="timm"
@@ -221,12 +221,13 @@ def test_convert_takes_wrappings_off_and_puts_them_on(run, lite0, tmp_path):
     run("convert", tmp_path / "a.pth.tar", tmp_path / "b.pth", "--layout", "torchvision")
     value = torch.load(tmp_path / "b.pth", weights_only=True)
     assert list(value) == ["model", "model_ema", "epoch", "args"] and value["args"] == {"lr": 0.1}
-    assert torch.equal(value["model_ema"]["module._fc.bias"], value["model"]["_fc.bias"] + 1)
+    assert torch.equal(value["model_ema"]["module._bn0.bias"], value["model"]["_bn0.bias"] + 1)
+    interop.save_checkpoint(tmp_path / "average.pth", average)
     for options in (["--ema"], ["--which", "ema"], ["--which", "model_ema"]):
         run("convert", tmp_path / "b.pth", tmp_path / "c.safetensors", *options)
-        run("diff", tmp_path / "a.pth.tar", tmp_path / "c.safetensors", "--which", "ema", "--which-b", "", code=2)
-        run("convert", tmp_path / "a.pth.tar", tmp_path / "d.safetensors", "--ema")
-        run("diff", tmp_path / "c.safetensors", tmp_path / "d.safetensors")
+        run("diff", tmp_path / "average.pth", tmp_path / "c.safetensors")
+        run("diff", tmp_path / "a.pth.tar", tmp_path / "c.safetensors", "--which", "ema", "--which-b", "")
+        run("diff", tmp_path / "a.pth.tar", tmp_path / "c.safetensors", code=1)  # the model, not its average
     assert "say two things" in run(
         "convert", tmp_path / "b.pth", tmp_path / "c.pth", "--ema", "--which", "model", code=2
     )
@@ -349,7 +350,8 @@ def test_an_old_checkpoint_without_counters_is_imported(run, toy, tmp_path):
     torch.save(state, tmp_path / "old.pth")
     run("import", "test_cli:Net", "--weights", tmp_path / "old.pth", "--input", "2,3,8,8", "--out", tmp_path / "x")
     out = run("diff", toy / "toy", tmp_path / "x", code=1)
-    assert "bn           1             1 of 1" in out  # the counter
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("bn ")]
+    assert row[1:5] == ["1", "1", "of", "1"]  # the counter
 
 
 # models by name
@@ -520,7 +522,7 @@ def test_a_pipe_gets_plain_text_and_exit_codes(lite0, tmp_path):
     """A process of its own; it needs no torch, and importing interop none of what the command line needs."""
     code = (
         "import sys; sys.modules['torch'] = None; import interop, interop.cli; "
-        "assert not {'typer', 'rich', 'matplotlib', 'orbax', 'tqdm'} & set(sys.modules); sys.exit(interop.cli.main())"
+        "assert not {'typer', 'matplotlib', 'orbax', 'tqdm'} & set(sys.modules); sys.exit(interop.cli.main())"
     )
     environment = {**os.environ, "FORCE_COLOR": "", "COLUMNS": "200"}
 

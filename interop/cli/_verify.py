@@ -90,9 +90,10 @@ def _compare(
         pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
         yield mode, "outputs", *_difference(pairs)
         if mode == "train":
-            after, wanted = state_dict(ours), theirs.state_dict()
-            statistics = [name for name in wanted if not torch.equal(wanted[name], module.state_dict()[name])]
-            changed = [name for name in after if not np.array_equal(after[name], state_dict(imported)[name])]
+            before, after = state_dict(imported), state_dict(ours)
+            given, wanted = module.state_dict(), theirs.state_dict()
+            statistics = [name for name in wanted if not torch.equal(wanted[name], given[name])]
+            changed = [name for name in after if not np.array_equal(after[name], before[name])]
             names = sorted({*statistics, *changed})
             yield mode, "state after", *_difference([(after[name], wanted[name].numpy()) for name in names])
 

@@ -28,10 +28,11 @@ def command() -> Any:
     return typer.main.get_command(app)
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"jaxnorm {version('jaxnorm')}")
         raise typer.Exit
+    return wanted
 
 
 def _options(
