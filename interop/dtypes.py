@@ -57,8 +57,8 @@ STORAGES: Final = {
 STORAGE_OF: Final = {name: storage for name, (_, storage) in _NAMES.items() if storage}
 """dtype name -> torch's storage class, for the dtypes that have one."""
 
-SAFETENSORS_NAMES: Final = frozenset(name for name, (tag, _) in _NAMES.items() if tag)
-"""Names of the dtypes that a safetensors file can hold."""
+SAFETENSORS_TAGS: Final = {name: tag for name, (tag, _) in _NAMES.items() if tag}
+"""dtype name -> safetensors tag, for the dtypes that such a file can hold."""
 
 
 def native(array: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ The format: eight bytes of header length N, N bytes of JSON `{name: {dtype, shap
 `__metadata__` of strings, then the data, without holes (https://huggingface.co/docs/safetensors).
 """
 
+import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -12,10 +13,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from interop import dtypes, strict_json
-from interop.files import CheckpointError, Data, replacing
+from interop.files import CheckpointError, Data, progress, replacing
 from interop.tensors import Storage, Tensor
 
 _MAX_HEADER = 100_000_000  # safetensors' own limit
+_CHUNK = 1 << 24  # bytes between two moves of the progress bar
 _FIELDS = ("dtype", "shape", "data_offsets")
 
 
@@ -54,7 +56,7 @@ def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write(
     path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], share: bool = True
 ) -> None:
-    """Writes a safetensors file, atomically, with the safetensors library.
+    """Writes a safetensors file, atomically and array by array.
 
     Names of the very same memory are stored once, the others noted in the metadata as `{left out: kept}`, which is what
     safetensors.torch.save_model does and load_model (and `read`) understands; with share=False each has its own copy.
@@ -67,33 +69,39 @@ def write(
         if share and array.nbytes and (first := kept.setdefault(key, name)) != name:
             notes[name] = first
         else:
-            whole[name] = np.ascontiguousarray(array).reshape(array.shape)  # the former makes 0-d arrays 1-d
-    held = dtypes.SAFETENSORS_NAMES
-    bad = [f"{name!r} ({array.dtype})" for name, array in whole.items() if array.dtype.name not in held]
+            whole[name] = array
+    tags = dtypes.SAFETENSORS_TAGS
+    bad = [f"{name!r} ({array.dtype})" for name, array in whole.items() if array.dtype.name not in tags]
     if bad:
         raise CheckpointError(path, f"safetensors has no such dtype: {', '.join(bad)}; a .pth file may hold it")
     if "__metadata__" in whole:
         raise CheckpointError(path, "entry '__metadata__': safetensors keeps this name for itself")
-    with replacing(path) as temporary:
-        _serialize(path, whole, temporary, notes)
-
-
-def _serialize(path: pathlib.Path, arrays: dict[str, np.ndarray], target: pathlib.Path, notes: dict[str, str]) -> None:
-    import safetensors
-
-    specification: Any = getattr(safetensors, "TensorSpec", None)  # a pointer; older versions want the bytes
-    tensors: Any = {
-        name: specification(
-            dtype=array.dtype.name, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes
-        )
-        if specification
-        else {"dtype": array.dtype.name, "shape": array.shape, "data": array.tobytes()}
-        for name, array in arrays.items()
-    }
+    # The largest items first, as the safetensors library does: every array begins at a multiple of its item's size.
+    order = sorted(whole, key=lambda name: (-whole[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": notes} if notes else {}
+    end = 0
+    for name in order:
+        array = whole[name]
+        offsets = [end, end := end + array.nbytes]
+        header[name] = {"dtype": tags[array.dtype.name], "shape": list(array.shape), "data_offsets": offsets}
     try:
-        safetensors.serialize_file(tensors, target, metadata=notes or None)
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(path, f"cannot be written: {error}") from error
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(path, f"{error.object!r:.200} is no UTF-8") from None
+    text += b" " * (-len(text) % 8)
+    if len(text) > _MAX_HEADER:
+        raise CheckpointError(path, f"its header would have {len(text)} bytes, safetensors allows {_MAX_HEADER}")
+    with (
+        replacing(path) as temporary,
+        progress(f"Writing {path.name}", end) as advance,
+        temporary.open("wb") as file,
+    ):
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            content = np.ascontiguousarray(whole[name]).reshape(-1).view(np.uint8)
+            for low in range(0, content.size, _CHUNK):
+                file.write(content[low : low + _CHUNK].data)
+                advance(min(_CHUNK, content.size - low))
 
 
 def _header(data: Data) -> tuple[int, dict[str, Any]]:

@@ -520,6 +520,62 @@ def test_safetensors_is_what_the_library_reads(tmp_path):
         assert checkpoint[name].tobytes() == value.tobytes() and checkpoint[name].dtype == value.dtype
 
 
+def test_arrays_in_safetensors_begin_at_multiples_of_their_items_sizes(tmp_path):
+    values = {"a": np.ones(3, np.uint8), "b": np.ones((2, 3)).T, "é": np.ones(5, np.float16), "d": np.array(2.0)}
+    values["e"] = np.zeros((0, 3))
+    save_checkpoint(tmp_path / "x.safetensors", values)
+    content = (tmp_path / "x.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    assert length % 8 == 0 and header.pop("__metadata__") == {"format": "pt"}
+    assert all(entry["data_offsets"][0] % values[name].itemsize == 0 for name, entry in header.items())
+    loaded = safetensors.numpy.load_file(tmp_path / "x.safetensors")
+    assert set(loaded) == set(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(loaded[name], value, strict=True)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: .*is no UTF-8"):
+        save_checkpoint(tmp_path / "x.safetensors", {"\ud800": np.ones(1)})
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.safetensors in parts"])
+def test_large_files_show_a_progress_bar(tmp_path, monkeypatch, name):
+    """From 1 GB of arrays on; here from 1 kB on. The bars end where they should, in every format."""
+    bars = []
+
+    class Bar:
+        def __init__(self, *, total, desc, disable, **options):
+            assert disable is None  # on a terminal alone
+            self.label, self.total, self.done = desc, total, 0
+            bars.append(self)
+
+        def update(self, count):
+            self.done += count
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    import tqdm
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    path, parts = tmp_path / name.partition(" ")[0], {"max_shard_size": 3000} if "parts" in name else {}
+    state = {f"l{i}.weight": np.ones((25, 20), np.float32) for i in range(3)}
+    save_checkpoint(path, state, **parts)
+    load_checkpoint(path)
+    assert bars == []
+    monkeypatch.setattr("interop.files._LARGE", 1000)
+    save_checkpoint(path, state, **parts)
+    written = len(bars)
+    assert written == (3 if parts else 1) and bars[0].label.startswith("Writing x")
+    assert sum(bar.total for bar in bars) == 6000
+    load_checkpoint(path)
+    if path.suffix == ".pth":
+        assert len(bars) == 2 and bars[1].label == "Checking x.pth"
+    assert all(bar.done == bar.total for bar in bars)
+
+
 def test_jax_and_torch_arrays_are_written(tmp_path):
     values = {"j": jnp.arange(3, dtype=jnp.bfloat16), "t": torch.arange(3.0, requires_grad=True), "n": np.arange(3)}
     values["f"] = torch.ones(2, 2).to(torch.float8_e4m3fn).T
