@@ -22,9 +22,10 @@ import numpy as np
 
 from interop import structure
 from interop._torch_batch_norm import opaque_batch_norms, unshare
-from interop._torch_data import data_is_detached
+from interop._torch_decompositions import decomposed
 from interop._torch_graph import GraphReader, stop_gradients
 from interop._torch_inplace import make_functional
+from interop._torch_rewrites import rewritten
 from interop._torch_state import Constants, read_batch_norms, read_state
 from interop.program import Model, Node, Program
 
@@ -149,12 +150,12 @@ def _record(
     shapes = _pytree.tree_map(sizes, (args, kwargs))
     signature = _called_signature(module, args, kwargs)
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
-    with opaque_batch_norms(module) as uncounted, _plain_results(module, signature), data_is_detached():
+    with opaque_batch_norms(module) as uncounted, _plain_results(module, signature), rewritten():
         try:
             exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
             if not make_functional(exported):
                 stop_gradients(exported.graph_module)
-                exported = exported.run_decompositions({})
+                exported = decomposed(exported.run_decompositions({}))
         except Exception as error:
             raise TraceError(_explained(module, mode, error)) from error
     return _program(module, exported, args, kwargs, constants), uncounted

@@ -278,16 +278,16 @@ def test_calls_that_do_not_fit_are_clear_errors():
 def test_all_unsupported_operations_are_listed_with_their_layers():
     class First(torch.nn.Module):
         def forward(self, x):
-            return torch.linalg.svdvals(x)
+            return torch.special.bessel_j0(x)
 
     class Second(torch.nn.Module):
         def forward(self, x):
-            return torch.special.i0(x)
+            return torch.special.airy_ai(x)
 
     module = Wrapped(lambda self, x: self.second(self.first(x)), first=First(), second=Second())
     with pytest.raises(NotImplementedError) as error:
         interop.from_torch(module, torch.zeros(4, 3))
-    for part in ("svd", "first (", "i0", "second (", "test_trace.py", "@interop.register"):
+    for part in ("bessel_j0", "first (", "airy_ai", "second (", "test_trace.py", "@interop.register"):
         assert part in str(error.value)
 
 

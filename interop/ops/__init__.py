@@ -7,9 +7,12 @@ from interop.ops import (
     convolution,
     elementwise,
     factories,
+    fft,
     indexing,
+    linalg,
     linear,
     normalization,
+    order,
     pooling,
     random,
     recurrent,
@@ -17,6 +20,7 @@ from interop.ops import (
     resize,
     shapes,
     sizes,
+    special,
 )
 from interop.ops.registry import Operation, lookup, names, register
 
@@ -28,11 +32,14 @@ __all__ = [
     "convolution",
     "elementwise",
     "factories",
+    "fft",
     "indexing",
+    "linalg",
     "linear",
     "lookup",
     "names",
     "normalization",
+    "order",
     "pooling",
     "random",
     "recurrent",
@@ -41,4 +48,5 @@ __all__ = [
     "resize",
     "shapes",
     "sizes",
+    "special",
 ]

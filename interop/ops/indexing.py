@@ -155,11 +155,50 @@ def masked_scatter(x: Any, mask: Any, source: Any) -> Any:
 def embedding(
     weight: Any, indices: Any, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> Any:
-    """Rows of `weight`; the row `padding_idx` gets no gradient."""
+    """Rows of `weight`; the row `padding_idx` gets no gradient.
+
+    With `scale_grad_by_freq` a row's gradient is divided by how often it was asked for.
+    """
     rows = jnp.take(weight, indices, axis=0)
+    if scale_grad_by_freq:
+        part = (1 / jnp.bincount(indices.reshape(-1), length=len(weight))[indices]).astype(rows.dtype)[..., None]
+        rows = jax.lax.stop_gradient(rows) + part * (rows - jax.lax.stop_gradient(rows))
     if padding_idx < 0:
         return rows
     return jnp.where((indices == padding_idx)[..., None], jax.lax.stop_gradient(rows), rows)
+
+
+@register("aten._embedding_bag.default")
+def embedding_bag(
+    weight: Any,
+    indices: Any,
+    offsets: Any,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+) -> tuple[Any, Any, Any, Any]:
+    """Sums (mode 0), means (1) or maxima (2) of the rows of each bag; bag i begins at `offsets[i]`.
+
+    What is `padding_idx` does not count, and an empty bag is 0.
+    """
+    bags = len(offsets) - include_last_offset
+    bag = jnp.searchsorted(offsets[:bags], jnp.arange(len(indices)), side="right") - 1
+    rows = embedding(weight, indices, -1, scale_grad_by_freq)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights[:, None]
+    counts = jnp.ones(len(indices), bool) if padding_idx < 0 else indices != padding_idx
+    sizes = jax.ops.segment_sum(counts.astype(indices.dtype), bag, bags)
+    if mode == 2:
+        low = jnp.where(counts[:, None], rows, -jnp.inf)
+        result = jnp.where(sizes[:, None] > 0, jax.ops.segment_max(low, bag, bags), 0).astype(rows.dtype)
+    else:
+        result = jax.ops.segment_sum(jnp.where(counts[:, None], rows, 0), bag, bags)
+        if mode == 1:
+            result = result / jnp.maximum(sizes, 1)[:, None].astype(rows.dtype)
+    return result, bag.astype(indices.dtype), sizes, jnp.zeros_like(sizes)
 
 
 @register("aten.one_hot.default")
@@ -189,7 +228,12 @@ def triu(x: Any, diagonal: int = 0) -> Any:
     return jnp.triu(x, diagonal)
 
 
-@register("aten.diagonal.default", "aten.linalg_diagonal.default")
+@register("aten.linalg_diagonal.default")
+def linalg_diagonal(x: Any, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
+    return jnp.diagonal(x, offset, dim1, dim2)
+
+
+@register("aten.diagonal.default")
 def diagonal(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
     return jnp.diagonal(x, offset, dim1, dim2)
 

@@ -1,0 +1,94 @@
+"""Factorisations and solutions of linear systems. Batches of matrices in the last two dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from interop.ops.registry import register
+
+
+def _info(a: Any) -> Any:
+    """LAPACK's report, 0: success. What fails gives nan here."""
+    return jnp.zeros(a.shape[:-2], jnp.int32)
+
+
+def _lu(a: Any) -> tuple[Any, Any]:
+    lu, pivots, _ = lax.linalg.lu(a)
+    return lu, pivots + 1  # LAPACK counts rows from 1
+
+
+@register("aten._linalg_det.default")
+def det(a: Any) -> tuple[Any, Any, Any]:
+    return jnp.linalg.det(a), *_lu(a)
+
+
+@register("aten._linalg_slogdet.default")
+def slogdet(a: Any) -> tuple[Any, Any, Any, Any]:
+    return *jnp.linalg.slogdet(a), *_lu(a)
+
+
+@register("aten.linalg_inv_ex.default")
+def inv_ex(a: Any, *, check_errors: bool = False) -> tuple[Any, Any]:
+    return jnp.linalg.inv(a), _info(a)
+
+
+@register("aten._linalg_solve_ex.default")
+def solve_ex(a: Any, b: Any, *, left: bool = True, check_errors: bool = False) -> tuple[Any, Any, Any, Any]:
+    """a x = b, or x a = b. b holds vectors if it has a dimension less than a, or the shape of a batch of vectors."""
+    vectors = b.ndim == 1 or (b.ndim == a.ndim - 1 and b.shape == a.shape[:-1])
+    columns = b[..., None] if vectors else b
+    x = jnp.linalg.solve(a, columns) if left else jnp.linalg.solve(a.mT, columns.mT).mT
+    return x[..., 0] if vectors else x, *_lu(a), _info(a)
+
+
+@register("aten.linalg_cholesky_ex.default")
+def cholesky_ex(a: Any, *, upper: bool = False, check_errors: bool = False) -> tuple[Any, Any]:
+    return cholesky(a, upper), _info(a)
+
+
+@register("aten.cholesky.default")
+def cholesky(a: Any, upper: bool = False) -> Any:
+    lower = jnp.linalg.cholesky(a)
+    return lower.mT.conj() if upper else lower
+
+
+@register("aten.linalg_solve_triangular.default")
+def solve_triangular(a: Any, b: Any, *, upper: bool, left: bool = True, unitriangular: bool = False) -> Any:
+    batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = (jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, b))
+    return lax.linalg.triangular_solve(a, b, left_side=left, lower=not upper, unit_diagonal=unitriangular)
+
+
+@register("aten.linalg_qr.default")
+def qr(a: Any, mode: str = "reduced") -> tuple[Any, Any]:
+    if mode == "r":
+        return jnp.zeros((0,), a.dtype), jnp.linalg.qr(a, mode="r")
+    return tuple(jnp.linalg.qr(a, mode=mode))
+
+
+@register("aten._linalg_eigh.default")
+def eigh(a: Any, uplo: str = "L", compute_v: bool = True) -> tuple[Any, Any]:
+    """Of the triangle that `uplo` names. The derivative is symmetric, as PyTorch's is."""
+    triangle = jnp.tril(a) if uplo == "L" else jnp.triu(a)
+    diagonal = jnp.eye(a.shape[-1], dtype=bool)
+    whole = a + lax.stop_gradient(jnp.where(diagonal, a, triangle + triangle.mT.conj()) - a)
+    if not compute_v:
+        return jnp.linalg.eigvalsh(whole), jnp.zeros((0,), a.dtype)
+    return tuple(jnp.linalg.eigh(whole))
+
+
+@register("aten._linalg_svd.default")
+def svd(a: Any, full_matrices: bool = False, compute_uv: bool = True, *, driver: Any = None) -> tuple[Any, Any, Any]:
+    if compute_uv:
+        return tuple(jnp.linalg.svd(a, full_matrices=full_matrices))
+    nothing = jnp.zeros((0,), a.dtype)
+    return nothing, jnp.linalg.svd(a, compute_uv=False), nothing
+
+
+@register("aten.linalg_matrix_exp.default")
+def matrix_exp(a: Any) -> Any:
+    return jax.scipy.linalg.expm(a)

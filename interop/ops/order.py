@@ -1,0 +1,69 @@
+"""Order statistics that are no plain sort: with their places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from interop.ops.dtypes import jax_dtype
+from interop.ops.registry import register
+
+
+def _kept(values: Any, places: Any, dim: int, keepdim: bool) -> tuple[Any, Any]:
+    places = places.astype(jax_dtype(jnp.int64))
+    return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
+
+
+@register("aten.kthvalue.default")
+def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
+    """The k-th smallest, counted from 1."""
+    if x.ndim == 0:
+        return x, jnp.zeros((), jax_dtype(jnp.int64))
+    places = lax.slice_in_dim(jnp.argsort(x, dim), k - 1, k, axis=dim)
+    return _kept(jnp.take_along_axis(x, places, dim), places, dim, keepdim)
+
+
+@register("aten.mode.default")
+def mode(x: Any, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
+    """The most frequent value, the smallest of several, and its last place."""
+    if x.ndim == 0:
+        return x, jnp.zeros((), jax_dtype(jnp.int64))
+    moved = jnp.moveaxis(x, dim, -1)
+    same = moved[..., :, None] == moved[..., None, :]
+    counts = same.sum(-1)
+    most = counts == counts.max(-1, keepdims=True)
+    order = jnp.argsort(moved, -1)
+    place = jnp.take_along_axis(order, jnp.argmax(jnp.take_along_axis(most, order, -1), -1, keepdims=True), -1)
+    chosen = jnp.take_along_axis(moved, place, -1) == moved
+    last = moved.shape[-1] - 1 - jnp.argmax(jnp.flip(chosen, -1), -1, keepdims=True)
+    values = jnp.take_along_axis(moved, last, -1)
+    return _kept(jnp.moveaxis(values, -1, dim), jnp.moveaxis(last, -1, dim), dim, keepdim)
+
+
+def _running(x: Any, dim: int, better: Any) -> tuple[Any, Any]:
+    """The best so far and its place, the last of several; nan is better than anything."""
+    if x.ndim == 0:
+        return x, jnp.zeros((), jax_dtype(jnp.int64))
+    axis = dim % x.ndim
+    places = lax.broadcasted_iota(jax_dtype(jnp.int64), x.shape, axis)
+
+    def best(a: Any, b: Any) -> Any:
+        (x, i), (y, j) = a, b
+        # Here too, the later one of equals.
+        take = (better(y, x) | (y == x) | jnp.isnan(y)) & ((~jnp.isnan(x)) | jnp.isnan(y))
+        return jnp.where(take, y, x), jnp.where(take, j, i)
+
+    _, found = lax.associative_scan(best, (lax.stop_gradient(x), places), axis=axis)
+    return jnp.take_along_axis(x, found, axis), found
+
+
+@register("aten.cummax.default")
+def cummax(x: Any, dim: int) -> tuple[Any, Any]:
+    return _running(x, dim, jnp.greater)
+
+
+@register("aten.cummin.default")
+def cummin(x: Any, dim: int) -> tuple[Any, Any]:
+    return _running(x, dim, jnp.less)
