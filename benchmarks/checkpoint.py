@@ -2,17 +2,25 @@
 
     python benchmarks/checkpoint.py                     # a ResNet-50's state dict, about 100 MB
     python benchmarks/checkpoint.py --gigabytes 4 --repeat 1
+    python benchmarks/checkpoint.py --gigabytes 4 --repeat 1 --headroom 2
 
 Each reader runs in a fresh process that imports its libraries first, reads the file (in the system's cache, since it
 was just written) and puts every array on the device with jax.device_put. Printed: the median and the fastest time of
 the repetitions, the latter's ratio to the first reader's, and the peak of resident memory above that before reading, as
 a multiple of the file. The arrays on a CPU device are part of this memory: 1.0 is the least where it copies them, and
 where it does not (arrays that begin at multiples of 64 bytes, as in a .pth file) pages that nobody read are not there.
+
+With --headroom the system (RLIMIT_DATA) gives a reader no more than this many gigabytes of memory of its own while it
+reads, beside the arrays that it leaves on the device. "Let go" leaves none: each array is summed there, and that is how
+much memory reading takes on a host whose accelerator keeps the arrays. Pages of the mapped file are not counted; the
+system may take them back at any time.
 """
 
 import argparse
 import json
 import pathlib
+import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +31,10 @@ from typing import Any
 
 import numpy as np
 
+OUT_OF_MEMORY = re.compile(
+    "MemoryError|Cannot allocate memory|RESOURCE_EXHAUSTED|Out of memory|bad_alloc|can't alloc|memory allocation of"
+)
+LET_GO = "interop, let go"
 READERS = {
     "safetensors": ("safetensors.numpy", "interop", "interop, one by one", "safetensors.torch"),
     "pth": ("torch mmap", "torch", "interop", "interop, one by one"),
@@ -67,7 +79,16 @@ def large(gigabytes: float) -> dict[str, np.ndarray]:
     return {f"layer{i}.weight": generator.random((4096, 4096), dtype=np.float32) for i in range(count)}
 
 
-def read(reader: str, path: str) -> tuple[float, float, dict[str, str]]:
+def limit(reader: str, path: str, headroom: float) -> None:
+    """From now on memory of one's own is limited to what there is, the arrays that stay, and `headroom` gigabytes."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
+    stays = 0 if reader == LET_GO else pathlib.Path(path).stat().st_size
+    most = used + stays + round(headroom * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+def read(reader: str, path: str, headroom: float | None) -> tuple[float, float, dict[str, str]]:
     """Seconds, peak bytes above the start, and versions, in this process."""
     import jax
     import safetensors
@@ -81,7 +102,9 @@ def read(reader: str, path: str) -> tuple[float, float, dict[str, str]]:
 
     import interop
 
-    jax.device_put(np.ones(1)).block_until_ready()
+    jax.device_put(np.ones(1)).sum().block_until_ready()
+    if headroom is not None:
+        limit(reader, path, headroom)
     peak = Peak()
     start = time.perf_counter()
     on_device: Any
@@ -92,6 +115,11 @@ def read(reader: str, path: str) -> tuple[float, float, dict[str, str]]:
         on_device = {}
         for name, array in interop.load_checkpoint(path).items():
             on_device[name] = jax.device_put(array).block_until_ready()
+            del array
+    elif reader == LET_GO:
+        on_device = []
+        for array in interop.load_checkpoint(path).values():
+            on_device.append(jax.device_put(array).sum().block_until_ready())
             del array
     elif reader == "safetensors.numpy":
         on_device = jax.device_put(safetensors.numpy.load_file(path))
@@ -113,7 +141,7 @@ class Peak:
     def __init__(self) -> None:
         self.before = self.highest = self._resident()
         self.running = True
-        self.thread = threading.Thread(target=self._watch)
+        self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
 
     def stop(self) -> float:
@@ -136,17 +164,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, help="a file of this size instead of a ResNet-50")
     parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--headroom", type=float, help="gigabytes of memory beside the arrays")
+    parser.add_argument("--format", choices=READERS, action="append", help="default: all")
     parser.add_argument("--read", nargs=2, metavar=("READER", "PATH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
-        print(json.dumps(read(*options.read)))
+        print(json.dumps(read(*options.read, options.headroom)))
         return
     import interop
 
     with tempfile.TemporaryDirectory() as folder:
         state = large(options.gigabytes) if options.gigabytes else resnet50()
         versions: dict[str, str] = {}
-        for format, readers in READERS.items():
+        for format in options.format or READERS:
+            readers = (*READERS[format], *([LET_GO] if options.headroom else []))
             path = pathlib.Path(folder) / f"x.{format}"
             interop.save_checkpoint(path, state)
             size = path.stat().st_size
@@ -157,11 +188,19 @@ def main() -> None:
             for _ in range(options.repeat):
                 for reader in readers:  # in turn, so that a busy minute is shared by all
                     command = [sys.executable, __file__, "--read", reader, str(path)]
-                    seconds, peak, loaded = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                    command += ["--headroom", str(options.headroom)] if options.headroom else []
+                    done = subprocess.run(command, capture_output=True, text=True)
+                    if done.returncode and options.headroom and OUT_OF_MEMORY.search(done.stderr):
+                        continue
+                    done.check_returncode()
+                    seconds, peak, loaded = json.loads(done.stdout)
                     versions |= loaded
                     runs[reader].append((seconds, peak))
-            base = min(seconds for seconds, _ in runs[readers[0]])
+            base = min((seconds for seconds, _ in runs[readers[0]]), default=float("nan"))
             for reader, results in runs.items():
+                if not results:
+                    print(f"| {reader} | out of memory | | | |")
+                    continue
                 times = [seconds for seconds, _ in results]
                 print(
                     f"| {reader} | {1e3 * statistics.median(times):.0f} | {1e3 * min(times):.0f} "
