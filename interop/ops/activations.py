@@ -123,19 +123,14 @@ def softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
     return jnp.where(scaled > threshold, x, jnp.log1p(jnp.exp(inside)) / beta)
 
 
-@register("aten.log_sigmoid.default", "aten.logsigmoid.default", layout="elementwise")
+@register("aten.log_sigmoid.default", layout="elementwise")
 def log_sigmoid(x: Any) -> Any:
     return -jax.nn.softplus(-x)
 
 
 @register("aten.log_sigmoid_forward.default", layout="elementwise")
 def log_sigmoid_forward(x: Any) -> Any:
-    return log_sigmoid(x), x
-
-
-@register("aten.softsign.default", layout="elementwise")
-def softsign(x: Any) -> Any:
-    return x / (1 + x * jnp.sign(x))
+    return log_sigmoid(x), jnp.exp(-jnp.abs(x))
 
 
 @register("aten.hardshrink.default", layout="elementwise")
@@ -151,11 +146,6 @@ def softshrink(x: Any, lambd: Any = 0.5) -> Any:
 @register("aten.threshold.default", layout="elementwise")
 def threshold(x: Any, threshold: Any, value: Any) -> Any:
     return jnp.where(x <= threshold, jnp.asarray(value, x.dtype), x)
-
-
-@register("aten.tanhshrink.default", layout="elementwise")
-def tanhshrink(x: Any) -> Any:
-    return x - jnp.tanh(x)
 
 
 @register("aten.glu.default", layout="aware")

@@ -42,7 +42,10 @@ _BITS: dict[str, Any] = {
     "__rshift__": jnp.right_shift,
 }
 for _name, _function in _BITS.items():
-    _binary(_function, f"{_name}.Tensor", f"{_name}.Scalar", f"{_name}.Tensor_Scalar", f"{_name}.Scalar_Tensor")
+    _shifts = _name.startswith("bitwise_") and _name.endswith("_shift")
+    _overloads = ["Tensor", "Tensor_Scalar" if _shifts else "Scalar"]
+    _overloads += ["Scalar_Tensor"] if _name.startswith("bitwise_") else []
+    _binary(_function, *(f"{_name}.{overload}" for overload in _overloads))
 
 _LOGIC: dict[str, Any] = {
     "logical_and": jnp.logical_and,

@@ -59,8 +59,8 @@ for _name, _function in {
 
 for _name, _function in {
     "neg": jnp.negative,
-    "sign": jnp.sign,
-    "sgn": jnp.sign,
+    "sign": lambda x: _sign(x),
+    "sgn": lambda x: _sign(x),
     "square": jnp.square,
     "positive": lambda x: x,
     "real": jnp.real,
@@ -80,6 +80,13 @@ for _name, _function in {
     "isneginf": jnp.isneginf,
 }.items():
     _unary(_name, _function, float_result=False)
+
+
+def _sign(x: Any) -> Any:
+    """-1, 0 or 1; 0 for what is no number; of a complex number its direction."""
+    if not is_float(x.dtype):
+        return jnp.sign(x)
+    return jnp.where(x > 0, 1, jnp.where(x < 0, -1, 0)).astype(x.dtype)
 
 
 def _whole(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -192,7 +199,6 @@ def fmod(x: Any, y: Any) -> Any:
     "aten.pow.Tensor_Tensor",
     "aten.pow.Tensor_Scalar",
     "aten.pow.Scalar",
-    "aten.float_power.Tensor_Scalar",
     layout="elementwise",
 )
 def power(x: Any, y: Any) -> Any:
@@ -206,6 +212,15 @@ def power(x: Any, y: Any) -> Any:
             return lax.integer_pow(x, int(y))
         return jnp.power(x, y)
     return jnp.power(*promoted(x, y))
+
+
+@register(
+    "aten.float_power.Tensor_Tensor", "aten.float_power.Tensor_Scalar", "aten.float_power.Scalar", layout="elementwise"
+)
+def float_power(x: Any, y: Any) -> Any:
+    """x ** y in double precision, as far as JAX has it."""
+    wide = jax_dtype(jnp.complex128 if is_complex(result_type(x, y)) else jnp.float64)
+    return power(x.astype(wide) if hasattr(x, "dtype") else x, y.astype(wide) if hasattr(y, "dtype") else y)
 
 
 @register("aten.atan2.default", layout="elementwise")
@@ -228,12 +243,23 @@ def xlogy(x: Any, y: Any) -> Any:
     return jax.scipy.special.xlogy(*promoted(x, y, inexact=True))
 
 
-@register("aten.maximum.default", "aten.max.other", "aten.fmax.default", layout="elementwise")
+@register("aten.fmax.default", layout="elementwise")
+def fmax(x: Any, y: Any) -> Any:
+    """The larger; the other one where one is not a number."""
+    return jnp.fmax(*promoted(x, y))
+
+
+@register("aten.fmin.default", layout="elementwise")
+def fmin(x: Any, y: Any) -> Any:
+    return jnp.fmin(*promoted(x, y))
+
+
+@register("aten.maximum.default", "aten.max.other", layout="elementwise")
 def maximum(x: Any, y: Any) -> Any:
     return jnp.maximum(*promoted(x, y))
 
 
-@register("aten.minimum.default", "aten.min.other", "aten.fmin.default", layout="elementwise")
+@register("aten.minimum.default", "aten.min.other", layout="elementwise")
 def minimum(x: Any, y: Any) -> Any:
     return jnp.minimum(*promoted(x, y))
 
@@ -291,7 +317,7 @@ def detach(x: Any) -> Any:
 
 @register(
     "aten.clone.default", "aten.alias.default", "aten.contiguous.default", "aten.lift_fresh_copy.default",
-    "aten.lift_fresh.default", "aten.lift.default", "aten.view_as_real_copy.default", layout="elementwise",
+    "aten.lift_fresh.default", "aten.lift.default", layout="elementwise",
 )  # fmt: skip
 def identity(x: Any, *_: Any, **__: Any) -> Any:
     """What differs only in where a tensor is stored."""
@@ -303,7 +329,7 @@ def to_copy(x: Any, *, dtype: Any = None, non_blocking: bool = False, copy: bool
     return x if dtype is None else cast(x, dtype)
 
 
-@register("aten.to.dtype", "aten.type.default", "prims.convert_element_type.default", layout="elementwise")
+@register("aten.to.dtype", "prims.convert_element_type.default", layout="elementwise")
 def cast(x: Any, dtype: Any, *_: Any, **__: Any) -> Any:
     """x as `dtype`; a complex number loses its imaginary part, a number becomes a boolean by x != 0."""
     target = jax_dtype(dtype)
@@ -321,22 +347,6 @@ def to_device(x: Any, device: Any, dtype: Any = None, *_: Any, **__: Any) -> Any
 def to_other(x: Tensor, other: Tensor, *_: Any, **__: Any) -> Tensor:
     """x with the type of another tensor, whose shape does not matter."""
     return laid(cast(array_of(x), other.dtype), order_of(x))
-
-
-def _cast_to(dtype: Any) -> Callable[[Any], Any]:
-    return lambda x: cast(x, dtype)
-
-
-for _name, _dtype in {
-    "float": jnp.float32,
-    "double": jnp.float64,
-    "half": jnp.float16,
-    "bfloat16": jnp.bfloat16,
-    "int": jnp.int32,
-    "long": jnp.int64,
-    "bool": jnp.bool_,
-}.items():
-    register(f"aten.{_name}.default", layout="elementwise")(_cast_to(_dtype))
 
 
 @register("aten.polar.default", layout="elementwise")

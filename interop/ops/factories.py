@@ -33,7 +33,7 @@ def full(size: Sequence[int], fill_value: Any, *, dtype: Any = None, **_: Any) -
     )
 
 
-@register("aten.zeros.default", "aten.empty.memory_format", "aten.empty.default")
+@register("aten.zeros.default", "aten.empty.memory_format")
 def zeros(size: Sequence[int], *, dtype: Any = None, **_: Any) -> Any:
     """Zeros; also where PyTorch leaves memory as it is."""
     return jnp.zeros(tuple(size), _chosen(dtype))

@@ -26,10 +26,15 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     "aten.bmm.default",
     "aten.mv.default",
     "aten.dot.default",
-    "aten.vdot.default",
 )
 def matmul(a: Any, b: Any) -> Any:
     return jnp.matmul(a, b)
+
+
+@register("aten.vdot.default")
+def vdot(a: Any, b: Any) -> Any:
+    """The sum of conj(a) b."""
+    return jnp.vdot(a, b)
 
 
 @register("aten.addmm.default", "aten.addmv.default", "aten.baddbmm.default")
@@ -78,9 +83,16 @@ def inv(a: Any) -> Any:
     return jnp.linalg.inv(a)
 
 
-@register("aten.linalg_cross.default", "aten.cross.default")
-def cross(a: Any, b: Any, dim: int = -1) -> Any:
+@register("aten.linalg_cross.default")
+def linalg_cross(a: Any, b: Any, *, dim: int = -1) -> Any:
+    a, b = jnp.broadcast_arrays(*promoted(a, b))
     return jnp.cross(a, b, axis=dim)
+
+
+@register("aten.cross.default")
+def cross(a: Any, b: Any, dim: int | None = None) -> Any:
+    """Along the first dimension of size 3, if none is given."""
+    return linalg_cross(a, b, dim=a.shape.index(3) if dim is None else dim)
 
 
 @register("aten.trace.default")

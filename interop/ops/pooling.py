@@ -221,9 +221,8 @@ def _adaptive_max_pool(spatial: int) -> Callable[..., Any]:
 
 
 for _n in (1, 2, 3):
-    register(f"aten.adaptive_avg_pool{_n}d.default", f"aten._adaptive_avg_pool{_n}d.default", layout="aware")(
-        _adaptive_avg_pool(_n)
-    )
+    _names = [f"aten.adaptive_avg_pool{_n}d.default"] + ([f"aten._adaptive_avg_pool{_n}d.default"] if _n > 1 else [])
+    register(*_names, layout="aware")(_adaptive_avg_pool(_n))
     register(f"aten.adaptive_max_pool{_n}d.default", layout="aware")(_adaptive_max_pool(_n))
 
 

@@ -254,7 +254,22 @@ def norm_all(x: Tensor, p: Any = 2) -> Tensor:
     return _norm(x, p, None, False)
 
 
-@register("aten.norm.ScalarOpt_dim", "aten.linalg_norm.default", "aten.frobenius_norm.dim", layout="aware")
+@register("aten.frobenius_norm.dim", layout="aware")
+def frobenius_norm(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    return _norm(x, 2, dim, keepdim)
+
+
+@register("aten.linalg_norm.default", "aten.linalg_norm.ord_str")
+def linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Of all elements without `ord`; with it, of a vector along one dimension, or of a matrix along two."""
+    x = _typed(x, dtype)
+    dims = [dim] if isinstance(dim, int) else list(range(x.ndim)) if not dim else list(dim)
+    if ord is None or len(dims) == 1:
+        return plain(_norm(x, ord, dims, keepdim))
+    return jnp.linalg.norm(x, ord, tuple(dims), keepdim)
+
+
+@register("aten.norm.ScalarOpt_dim", layout="aware")
 def norm_dim(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     return _norm(x, p, dim, keepdim, dtype)
 

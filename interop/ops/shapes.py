@@ -47,16 +47,20 @@ def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
     return permute(x, dims)
 
 
-@register(
-    "aten.t.default",
-    "aten.numpy_T.default",
-    "aten.mT.default",
-    "aten.adjoint.default",
-    "aten.matrix_H.default",
-    layout="aware",
-)
+@register("aten.t.default", "aten.mT.default", layout="aware")
 def t(x: Tensor) -> Tensor:
     return x if x.ndim < 2 else transpose(x, -1, -2)
+
+
+@register("aten.adjoint.default", "aten.matrix_H.default", layout="aware")
+def adjoint(x: Tensor) -> Tensor:
+    return t(laid(jnp.conj(array_of(x)), order_of(x)))
+
+
+@register("aten.numpy_T.default", layout="aware")
+def numpy_t(x: Tensor) -> Tensor:
+    """All dimensions in reverse."""
+    return permute(x, list(reversed(range(x.ndim))))
 
 
 @register("aten.movedim.intlist", "aten.movedim.int", layout="aware")
@@ -360,7 +364,7 @@ def as_strided(x: Any, size: Sequence[int], stride: Sequence[int], storage_offse
     return x.reshape(-1)[index]
 
 
-@register("aten.view_as_real.default")
+@register("aten.view_as_real.default", "aten.view_as_real_copy.default")
 def view_as_real(x: Any) -> Any:
     return jnp.stack([jnp.real(x), jnp.imag(x)], -1)
 
