@@ -18,6 +18,7 @@ system may take them back at any time.
 
 import argparse
 import json
+import math
 import pathlib
 import re
 import resource
@@ -202,9 +203,10 @@ def main() -> None:
                     print(f"| {reader} | out of memory | | | |")
                     continue
                 times = [seconds for seconds, _ in results]
+                ratio = "" if math.isnan(base) else f"{min(times) / base:.2f}"
                 print(
                     f"| {reader} | {1e3 * statistics.median(times):.0f} | {1e3 * min(times):.0f} "
-                    f"| {min(times) / base:.2f} | {max(peak for _, peak in results) / size:.2f} |"
+                    f"| {ratio} | {max(peak for _, peak in results) / size:.2f} |"
                 )
             path.unlink()
         used = ", ".join(f"{name} {version}" for name, version in versions.items())
