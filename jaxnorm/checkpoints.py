@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -53,7 +54,9 @@ class Checkpoints:
 
     **Raises:** `OSError` from `save`, `wait` and `close` where a checkpoint could not be written (full disk, quota, no
     permission), with its path and the last good one. The error of a save in the background is raised by the next of
-    these calls. `ValueError` where processes do not see one directory.
+    these calls, in the process that met it. Where there are several, let it end the program: the others wait for this
+    one's part, until they are ended with it (`join_processes`) or `timeout` is over. `ValueError` where processes do
+    not see one directory.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.LatestN(keep),
                 cleanup_tmp_directories="://" in path,
-                async_options=ocp.AsyncOptions(timeout_secs=timeout),
+                async_options=ocp.AsyncOptions(timeout_secs=timeout, barrier_sync_fn=_meeting()),
             ),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
@@ -266,6 +269,23 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     text = str(error).partition(" [tensorstore_spec=")[0].strip() or type(error).__name__
     return " ".join(text.split())[:500]
+
+
+def _meeting() -> Any:
+    """orbax's barrier for the end of a save, but for a process whose own part has failed.
+
+    orbax would have it wait, before it tells its error, for the others; and these wait for its part: both for
+    `timeout` seconds (CheckpointManager._finalize and _background_wait_for_commit_futures, at different barriers).
+    """
+    import orbax.checkpoint as ocp
+
+    meet = ocp.multihost.get_barrier_sync_fn()
+
+    def unless_failed(*, key: str, timeout_ms: int) -> None:
+        if sys.exc_info()[0] is None:
+            meet(key=key, timeout_ms=timeout_ms)
+
+    return unless_failed
 
 
 def _refuse_separate_directories(directory: Any) -> None:

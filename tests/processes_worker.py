@@ -253,8 +253,43 @@ def fail():
             raise RuntimeError("this process has had enough")
 
 
+def work_together():
+    """One sum after the other, until someone puts an end to it."""
+    import jax.numpy as jnp
+
+    import jaxnorm
+
+    jaxnorm.join_processes(heartbeat_timeout=3)
+    from jax.experimental import multihost_utils
+
+    while True:
+        multihost_utils.process_allgather(jnp.zeros(()))
+        print("working")
+        time.sleep(0.01)
+
+
+def train_until_the_disk_is_full(rank, *arguments):
+    """`train`, where one process has room for the first checkpoint only: no file over 80 kB after that."""
+    import resource
+
+    import jax
+
+    import jaxnorm
+
+    save = jaxnorm.Checkpoints.save
+
+    def limited(checkpoints, step, *of_run):
+        checkpoints.wait()
+        if checkpoints.latest() is not None and jax.process_index() == rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        save(checkpoints, step, *of_run)
+
+    jaxnorm.Checkpoints.save = limited
+    train(*arguments)
+
+
 def train(*arguments):
-    """examples/pod.py with a small model."""
+    """examples/pod.py with a small model, of 60 kB."""
     import jax
     import numpy as np
     import pod
@@ -263,10 +298,10 @@ def train(*arguments):
     class Net(nnx.Module):
         def __init__(self, rngs):
             draw = np.random.default_rng(0).normal
-            self.first = nnx.Param(jax.numpy.asarray(draw(size=(64, 6)), np.float32))
-            self.bn = nnx.BatchNorm(6, rngs=rngs)
+            self.first = nnx.Param(jax.numpy.asarray(draw(size=(64, 200)), np.float32))
+            self.bn = nnx.BatchNorm(200, rngs=rngs)
             self.dropout = nnx.Dropout(0.1, rngs=rngs)
-            self.last = nnx.Param(jax.numpy.asarray(draw(size=(6, 10)), np.float32))
+            self.last = nnx.Param(jax.numpy.asarray(draw(size=(200, 10)), np.float32))
 
         def __call__(self, x):
             return self.dropout(jax.nn.relu(self.bn(x.reshape(len(x), -1) @ self.first))) @ self.last
