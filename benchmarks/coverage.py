@@ -4,6 +4,7 @@
     python benchmarks/coverage.py --models 'timm:resnet*'        # whatever matches
     python benchmarks/coverage.py --random 150 --seed 0          # so many other models of timm up to 100 M parameters
     python benchmarks/coverage.py --report docs/coverage.md      # only the table, from the rows there are
+    python benchmarks/coverage.py --peer torchax --models 'timm:test_*'     # torchax instead, if Python finds it
 
 Each model runs in a process of its own, in float64, with randomised weights (running statistics and affine parameters
 included; see `coverage_models.prepare` and `randomise_statistics`), dropout and stochastic depth off, at the smallest
@@ -116,6 +117,67 @@ def measure(name):
     return row
 
 
+def measure_torchax(name):
+    """The row of a peer: eval outputs and one training step by torchax, as `measure` has them; nothing to export."""
+    import jax
+    import numpy as np
+    import parity_tools as tools
+    import torch
+    import torchax.interop
+
+    row = {"model": name, "stage": "build", "ok": False, "weights": WEIGHTS}
+    watch = Watch(row)
+    try:
+        watch.start("build")
+        module, shapes = models.build(name)
+        module = models.prepare(module, torch)
+        initial = copy.deepcopy(module.state_dict())
+        with models.all_in_float64(torch):
+            shape = models.smallest_input(module, shapes, torch)
+            module.load_state_dict(initial)
+            images = tools.normal(*shape)
+            models.randomise_statistics(module, images, torch)
+            module.train()
+            wanted = tools.torch_step(module, images)
+            with torch.no_grad():
+                expected = tools.flat(module.eval()(images))
+
+        environment = torchax.default_env()
+        jitted = torchax.interop.JittableModule(module, dedup_parameters=False)
+        params, buffers = (environment.t2j_copy(dict(part)) for part in (jitted.params, jitted.buffers))
+
+        def call(params, buffers, images):
+            given = environment.j2t_iso((params, buffers, images))
+            with environment:
+                result = jitted.functional_call("forward", *given)
+            return environment.t2j_iso(result), environment.t2j_iso(given[1])
+
+        def loss(params, buffers, images):
+            result, buffers = call(params, buffers, images)
+            outputs = tools.flat(result)
+            weights = [tools.normal(*y.shape, seed=i).numpy() for i, y in enumerate(outputs)]
+            return sum((y * w).sum() for y, w in zip(outputs, weights, strict=True)), buffers
+
+        given = (params, buffers, tools.to_jax(images))
+        watch.start("eval")
+        module.eval()
+        found = tools.flat(jax.jit(lambda *args: call(*args)[0], compiler_options=tools.FAST)(*given))
+        row["eval"] = max(float(tools.relative(a, b)) for a, b in zip(found, expected, strict=True))
+        watch.start("train")
+        module.train()
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=tools.FAST)
+        (value, after), grads = step(*given)
+        state = {**after, **params}
+        row |= differences(tools.Step(float(value), grads, state), wanted, tools, np)
+        row["stage"] = "done"
+        row["ok"] = all(row[key] < TOLERANCE for key in ("eval", "loss", "gradients", "statistics"))
+    except Exception as error:
+        row["reason"] = f"{type(error).__name__}: {error}"[:2000]
+        row["trace"] = traceback.format_exc()[-3000:]
+    watch.stop()
+    return row
+
+
 class Watch:
     """Seconds of processor time for each stage: other work on the machine does not count."""
 
@@ -188,7 +250,7 @@ def ready():
     import timm  # noqa: F401
 
 
-def forked(name, path, limit):
+def forked(name, path, limit, measure):
     """The number of a process that writes the row of one model to `path`, and has `limit` seconds of processor time."""
     child = os.fork()
     if child:
@@ -207,7 +269,7 @@ def forked(name, path, limit):
         os._exit(0)
 
 
-def rows_of(todo, jobs, limit):
+def rows_of(todo, jobs, limit, measure=measure):
     """Yields a row for each name as it is done, `jobs` processes at a time; also for a process that died."""
     running, waiting = {}, list(reversed(todo))
     with tempfile.TemporaryDirectory() as folder:
@@ -215,7 +277,7 @@ def rows_of(todo, jobs, limit):
             while waiting and len(running) < jobs:
                 name = waiting.pop()
                 path = os.path.join(folder, str(len(waiting)))
-                running[forked(name, path, limit)] = (name, path, time.perf_counter())
+                running[forked(name, path, limit, measure)] = (name, path, time.perf_counter())
             child, status, used = os.wait4(-1, 0)
             name, path, since = running.pop(child)
             if os.path.exists(path):
@@ -241,23 +303,28 @@ def main():
     parser.add_argument("--rows", type=pathlib.Path, default=ROOT / "benchmarks" / "out" / "coverage.jsonl")
     parser.add_argument("--again", action="store_true", help="run failed models again")
     parser.add_argument("--report", type=pathlib.Path, help="only write the table")
+    parser.add_argument("--peer", choices=["torchax"], help="run this instead; rows in a file of its own")
     arguments = parser.parse_args()
     arguments.rows.parent.mkdir(parents=True, exist_ok=True)
     families = models.timm_families(arguments.rows.with_name("timm_parameters.json"))
     names = models.chosen(arguments.models, arguments.random, arguments.seed, families)
-    rows = table.read_rows(arguments.rows)
+    peer_rows = arguments.rows.with_name(arguments.rows.stem + "_torchax.jsonl")
     if arguments.report:
-        table.report(rows, names, families, arguments.report)
+        rows, peers = table.read_rows(arguments.rows), table.read_rows(peer_rows)
+        table.report(rows, peers, names, families, arguments.report)
         return
+    arguments.rows = peer_rows if arguments.peer else arguments.rows
+    rows = table.read_rows(arguments.rows)
     sizes = {f"timm:{m}": n for members in families.values() for m, n in members.items()}
     todo = [n for n in names if n not in rows or (arguments.again and not rows[n]["ok"])]
     listed = {**models.smallest_of_each(families), **models.listed()}
     todo.sort(key=lambda n: (n not in listed, ":video." in n, sizes.get(n, 5e6)))  # videos take longest
     ready()
-    for done, row in enumerate(rows_of(todo, arguments.jobs, arguments.limit), 1):
+    work = measure_torchax if arguments.peer else measure
+    for done, row in enumerate(rows_of(todo, arguments.jobs, arguments.limit, work), 1):
         with arguments.rows.open("a") as file:
             file.write(json.dumps({**row, "family": names[row["model"]]}) + "\n")
-        status = "pass" if row["ok"] else f"FAIL at {row['stage']}: {row['reason'][:160]}"
+        status = "pass" if row["ok"] else f"FAIL at {row['stage']}: {row.get('reason', '')[:160]}"
         print(f"[{done}/{len(todo)}] {row['model']} {row['cpu']} s {status}", flush=True)
 
 

@@ -11,6 +11,12 @@ outputs, loss, every gradient and every running statistic within {TOLERANCE:g} o
 float64), a bit-exact export that loads strictly, and eval outputs within {TOLERANCE_FLOAT32:g} in float32. XLA compiles
 with less optimisation than usual (`xla_backend_optimization_level` 0 or 1), since a model takes most of its time in the
 compiler.
+
+The condition is how far PyTorch's own result moves when each number of the input moves to a neighbour in float64: a
+difference of that size says nothing of the import.
+"""
+DRAWN_BEFORE = """The rows of {count} models have no condition: they were measured before it was, and with running
+statistics drawn without regard to the activations, under the same tolerances.
 """
 
 
@@ -20,8 +26,8 @@ def read_rows(path):
     return {row["model"]: row for row in rows}
 
 
-def report(rows, names, families, path):
-    """Writes the table. `names` are the models that were to run: {name: family}."""
+def report(rows, peers, names, families, path):
+    """Writes the table. `names` are the models that were to run: {name: family}; `peers` are rows of torchax."""
     import importlib.metadata as metadata
 
     groups = collections.defaultdict(list)
@@ -32,24 +38,62 @@ def report(rows, names, families, path):
     )
     lines = [HEADER, f"Versions: {versions}. On a CPU, one process for each model.", ""]
     lines += totals(rows, names, families)
-    lines += ["", "## By family", "", "| family | pass | models | import s | worst eval | worst gradient |"]
-    lines.append("|---|---|---|---|---|---|")
+    before = sum("condition" not in row for row in rows.values() if row["ok"])
+    lines += ["", DRAWN_BEFORE.format(count=before).strip()] if before else []
+    lines += ["", "## By family", ""]
+    lines += ["| family | pass | models | import s | worst eval | its condition | worst gradient | its condition |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for family, members in sorted(groups.items()):
         shown = ", ".join(r["model"].split(":")[1] for r in members[:4]) + (" ..." if len(members) > 4 else "")
         seconds = max(r.get("seconds", {}).get("import", 0.0) for r in members)
-        worst = [f"{max((r[k] for r in members if k in r), default=float('nan')):.0e}" for k in ("eval", "gradients")]
+        cells = [cell for key in ("eval", "gradients") for cell in worst(members, key)]
         passed = f"{sum(r['ok'] for r in members)} of {len(members)}"
-        lines.append(f"| {family} | {passed} | {shown} | {seconds:.0f} | {worst[0]} | {worst[1]} |")
+        lines.append(f"| {family} | {passed} | {shown} | {seconds:.0f} | {' | '.join(cells)} |")
     failed = [r for r in rows.values() if not r["ok"]]
     lines += ["", "## Failures", ""] + ([] if failed else ["None."])
     for row in sorted(failed, key=lambda r: r["model"]):
         reason = " ".join(row.get("reason", "").split())[:400].replace("|", "\\|")
         lines.append(f"- `{row['model']}` ({row['stage']}): {reason}")
+    lines += beside(rows, peers)
     missing = sorted(set(names) - set(rows))
     if missing:
         lines += ["", "## Not run", "", ", ".join(f"`{name}`" for name in missing) + "."]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
+
+
+def worst(members, key):
+    """The largest difference among the rows, and how well the result is determined in that row."""
+    row = max((r for r in members if key in r), key=lambda r: r[key], default={})
+    condition = row.get("condition", {}).get(key)
+    return f"{row.get(key, float('nan')):.0e}", "" if condition is None else f"{condition:.0e}"
+
+
+PEER = """## torchax beside it
+
+The same models, weights and inputs in torchax 0.0.13 (`python benchmarks/coverage.py --peer torchax`), from a copy in
+whose tables the overloads (`aten.norm.names_dim` and their like) that torch 2.13 no longer has are taken out: without
+that it does not import. An export is not asked of it.
+"""
+
+
+def beside(rows, peers):
+    """The section of the peer: what differs by how much, or why there is nothing to compare."""
+    if not peers:
+        return []
+    both = [(rows[name], peers[name]) for name in sorted(peers) if name in rows]
+    lines = ["", *PEER.splitlines(), ""]
+    for key, title in (("eval", "eval outputs"), ("gradients", "gradients"), ("statistics", "running statistics")):
+        found = [sum(pair[side].get(key, 1) < TOLERANCE for pair in both) for side in (0, 1)]
+        lines.append(f"- {title} within {TOLERANCE:g}: here {found[0]}, torchax {found[1]}, of {len(both)} models")
+    lines += ["", "| model | | eval | loss | gradients | running statistics | |", "|---|---|---|---|---|---|---|"]
+    for ours, theirs in both:
+        for title, row in (("here", ours), ("torchax", theirs)):
+            keys = ("eval", "loss", "gradients", "statistics")
+            cells = [f"{row[k]:.0e}" if k in row else "" for k in keys]
+            reason = " ".join(row.get("reason", "").split())[:120].replace("|", "\\|")
+            lines.append(f"| {row['model']} | {title} | {' | '.join(cells)} | {reason} |")
+    return lines
 
 
 def totals(rows, names, families):
@@ -62,14 +106,17 @@ def totals(rows, names, families):
     for name, family in names.items():
         if not name.startswith("timm:"):
             groups.setdefault(family, []).append(name)
-    lines = ["| models | to run | run | pass | fail |", "|---|---|---|---|---|"]
+    lines = ["| models | to run | run | pass | fail | not run |", "|---|---|---|---|---|---|"]
     for group, members in groups.items():
         ran = [rows[n] for n in members if n in rows]
         passed = sum(r["ok"] for r in ran)
         if members:
-            lines.append(f"| {group} | {len(members)} | {len(ran)} | {passed} | {len(ran) - passed} |")
+            counts = len(members), len(ran), passed, len(ran) - passed, len(members) - len(ran)
+            lines.append(f"| {group} | {' | '.join(map(str, counts))} |")
     beyond = [r for n, r in rows.items() if n not in names]
     if beyond:
         passed = sum(r["ok"] for r in beyond)
-        lines.append(f"| others that were tried | {len(beyond)} | {len(beyond)} | {passed} | {len(beyond) - passed} |")
+        lines.append(
+            f"| others that were tried | {len(beyond)} | {len(beyond)} | {passed} | {len(beyond) - passed} | 0 |"
+        )
     return lines
