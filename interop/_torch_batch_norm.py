@@ -10,8 +10,9 @@ traced like any function.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 OPERATION = "jaxnorm.batch_norm.default"
@@ -78,11 +79,20 @@ class _Counter:
     item = __float__
 
 
+@dataclasses.dataclass
+class Counters:
+    """What became of the counters, once the trace is over: the paths of layers with a forward of their own that"""
+
+    left_alone: set[str] = dataclasses.field(default_factory=set)  # normalise by F.batch_norm, and do not count
+    own: set[str] = dataclasses.field(default_factory=set)  # do not normalise by F.batch_norm, and count
+
+
 @contextlib.contextmanager
-def opaque_batch_norms(root: Any) -> Iterator[set[str]]:
+def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Iterator[Counters]:
     """For the time of a trace: every BatchNorm layer of `root` is one node. Not for several threads at once.
 
-    Yields a set that holds, once the trace is over, the paths of layers that normalise and leave their counter alone.
+    The counters of the layers at the paths `own_counters` are buffers like any other. That is needed for a layer whose
+    arithmetic is all its own, which only a trace shows: see `Counters.own`.
     """
     import torch
     from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
@@ -94,7 +104,7 @@ def opaque_batch_norms(root: Any) -> Iterator[set[str]]:
     paths = {id(vars(layer)): path for layer, path in layers.items()}
     calls: list[Any] = []
     normalised: set[Any] = set()
-    uncounted: set[str] = set()
+    counters = Counters()
 
     def standard(layer: Any, input: Any) -> Any:
         if id(vars(layer)) not in paths:  # called by the user's code, and no part of the tree
@@ -148,6 +158,8 @@ def opaque_batch_norms(root: Any) -> Iterator[set[str]]:
                     (layer, layer.momentum, layer._buffers.get("num_batches_tracked"), vars(layer).get("forward"))
                 )
                 layer.forward = own(layer, layer.forward)
+                if layers[layer] in own_counters:
+                    continue
                 layer.momentum = 0.1 if layer.momentum is None else layer.momentum
                 if layer._buffers.pop("num_batches_tracked", None) is not None:
                     vars(layer)["num_batches_tracked"] = _Counter()
@@ -156,7 +168,7 @@ def opaque_batch_norms(root: Any) -> Iterator[set[str]]:
         for cls in originals:
             cls.forward = standard
         torch.nn.functional.batch_norm = functional
-        yield uncounted
+        yield counters
     finally:
         torch.nn.functional.batch_norm = function
         for cls, forward in originals.items():
@@ -164,9 +176,10 @@ def opaque_batch_norms(root: Any) -> Iterator[set[str]]:
         for layer, momentum, counter, forward in masked:
             layer.momentum = momentum
             stand_in = vars(layer).pop("num_batches_tracked", None)
-            if layer in normalised and isinstance(stand_in, _Counter) and not stand_in.counted:
-                uncounted.add(layers[layer])
-            layer._buffers["num_batches_tracked"] = counter
+            if isinstance(stand_in, _Counter) and (layer in normalised) != stand_in.counted:
+                (counters.own if stand_in.counted else counters.left_alone).add(layers[layer])
+            if layers[layer] not in own_counters:
+                layer._buffers["num_batches_tracked"] = counter
             if forward is None:
                 del layer.forward
             else:

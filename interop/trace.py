@@ -22,6 +22,7 @@ import numpy as np
 
 from interop import structure
 from interop._torch_batch_norm import opaque_batch_norms, unshare
+from interop._torch_custom_gradients import CustomGradientError, checked_gradients
 from interop._torch_decompositions import decomposed
 from interop._torch_graph import GraphReader, stop_gradients
 from interop._torch_inplace import make_functional
@@ -150,15 +151,27 @@ def _record(
     shapes = _pytree.tree_map(sizes, (args, kwargs))
     signature = _called_signature(module, args, kwargs)
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
-    with opaque_batch_norms(module) as uncounted, _plain_results(module, signature), rewritten():
-        try:
-            exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
-            if not make_functional(exported):
-                stop_gradients(exported.graph_module)
-                exported = decomposed(exported.run_decompositions({}))
-        except Exception as error:
-            raise TraceError(_explained(module, mode, error)) from error
-    return _program(module, exported, args, kwargs, constants), uncounted
+    own_counters: set[str] = set()
+    while True:
+        with (
+            opaque_batch_norms(module, own_counters) as counters,
+            _plain_results(module, signature),
+            rewritten(),
+            checked_gradients(),
+        ):
+            try:
+                exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
+                if not make_functional(exported):
+                    stop_gradients(exported.graph_module)
+                    exported = decomposed(exported.run_decompositions({}))
+            except CustomGradientError as error:
+                raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
+            except Exception as error:
+                raise TraceError(_explained(module, mode, error)) from error
+        if counters.own <= own_counters:
+            break
+        own_counters |= counters.own
+    return _program(module, exported, args, kwargs, constants), counters.left_alone
 
 
 def _called_signature(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.Signature:

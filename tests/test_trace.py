@@ -429,3 +429,85 @@ def test_a_lazy_layer_and_a_thing_that_is_no_module_are_errors():
         interop.from_torch(torch.nn.LazyLinear(3), torch.zeros(2, 3))
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         interop.from_torch(copy.copy, torch.zeros(2, 3))
+
+
+class OwnArithmetic(torch.nn.BatchNorm2d):
+    """Normalises, tracks and counts without F.batch_norm."""
+
+    def forward(self, x):
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            with torch.no_grad():
+                self.running_mean.mul_(0.9).add_(0.1 * mean)
+                self.running_var.mul_(0.9).add_(0.1 * var)
+                self.num_batches_tracked += 1
+        x = (x - mean[:, None, None]) / (var[:, None, None] + self.eps).sqrt()
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def test_a_batch_norm_layer_whose_arithmetic_is_its_own_counts():
+    module = conv_bn(OwnArithmetic).train()
+    before = snapshot(module)
+    x = normal(4, 3, 6, 6)
+    model = interop.from_torch(module, x)
+    assert_untouched(module, before)
+    step = jax_step(model, to_jax(x))
+    assert int(step.state["1.num_batches_tracked"]) == 1
+    assert_same_step(step, torch_step(module, x), 1e-10)
+
+
+class Swish(torch.autograd.Function):
+    """Saves memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * x.sigmoid() * (1 + x * (1 - x.sigmoid()))
+
+
+class StraightThrough(torch.autograd.Function):
+    """Changes the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(x, scale):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.scale = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.scale * grad, None
+
+
+def test_a_backward_that_is_the_derivative_of_its_forward_is_no_obstacle():
+    module = Wrapped(lambda self, x: Swish.apply(self.conv(x)), conv=torch.nn.Conv2d(3, 4, 3)).double()
+    x = normal(4, 3, 6, 6)
+    model = interop.from_torch(module, x)
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-12)
+
+
+@pytest.mark.parametrize("function", [lambda x: StraightThrough.apply(x), lambda x: Reversed.apply(x, 0.5)])
+def test_a_backward_of_its_own_is_not_lost_in_silence(function):
+    apply = torch.autograd.Function.apply
+    module = Wrapped(lambda self, x: function(self.conv(x)), conv=torch.nn.Conv2d(3, 4, 3))
+    with pytest.raises(interop.TraceError, match=r"(StraightThrough|Reversed) has a backward of its own that is not"):
+        interop.from_torch(module, torch.zeros(2, 3, 6, 6))
+    assert torch.autograd.Function.apply == apply

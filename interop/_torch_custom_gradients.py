@@ -1,0 +1,118 @@
+"""`torch.autograd.Function` in a traced module: is its own backward the derivative of its forward?
+
+torch.export records the forward alone, and the gradient in JAX is that of the forward's operations. That is the same
+for a function that is there to save memory, and another for one that is there to change the gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+_TOLERANCE = 1e-3  # relative, in the inputs' own dtype: a straight-through estimator is off by 1
+
+
+class CustomGradientError(ValueError):
+    """A function whose own backward is not the derivative of its forward."""
+
+
+@contextlib.contextmanager
+def checked_gradients() -> Iterator[None]:
+    """For the time of a trace: a function is called on random numbers of the same shapes, with its own backward and
+    with that of its forward's operations; where the gradients differ the trace stops."""
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    Function = torch.autograd.Function
+    original = Function.__dict__["apply"]
+    checked: set[Any] = set()
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls not in checked and not cls.__module__.startswith("torch."):
+            checked.add(cls)
+            with torch._C.DisableTorchFunction(), _disable_current_modes():
+                _refuse_other_gradients(cls, lambda *a: original.__get__(None, cls)(*a, **kwargs), args)
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    Function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        Function.apply = original
+
+
+def _refuse_other_gradients(cls: Any, apply: Any, args: tuple[Any, ...]) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+
+    def draw(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        shape = [n if isinstance(n, int) else n.node.hint for n in x.shape]
+        if not x.is_floating_point():
+            return torch.zeros(shape, dtype=x.dtype)
+        return torch.randn(shape, dtype=x.dtype, generator=generator).requires_grad_()
+
+    values = [draw(x) for x in args]
+
+    def gradients(function: Any) -> list[Any]:
+        with torch.enable_grad():
+            results = function(*[x.clone() if isinstance(x, torch.Tensor) else x for x in values])
+            results = [y for y in (results if isinstance(results, (tuple, list)) else [results]) if _differentiable(y)]
+            inputs = [x for x in values if isinstance(x, torch.Tensor) and x.requires_grad]
+            weights = [torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1)) for y in results]
+            if not results or not inputs:
+                return [torch.zeros_like(x) for x in inputs]
+            found = torch.autograd.grad(results, inputs, weights, allow_unused=True)
+            return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+    try:
+        own, recorded = gradients(apply), gradients(lambda *a: _forward(cls, a))
+    except Exception as error:
+        raise CustomGradientError(
+            f"{name} has a backward of its own, which is lost when its forward is recorded; whether it is the "
+            f"derivative of the forward could not be tried on random numbers ({type(error).__name__}: {error})"
+        ) from error
+    for a, b in zip(own, recorded, strict=True):
+        if not torch.linalg.vector_norm(a - b) <= _TOLERANCE * torch.linalg.vector_norm(a).clamp(min=1e-30):
+            raise CustomGradientError(
+                f"{name} has a backward of its own that is not the derivative of its forward. It would be lost: write "
+                "the function with operations whose derivative it is (x + (f(x) - x).detach() for a straight-through "
+                "estimator), or as a torch.library.custom_op with a JAX function of its own (jax.custom_vjp), "
+                "registered by interop.register"
+            )
+
+
+def _differentiable(y: Any) -> bool:
+    import torch
+
+    return isinstance(y, torch.Tensor) and y.requires_grad
+
+
+class _Context:
+    """What a forward may do with its `ctx`, without effect."""
+
+    needs_input_grad = (True,) * 64
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    save_for_forward = save_for_backward
+
+    def mark_dirty(self, *_: Any) -> None: ...
+
+    def mark_non_differentiable(self, *_: Any) -> None: ...
+
+    def set_materialize_grads(self, _: bool) -> None: ...
+
+
+def _forward(cls: Any, args: tuple[Any, ...]) -> Any:
+    """The forward's operations, seen by autograd."""
+    import torch
+
+    if cls.setup_context is torch.autograd.Function.setup_context:
+        return cls.forward(_Context(), *args)
+    return cls.forward(*args)
