@@ -9,8 +9,10 @@ The module is left as it was found, also after an exception: training flags, buf
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import inspect
 import logging
 import threading
@@ -25,6 +27,7 @@ from interop._torch_batch_norm import opaque_batch_norms, unshare
 from interop._torch_custom_gradients import CustomGradientError, checked_gradients
 from interop._torch_decompositions import decomposed
 from interop._torch_graph import GraphReader, stop_gradients
+from interop._torch_hooks import beyond_observers
 from interop._torch_inplace import make_functional
 from interop._torch_rewrites import rewritten
 from interop._torch_state import Constants, read_batch_norms, read_state
@@ -61,6 +64,14 @@ def trace(
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
+    scripted = [
+        path or "the module" for path, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)
+    ]
+    if scripted:
+        raise TraceError(
+            f"TorchScript cannot be traced by torch.export: {', '.join(scripted[:8])}{' ...' * (len(scripted) > 8)}. "
+            "Give the torch.nn.Module that was scripted, and load the weights into that"
+        )
     args, keywords = _traceable_batch((args, dict(kwargs)))
     with _lock, _left_as_found(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
@@ -77,7 +88,8 @@ def trace(
         for mode in ("train", "eval"):
             if mode == "eval":
                 module.eval()
-            programs[mode], uncounted[mode] = _record(module, args, keywords, tuple(dynamic_dims), constants, mode)
+            record = functools.partial(_record, module, args, keywords, tuple(dynamic_dims), constants, mode)
+            programs[mode], uncounted[mode] = beyond_observers(record, module, args, keywords)
     layers = tuple(
         dataclasses.replace(layer, frozen=first in frozen, counts=first not in uncounted["train"])
         for layer, first in ((layer, layer.same_as or layer.path) for layer in layers)
@@ -117,7 +129,11 @@ def _left_as_found(module: Any) -> Iterator[None]:
     found = []
     for layer in module.modules():
         attributes = dict(vars(layer))
-        containers = {name: value.copy() for name, value in attributes.items() if isinstance(value, (dict, set))}
+        containers = {
+            name: value.copy()
+            for name, value in attributes.items()
+            if isinstance(value, (dict, set, list, collections.deque))
+        }
         found.append((layer, attributes, containers))
     try:
         yield
@@ -128,7 +144,7 @@ def _left_as_found(module: Any) -> Iterator[None]:
             vars(layer).update(attributes)
             for name, value in containers.items():
                 attributes[name].clear()
-                attributes[name].update(value)
+                (attributes[name].update if isinstance(value, (dict, set)) else attributes[name].extend)(value)
 
 
 def _record(
@@ -192,8 +208,6 @@ def _called_signature(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 @contextlib.contextmanager
 def _plain_results(module: Any, signature: inspect.Signature) -> Iterator[None]:
     """Dataclass results become named tuples for the time of the trace: torch.export knows no others."""
-    import functools
-
     forward = module.forward
 
     @functools.wraps(forward)
