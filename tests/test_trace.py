@@ -511,3 +511,20 @@ def test_a_backward_of_its_own_is_not_lost_in_silence(function):
     with pytest.raises(interop.TraceError, match=r"(StraightThrough|Reversed) has a backward of its own that is not"):
         interop.from_torch(module, torch.zeros(2, 3, 6, 6))
     assert torch.autograd.Function.apply == apply
+
+
+def test_what_hooks_keep_in_lists_is_as_it_was():
+    module = conv_bn()
+    module.seen = [1]
+    module[0].register_forward_hook(lambda layer, inputs, output: module.seen.append(output))
+    interop.from_torch(module, normal(2, 3, 6, 6))
+    assert module.seen == [1]
+
+
+def test_torchscript_is_refused_by_name():
+    module = torch.nn.Sequential(conv_bn(), torch.nn.ReLU())
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(torch.nn.Sequential(torch.nn.ReLU()))
+    module[1] = scripted
+    with pytest.raises(interop.TraceError, match=r"TorchScript cannot be traced by torch.export: 1, 1\.0\. Give the"):
+        interop.from_torch(module, normal(2, 3, 6, 6))
