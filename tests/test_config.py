@@ -7,6 +7,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import linen, nnx
@@ -217,6 +218,13 @@ def test_layers_are_renamed_with_their_arrays():
     assert found["norm"]["momentum"] == 0.25 and found["p"]["p"] == 0.5 and "bn" not in found
     found = interop.config(linen_model(momentum=0.75), rename)
     assert found["norm"]["momentum"] == 0.25 and found["p"]["p"] == 0.5 and "bn" not in found
+
+
+def test_a_training_state_has_its_models_settings():
+    state = jaxnorm.TrainState.create(InNnx(0.75), optax.sgd(0.1))
+    assert without_modes(interop.config(state)) == without_modes(interop.config(InNnx(0.75)))
+    with pytest.raises(TypeError, match="set those of the model it is made from"):
+        interop.load_config(state, {})
 
 
 MODEL, MODULE = InNnx(), in_torch()
