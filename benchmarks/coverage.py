@@ -59,6 +59,7 @@ def measure(name):
         with models.all_in_float64(torch):
             shape = models.smallest_input(module, shapes, torch)
             module.load_state_dict(initial)
+            del initial
             row["input"] = list(shape)
             row["batch_norms"] = sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
             images = tools.normal(*shape)
@@ -78,11 +79,14 @@ def measure(name):
                 expected[key] = torch.from_numpy(np.array(value))
             # A state dict with the versions of its layers, which some ask for.
             module.load_state_dict(expected, strict=True)
+            del exported, expected, value
 
             watch.start("torch")
-            wanted = tools.torch_step(module, images)
+            wanted = buffers_alone(tools.torch_step(module, images))
             tools.FAST["xla_backend_optimization_level"] = int(watch.so_far() > SLOW_TO_RUN)
-            row["condition"] = differences(tools.torch_step(module, nudged(images, torch)), wanted, tools, np)
+            moved = buffers_alone(tools.torch_step(module, nudged(images, torch)))
+            row["condition"] = differences(moved, wanted, tools, np)
+            del moved
             watch.start("eval")
             module.eval(), model.eval()
             with torch.no_grad():
@@ -176,6 +180,12 @@ def measure_torchax(name):
         row["trace"] = traceback.format_exc()[-3000:]
     watch.stop()
     return row
+
+
+def buffers_alone(step):
+    """The step without the parameters it began with: memory, in large models."""
+    step.state = {name: value for name, value in step.state.items() if name not in step.grads}
+    return step
 
 
 class Watch:
