@@ -27,7 +27,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -151,27 +151,33 @@ def compiled(model: Any, loss_fn: Any, batch: dict[str, Any], replicas: int) -> 
     return jax.jit(step).lower(state, whole).compile(compiler_options=options).as_text()
 
 
-def count(models: dict[str, Any]) -> dict[str, Any]:
-    """{model: {"layers": BatchNorm layers' [number, channels], "synchronised" and "per replica": {replicas: ...}}}."""
+def count(models: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """{model: {"layers": BatchNorm layers' [number, channels], "synchronised" and "per replica": {replicas: ...}}}.
+
+    The largest number of replicas first, which the model below is made from; `keep` is given what there is after each.
+    """
     from flax import nnx
     from tqdm import tqdm
 
     import jaxnorm
 
     counted: dict[str, Any] = {}
-    with tqdm(total=len(models) * 2 * len(COUNTED), desc="compiling", unit="step") as bar:
-        for name, make in models.items():
-            model, loss_fn, batch = make()
-            layers = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)]
-            synchronised = jaxnorm.convert_sync_batchnorm(model, axis_name="batch")
-            counted[name] = {"layers": [len(layers), sum(layer.num_features for layer in layers)]}
-            for kind, of_kind in {"synchronised": synchronised, "per replica": model}.items():
-                counted[name][kind] = {}
-                for replicas in COUNTED:
-                    bar.set_postfix_str(f"{name}, {kind}, {replicas} replicas")
-                    found = collectives(compiled(of_kind, loss_fn, batch, replicas), replicas)
-                    counted[name][kind][str(replicas)] = [list(collective) for collective in found]
-                    bar.update()
+    made: dict[str, Any] = {}
+    steps = [(n, name, kind) for n in reversed(COUNTED) for name in models for kind in ("synchronised", "per replica")]
+    with tqdm(steps, desc="compiling", unit="step") as bar:
+        for replicas, name, kind in bar:
+            bar.set_postfix_str(f"{name}, {kind}, {replicas} replicas")
+            if name not in made:
+                made[name] = models[name]()
+                layers = [node for _, node in nnx.iter_graph(made[name][0]) if isinstance(node, nnx.BatchNorm)]
+                counted[name] = {"layers": [len(layers), sum(layer.num_features for layer in layers)]}
+                counted[name] |= {"synchronised": {}, "per replica": {}}
+            model, loss_fn, batch = made[name]
+            if kind == "synchronised":
+                model = jaxnorm.convert_sync_batchnorm(model, axis_name="batch")
+            found = collectives(compiled(model, loss_fn, batch, replicas), replicas)
+            counted[name][kind][str(replicas)] = [list(collective) for collective in found]
+            keep(counted)
     return counted
 
 
@@ -292,7 +298,7 @@ def report(counted: dict[str, Any], images_per_second: float, versions: str) -> 
     lines += ["|---|---|---|---|---|---|---|"]
     for model, of_model in counted.items():
         for kind in ("synchronised", "per replica"):
-            for replicas, found in of_model[kind].items():
+            for replicas, found in sorted(of_model[kind].items(), key=lambda item: int(item[0])):
                 gather, reduce = totals(Collective(*collective) for collective in found).values()
                 lines.append(
                     f"| {model} | {kind} | {replicas} | {gather[0]} | {gather[1]:,} | {reduce[0]} | {reduce[1]:,} |"
@@ -396,9 +402,12 @@ def main() -> None:
         import torchvision_cpu  # noqa: F401  torchvision beside a CPU build of PyTorch
 
         start = time.perf_counter()
-        counted = count({"ResNet-50": resnet50, "YOLOv8n": yolov8n})
         versions = f"jax {jax.__version__}, virtual CPU devices, float32"
-        saved.write_text(json.dumps({"versions": versions, "counted": counted}) + "\n")
+
+        def keep(counted: dict[str, Any]) -> None:
+            saved.write_text(json.dumps({"versions": versions, "counted": counted}) + "\n")
+
+        count({"ResNet-50": resnet50, "YOLOv8n": yolov8n}, keep)
         print(f"counted in {time.perf_counter() - start:.0f} s")
     read = json.loads(saved.read_text())
     text = report(read["counted"], options.images_per_second, read["versions"])

@@ -6,7 +6,8 @@ each cluster needs. To try it out on this machine, two processes of four virtual
     python -m jaxnorm.launch --processes 2 --devices 4 examples/pod.py --out out/pod
 
 Stop it, in any way, and start it again: it ends with the bits that it would have had. It may go on with as many
-processes and devices as you like; sums over replicas are then rounded otherwise. The data are drawn by the program, an image from its number; put your own reader in `read`.
+processes and devices as you like; sums over replicas are then rounded otherwise. The data are drawn by the program, an
+image from its number; put your own reader in `read`.
 """
 
 import argparse
