@@ -137,7 +137,7 @@ def test_a_checkpoint_goes_to_the_device_array_by_array(lite0, tmp_path):
 def test_arrays_that_jax_cannot_hold_are_an_error(tmp_path):
     save_checkpoint(tmp_path / "x.safetensors", {"a": np.ones(2), "b": np.array(2**40), "c": np.array(7)})
     with jax.enable_x64(False):
-        with pytest.raises(ValueError, match=r"'b' is int64 with values.*\n  'a' is float64"):
+        with pytest.raises(ValueError, match=r"'a' is float64\n  'b' is int64 with values"):
             load_checkpoint(tmp_path / "x.safetensors").to_device()
         save_checkpoint(tmp_path / "x.safetensors", {"c": np.array(7)})
         assert load_checkpoint(tmp_path / "x.safetensors").to_device()["c"] == 7
