@@ -101,8 +101,7 @@ def prepare(module, torch):
 def randomise_statistics(module, images, torch):
     """Running statistics about those of one batch: means off by up to 0.3 deviations, variances by up to a half.
 
-    Statistics that know nothing of the activations let these grow or die out from layer to layer in eval mode (in
-    timm's fbnetv3_d float32 then keeps two digits), and a comparison says nothing.
+    Statistics that know nothing of the activations let these grow or die out from layer to layer in eval mode.
     """
     generator = torch.Generator().manual_seed(1)
     layers = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
