@@ -182,10 +182,19 @@ def count(models: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dic
 
 
 def synchronisation(counted: dict[str, Any], replicas: int = COUNTED[-1]) -> list[Collective]:
-    """The collectives that a synchronised step has and the other has not."""
+    """The collectives that a synchronised step has and the other has not.
+
+    XLA merges some of BatchNorm's all-reduces into that of the gradients, which is larger then: what it is larger by
+    counts as one all-reduce, though it takes no call of its own.
+    """
     found = [Collective(*collective) for collective in counted["synchronised"][str(replicas)]]
-    for collective in counted["per replica"][str(replicas)]:
-        found.remove(Collective(*collective))
+    for collective in sorted((Collective(*c) for c in counted["per replica"][str(replicas)]), key=lambda c: -c.bytes):
+        merged = min(
+            (c for c in found if c.kind == collective.kind and c.bytes >= collective.bytes), key=lambda c: c.bytes
+        )
+        found.remove(merged)
+        if merged != collective:
+            found.append(Collective(collective.kind, merged.bytes - collective.bytes))
     return found
 
 

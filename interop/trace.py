@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from interop import structure
+from interop._torch_batch_norm import OPERATION as BATCH_NORM
 from interop._torch_batch_norm import opaque_batch_norms, unshare
 from interop._torch_custom_gradients import CustomGradientError, checked_gradients
 from interop._torch_decompositions import decomposed
@@ -96,6 +97,14 @@ def trace(
     )
     if any(layer.frozen for layer in layers):
         logger.warning("BatchNorm frozen at import: %d layers", sum(layer.frozen for layer in layers))
+    nodes = {node.args[1] for node in programs["train"].nodes if node.operation == BATCH_NORM}
+    apart = [layer.path for layer in layers if (layer.same_as or layer.path) not in nodes]
+    if apart:
+        logger.warning(
+            "BatchNorm layers that are not called, or whose arithmetic is their own: convert_sync_batchnorm has no "
+            "effect on %s",
+            ", ".join(apart),
+        )
     arrays.update(constants.arrays)
     model = Model(
         name=type(module).__name__,

@@ -1,6 +1,7 @@
 """The command line: each command on EfficientNet-Lite0's weights, errors in one line, plain output in a pipe."""
 
 import builtins
+import importlib
 import json
 import os
 import pathlib
@@ -460,15 +461,17 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(
     for name in list(sys.modules):
         if name.partition(".")[0] == missing or (missing == "typer" and name.startswith("interop.cli.")):
             monkeypatch.delitem(sys.modules, name)
-    original = builtins.__import__
 
-    def absent(name, *rest, **options):
-        if name.partition(".")[0] == missing:
-            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
-        return original(name, *rest, **options)
+    def without(original):
+        def absent(name, *rest, **options):
+            if name.partition(".")[0] == missing:
+                raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+            return original(name, *rest, **options)
 
-    monkeypatch.setattr(builtins, "__import__", absent)
-    monkeypatch.setattr("importlib.import_module", lambda name, package=None: absent(name) and sys.modules[name])
+        return absent
+
+    monkeypatch.setattr(builtins, "__import__", without(builtins.__import__))
+    monkeypatch.setattr(importlib, "import_module", without(importlib.import_module))
     error = run(*(argument.format(lite0=lite0, tmp=tmp_path) for argument in arguments), code=2)
     assert missing in error and message in error
 
@@ -476,12 +479,14 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(
 def test_a_library_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatch):
     """torchvision beside a PyTorch that it was not built for."""
 
+    original = importlib.import_module
+
     def broken(name, package=None):
         if name.startswith("torchvision"):
             raise RuntimeError("operator torchvision::nms does not exist")
-        return sys.modules[name]
+        return original(name, package)
 
-    monkeypatch.setattr("importlib.import_module", broken)
+    monkeypatch.setattr(importlib, "import_module", broken)
     error = run("import", "torchvision:resnet18", "--out", tmp_path / "x", code=2)
     assert "torchvision.models is installed but cannot be imported: operator torchvision::nms does not exist" in error
 

@@ -128,6 +128,9 @@ def test_synchronisation_is_what_the_other_step_lacks():
     gather, reduce, shared = Collective("all-gather", 8), Collective("all-reduce", 8), Collective("all-reduce", 100)
     counted = {"synchronised": {"8": [gather, reduce, shared]}, "per replica": {"8": [shared]}}
     assert scaling.synchronisation(counted) == [gather, reduce]
+    merged = Collective("all-reduce", 108)  # as XLA does with some of them
+    counted = {"synchronised": {"8": [gather, merged]}, "per replica": {"8": [shared]}}
+    assert scaling.synchronisation(counted) == [gather, reduce]
 
 
 def test_report_and_plot(tmp_path):
