@@ -268,7 +268,8 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None or error.__context__ is not None:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     text = str(error).partition(" [tensorstore_spec=")[0].strip() or type(error).__name__
-    return " ".join(text.split())[:500]
+    text = " ".join(text.split())
+    return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"  # what it was about, and the system's error
 
 
 def _meeting() -> Any:
