@@ -182,19 +182,23 @@ def count(models: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dic
 
 
 def synchronisation(counted: dict[str, Any], replicas: int = COUNTED[-1]) -> list[Collective]:
-    """The collectives that a synchronised step has and the other has not.
+    """The collectives that a synchronised step has and the other has not: their number and bytes are the differences.
 
-    XLA merges some of BatchNorm's all-reduces into that of the gradients, which is larger then: what it is larger by
-    counts as one all-reduce, though it takes no call of its own.
+    XLA merges neighbouring all-reduces, a few of BatchNorm's with one another and with parts of the gradients' large
+    one. So that one is taken out by its rank, and what it is larger or smaller by goes to the largest that is left.
     """
     found = [Collective(*collective) for collective in counted["synchronised"][str(replicas)]]
-    for collective in sorted((Collective(*c) for c in counted["per replica"][str(replicas)]), key=lambda c: -c.bytes):
-        merged = min(
-            (c for c in found if c.kind == collective.kind and c.bytes >= collective.bytes), key=lambda c: c.bytes
-        )
-        found.remove(merged)
-        if merged != collective:
-            found.append(Collective(collective.kind, merged.bytes - collective.bytes))
+    surplus: dict[str, int] = {}
+    for collective in (Collective(*collective) for collective in counted["per replica"][str(replicas)]):
+        largest = max((c for c in found if c.kind == collective.kind), key=lambda c: c.bytes)
+        found.remove(largest)
+        surplus[collective.kind] = surplus.get(collective.kind, 0) + largest.bytes - collective.bytes
+    for kind, size in surplus.items():
+        left = max((c for c in found if c.kind == kind), key=lambda c: c.bytes, default=None)
+        if left is not None:
+            found[found.index(left)] = Collective(kind, left.bytes + size)
+        elif size:
+            found.append(Collective(kind, size))
     return found
 
 

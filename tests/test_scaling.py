@@ -131,6 +131,10 @@ def test_synchronisation_is_what_the_other_step_lacks():
     merged = Collective("all-reduce", 108)  # as XLA does with some of them
     counted = {"synchronised": {"8": [gather, merged]}, "per replica": {"8": [shared]}}
     assert scaling.synchronisation(counted) == [gather, reduce]
+    # Two of BatchNorm's in one, which has taken 3 bytes of the gradients' as well.
+    parts = [gather, Collective("all-reduce", 19), Collective("all-reduce", 97)]
+    counted = {"synchronised": {"8": parts}, "per replica": {"8": [shared]}}
+    assert scaling.synchronisation(counted) == [gather, Collective("all-reduce", 16)]
 
 
 def test_report_and_plot(tmp_path):
