@@ -118,8 +118,8 @@ class GraphReader:
                 operation=name,
                 args=tuple(self._argument(item) for item in node.args),
                 kwargs={key: self._argument(item) for key, item in node.kwargs.items() if key not in _STORAGE},
-                module=_module_path(node),
-                source=_source(node),
+                module=module_path(node),
+                source=source_line(node),
             )
         )
 
@@ -185,13 +185,13 @@ def _keys(context: Any, count: int) -> list[Any] | None:
     return None
 
 
-def _module_path(node: Any) -> str:
+def module_path(node: Any) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
     return path() if callable(path) else str(path)
 
 
-def _source(node: Any) -> str:
+def source_line(node: Any) -> str:
     """`file.py:12: code` of the innermost line outside torch's own modules, without the machine's folders."""
     lines = (node.meta.get("stack_trace") or "").splitlines()
     frames = []

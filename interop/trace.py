@@ -27,7 +27,7 @@ from interop._torch_batch_norm import OPERATION as BATCH_NORM
 from interop._torch_batch_norm import opaque_batch_norms, unshare
 from interop._torch_custom_gradients import CustomGradientError, checked_gradients
 from interop._torch_decompositions import decomposed
-from interop._torch_graph import GraphReader, stop_gradients
+from interop._torch_graph import GraphReader, module_path, source_line, stop_gradients
 from interop._torch_hooks import beyond_observers
 from interop._torch_inplace import make_functional
 from interop._torch_rewrites import rewritten
@@ -65,14 +65,7 @@ def trace(
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
-    scripted = [
-        path or "the module" for path, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)
-    ]
-    if scripted:
-        raise TraceError(
-            f"TorchScript cannot be traced by torch.export: {', '.join(scripted[:8])}{' ...' * (len(scripted) > 8)}. "
-            "Give the torch.nn.Module that was scripted, and load the weights into that"
-        )
+    _refuse_untraceable(module, args, kwargs)
     args, keywords = _traceable_batch((args, dict(kwargs)))
     with _lock, _left_as_found(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
@@ -115,6 +108,56 @@ def trace(
         eval=programs["eval"],
     )
     return model, arrays
+
+
+def _refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """What torch.export would answer in words that do not help."""
+    import torch
+    from torch.utils import _pytree
+
+    problems = []
+    scripted = [path or "the module" for path, x in module.named_modules() if isinstance(x, torch.jit.ScriptModule)]
+    if scripted:
+        problems.append(
+            f"TorchScript cannot be traced by torch.export: {_some(scripted)}. Give the torch.nn.Module that was "
+            "scripted, and load the weights into that"
+        )
+    state = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, tensor in state if tensor.device.type == "meta"]
+    if empty:
+        problems.append(f"tensors on the meta device have no values: {_some(empty)}. Load the weights first")
+    arrays = [
+        f"{_pytree.keystr(path)} is a {type(leaf).__module__}.{type(leaf).__name__}"
+        for path, leaf in _pytree.tree_flatten_with_path((args, dict(kwargs)))[0]
+        if hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, torch.Tensor)
+    ]
+    if arrays:
+        problems.append(f"example inputs are torch.Tensors (torch.from_numpy makes one): {_some(arrays)}")
+    if problems:
+        raise TraceError("\n".join(problems))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+
+
+def _refuse_unknown_shapes(module: Any, exported: Any, mode: str) -> None:
+    """Shapes that depend on values, which XLA has none of."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    lines = []
+    for node in exported.graph.nodes:
+        shape = getattr(node.meta.get("val"), "shape", None)
+        if node.op == "call_function" and shape is not None and free_unbacked_symbols(shape):
+            lines.append(f"  {node.target}, in {module_path(node) or 'the module itself'} ({source_line(node)})")
+    if lines:
+        message = (
+            f"{type(module).__name__} in {mode} mode has shapes that depend on values (boolean indices, nonzero, ...), "
+            "which jax.jit cannot compile; torch.where keeps the shape:\n" + "\n".join(lines)
+        )
+        if mode == "train":
+            raise TraceError(message)
+        logger.warning("%s", message)  # what follows the network in eval can run outside jit
 
 
 def _traceable_batch(inputs: Any) -> Any:
@@ -196,6 +239,7 @@ def _record(
         if counters.own <= own_counters:
             break
         own_counters |= counters.own
+    _refuse_unknown_shapes(module, exported, mode)
     return _program(module, exported, args, kwargs, constants), counters.left_alone
 
 

@@ -530,3 +530,28 @@ def test_torchscript_is_refused_by_name():
     module[1] = scripted
     with pytest.raises(interop.TraceError, match=r"TorchScript cannot be traced by torch.export: 1, 1\.0\. Give the"):
         interop.from_torch(module, normal(2, 3, 6, 6))
+
+
+def test_shapes_that_depend_on_values_are_refused_in_training_and_named_in_eval(caplog):
+    chosen = Wrapped(lambda self, x: self.net(x)[x[:, 0] > 0], net=torch.nn.Linear(3, 3))
+    with pytest.raises(interop.TraceError, match=r"train mode has shapes that depend on values.*\n.*test_trace\.py"):
+        interop.from_torch(chosen, torch.zeros(4, 3))
+    after = Wrapped(
+        lambda self, x: self.net(x) if self.training else self.net(x)[x[:, 0] > 0], net=torch.nn.Linear(3, 3)
+    )
+    with caplog.at_level("WARNING", "interop"):
+        model = interop.from_torch(after.eval(), torch.zeros(4, 3))
+    assert "in eval mode has shapes that depend on values" in caplog.text
+    x = normal(4, 3, dtype=torch.float32)
+    np.testing.assert_allclose(model(to_jax(x)), after(x).detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 3), np.float32), jnp.zeros((2, 3))])
+def test_example_inputs_that_are_no_tensors_are_named(array):
+    with pytest.raises(interop.TraceError, match=r"example inputs are torch.Tensors.*\[0\]\[0\] is a"):
+        interop.from_torch(torch.nn.Linear(3, 3), array)
+
+
+def test_tensors_without_values_are_named():
+    with pytest.raises(interop.TraceError, match="meta device have no values: weight, bias"):
+        interop.from_torch(torch.nn.Linear(3, 3, device="meta"), torch.zeros(2, 3))
