@@ -270,13 +270,12 @@ def merge_stacked(
     m2s: Float[Array, "parts ..."],
     rests: Inexact[Array, "parts ..."] | float = 0.0,
 ) -> ShiftedMoments:
-    """The moments of all parts, whose means are `means + rests`; `base` is the mean of a part that is not empty."""
+    """The moments of all parts, whose means are `means + rests`; `base` is the mean of one of them."""
     total = counts.sum(0)
     occupied = counts > 0
-    # Part by part, not by argmax: where the counts are constants XLA would fold that when it compiles, taking seconds.
-    base = means[-1]
-    for part in reversed(range(len(means) - 1)):
-        base = jnp.where(occupied[part], means[part], base)
+    # Any mean will do. The largest is found in one reduction, however many parts there are.
+    base = jnp.where(occupied & jnp.isfinite(means), means, -jnp.inf).max(0)
+    base = jnp.where(jnp.isfinite(base), base, 0)
     apart = jnp.where(occupied, (means - base) + rests, 0)
     delta = (counts * apart).sum(0) / jnp.maximum(total, 1)
     m2 = (m2s + counts * jnp.square(apart - delta)).sum(0)

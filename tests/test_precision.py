@@ -61,10 +61,8 @@ def test_replicas_are_as_exact_as_one_from_the_first_step_on(mean, replicas):
     parts = (a.reshape(replicas, -1, *X.shape[1:]) for a in (x, dy))
     y, dx, variance = jax.pmap(step, axis_name="batch")(*parts)
     expected_y, expected_dx = reference(x, dy)
-    # Two words for each channel hold the digits for 1e-6 up to a mean of 1e3, and at 1e4 with 8 replicas (packing.py).
-    bound = 1e-6 if mean <= (1e4 if replicas == 8 else 1e3) else 4e-6
-    assert relative_error(y.reshape(X.shape), expected_y) < bound
-    assert relative_error(dx.reshape(X.shape), expected_dx) < bound
+    assert relative_error(y.reshape(X.shape), expected_y) < 1e-6
+    assert relative_error(dx.reshape(X.shape), expected_dx) < 1e-6
     np.testing.assert_allclose(variance[0], np.asarray(x, np.float64).var(AXES), rtol=1e-5)
 
 
