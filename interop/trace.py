@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -121,6 +122,16 @@ def _refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str,
         problems.append(
             f"TorchScript cannot be traced by torch.export: {_some(scripted)}. Give the torch.nn.Module that was "
             "scripted, and load the weights into that"
+        )
+    packed = [
+        path or "the module"
+        for path, layer in module.named_modules()
+        if any(isinstance(value, torch.ScriptObject) for value in vars(layer).values())
+    ]
+    if packed:
+        problems.append(
+            f"objects of PyTorch's C++, as quantised layers hold them, cannot be traced: {_some(packed)}. Import the "
+            "module before it is quantised"
         )
     state = [*module.named_parameters(), *module.named_buffers()]
     empty = [name for name, tensor in state if tensor.device.type == "meta"]
@@ -293,9 +304,15 @@ def _plain(result: Any) -> Any:
 
 def _explained(module: Any, mode: str, error: Exception) -> str:
     text = str(error).strip().split("\n\nThe following call raised")[0]
+    advice = "Shapes and control flow may depend on the shapes of the inputs, not on their values."
+    if unknown := re.search(r"Found <class '(.+?)'> in output", text):
+        text = f"it returns a {unknown[1]}"
+        advice = (
+            "Results are tensors, numbers, and tuples, lists, dicts and dataclasses of them. Have the module leave it "
+            "out (config.use_cache = False, say), or register its type with torch.utils._pytree.register_pytree_node"
+        )
     return (
-        f"torch.export cannot record {type(module).__name__} in {mode} mode: {type(error).__name__}: {text}\n"
-        "Shapes and control flow may depend on the shapes of the inputs, not on their values."
+        f"torch.export cannot record {type(module).__name__} in {mode} mode: {type(error).__name__}: {text}\n{advice}"
     )
 
 

@@ -555,3 +555,22 @@ def test_example_inputs_that_are_no_tensors_are_named(array):
 def test_tensors_without_values_are_named():
     with pytest.raises(interop.TraceError, match="meta device have no values: weight, bias"):
         interop.from_torch(torch.nn.Linear(3, 3, device="meta"), torch.zeros(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz", "ignore:.*torch.ao")
+def test_quantised_layers_are_named():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
+    quantised = torch.ao.quantization.quantize_dynamic(module, {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(interop.TraceError, match=r"objects of PyTorch's C\+\+, .*: 0._packed_params. Import the"):
+        interop.from_torch(quantised, torch.zeros(2, 3))
+
+
+class Unknown:
+    def __init__(self, first, second):
+        self.first, self.second = first, second
+
+
+def test_a_result_of_unknown_type_is_named():
+    module = Wrapped(lambda self, x: {"pair": Unknown(self.net(x), x)}, net=torch.nn.Linear(3, 3))
+    with pytest.raises(interop.TraceError, match=r"train mode: .*: it returns a \S*Unknown\nResults are tensors"):
+        interop.from_torch(module, torch.zeros(2, 3))
