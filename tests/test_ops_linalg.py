@@ -91,6 +91,14 @@ def test_order_statistics_and_their_places(dim):
         check(f"aten.{name}.default", jnp.where(x > 1.5, jnp.nan, x), dim, gradients=False)
 
 
+@pytest.mark.parametrize("values", [(3, 7), (1,), (0,)])
+@pytest.mark.parametrize("span", [(), (0.0, 0.0), (-0.5, 1.25), (-9.0, -8.0)])
+def test_histograms(values, span):
+    x = draw(*values)
+    check("aten.histc.default", x, 4, *span, gradients=False)
+    check("aten.histc.default", jnp.round(2 * x) / 2, 5, *span, gradients=False)  # on the edges
+
+
 @pytest.mark.parametrize("mode", [0, 1, 2])
 @pytest.mark.parametrize("padding_idx", [-1, 3])
 @pytest.mark.parametrize("last", [True, False])

@@ -1,4 +1,4 @@
-"""Order statistics that are no plain sort: with their places."""
+"""Order statistics that are no plain sort, with their places; counts of values by bin."""
 
 from __future__ import annotations
 
@@ -67,3 +67,20 @@ def cummax(x: Any, dim: int) -> tuple[Any, Any]:
 @register("aten.cummin.default")
 def cummin(x: Any, dim: int) -> tuple[Any, Any]:
     return _running(x, dim, jnp.less)
+
+
+@register("aten.histc.default")
+def histc(x: Any, bins: int = 100, min: Any = 0, max: Any = 0) -> Any:
+    """How many values lie in each of `bins` equal parts of [min, max], by default of what x spans; others are left out.
+
+    The last part includes its upper end. Nothing of it has a gradient.
+    """
+    x = lax.stop_gradient(x).reshape(-1)
+    low, high = (jnp.asarray(bound, x.dtype) for bound in (min, max))
+    if x.size:
+        spanned = low == high
+        low, high = jnp.where(spanned, x.min(), low), jnp.where(spanned, x.max(), high)
+    low, high = jnp.where(low == high, low - 1, low), jnp.where(low == high, high + 1, high)
+    inside = (x >= low) & (x <= high)
+    place = jnp.where(inside, (x - low) * bins / (high - low), 0).astype(jnp.int32)
+    return jnp.zeros(bins, x.dtype).at[jnp.minimum(place, bins - 1)].add(inside.astype(x.dtype))
