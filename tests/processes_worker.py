@@ -309,3 +309,27 @@ def train(*arguments):
     pod.Net = Net
     sys.argv[1:] = list(arguments)
     pod.main()
+
+
+def under_slurm():
+    """As srun starts two tasks on one node: its variables, and no others."""
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    address, number, rank = (os.environ.pop(name) for name in names)
+    os.environ |= {
+        "SLURM_JOB_ID": address.rpartition(":")[
+            2
+        ],  # any number: JAX derives from it a port above Linux' ephemeral ones
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": number,
+        "SLURM_PROCID": rank,
+        "SLURM_LOCALID": rank,
+    }
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    import jaxnorm
+
+    assert jaxnorm.join_processes() == 2
+    assert (jax.process_index(), len(jax.devices()), len(jax.local_devices())) == (int(rank), 8, 4)
+    np.testing.assert_array_equal(multihost_utils.process_allgather(np.full(1, jax.process_index())).ravel(), [0, 1])

@@ -78,6 +78,10 @@ def test_where_there_is_no_cluster_it_is_one_process(tmp_path):
     Group(processes_worker.alone, processes=1, logs=tmp_path).succeed()
 
 
+def test_slurm_tells_processes_who_they_are(tmp_path):
+    Group(processes_worker.under_slurm, logs=tmp_path).succeed()
+
+
 def test_an_exception_in_one_process_stops_the_others(tmp_path):
     group = Group(processes_worker.fail, devices=1, logs=tmp_path)
     statuses = group.wait()
