@@ -318,7 +318,7 @@ def under_slurm():
     os.environ |= {
         "SLURM_JOB_ID": address.rpartition(":")[
             2
-        ],  # any number: JAX derives from it a port above Linux' ephemeral ones
+        ],  # any number: JAX derives from it a port above the ephemeral ones
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": number,
         "SLURM_PROCID": rank,
