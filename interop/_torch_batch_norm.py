@@ -30,6 +30,8 @@ def _operation() -> Callable[[Any, str], Any]:
     schema = "(Tensor x, str path) -> Tensor"  # given, not inferred: annotations may be wrapped by a type checker
     custom = torch.library.custom_op("jaxnorm::batch_norm", batch_norm, mutates_args=(), schema=schema)
     custom.register_fake(lambda x, path: torch.empty_like(x))
+    # Where nothing uses its output, the layer's statistics move all the same: the node stays.
+    torch.fx.has_side_effect(torch.ops.jaxnorm.batch_norm.default)
     return custom
 
 

@@ -15,8 +15,11 @@ import dataclasses
 import functools
 import inspect
 import logging
+import pathlib
 import re
+import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -304,6 +307,8 @@ def _plain(result: Any) -> Any:
 
 def _explained(module: Any, mode: str, error: Exception) -> str:
     text = str(error).strip().split("\n\nThe following call raised")[0]
+    if type(error).__name__.startswith("GuardOnDataDependent"):
+        text = text.partition("\n")[0]  # how to debug torch.export follows
     advice = "Shapes and control flow may depend on the shapes of the inputs, not on their values."
     if unknown := re.search(r"Found <class '(.+?)'> in output", text):
         text = f"it returns a {unknown[1]}"
@@ -311,9 +316,26 @@ def _explained(module: Any, mode: str, error: Exception) -> str:
             "Results are tensors, numbers, and tuples, lists, dicts and dataclasses of them. Have the module leave it "
             "out (config.use_cache = False, say), or register its type with torch.utils._pytree.register_pytree_node"
         )
+    place = _users_line(error)
     return (
-        f"torch.export cannot record {type(module).__name__} in {mode} mode: {type(error).__name__}: {text}\n{advice}"
+        f"torch.export cannot record {type(module).__name__} in {mode} mode{place}\n{type(error).__name__}: {text}\n"
+        f"{advice}"
     )
+
+
+def _users_line(error: BaseException | None) -> str:
+    """Where the module's own code was when it happened: the innermost line that is no other's."""
+    # Other code that may be on the way there.
+    packages = [sys.modules[name] for name in ("torch", "interop", "jaxtyping") if name in sys.modules]
+    others = ("<", *(str(pathlib.Path(str(package.__file__)).parent) for package in packages))
+    found = ""
+    while error is not None:  # to the first cause: what torch.export raises itself was not raised in that code
+        for frame in traceback.extract_tb(error.__traceback__):
+            path = pathlib.Path(frame.filename)
+            if not frame.filename.startswith(others) and path.name not in ("contextlib.py", "functools.py"):
+                found = f" at {path.parent.name}/{path.name}:{frame.lineno}: {frame.line}"
+        error = error.__cause__
+    return found
 
 
 def _program(
@@ -331,12 +353,12 @@ def _program(
 
 
 def _live(nodes: list[Node], results: Any) -> tuple[Node, ...]:
-    """The nodes that the results depend on."""
+    """The nodes that the results depend on, and BatchNorm layers, whose statistics move whoever uses their output."""
     from interop.program import value_names
 
     wanted, kept = set(value_names(results)), []
     for node in reversed(nodes):
-        if node.name in wanted:
+        if node.name in wanted or node.operation == BATCH_NORM:
             wanted.update(value_names((node.args, node.kwargs)))
             kept.append(node)
     return tuple(reversed(kept))

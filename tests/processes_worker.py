@@ -316,9 +316,7 @@ def under_slurm():
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, number, rank = (os.environ.pop(name) for name in names)
     os.environ |= {
-        "SLURM_JOB_ID": address.rpartition(":")[
-            2
-        ],  # any number: JAX derives from it a port above the ephemeral ones
+        "SLURM_JOB_ID": address.rpartition(":")[2],  # any number: JAX derives from it a port above the ephemeral ones
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_NTASKS": number,
         "SLURM_PROCID": rank,

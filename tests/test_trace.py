@@ -572,5 +572,38 @@ class Unknown:
 
 def test_a_result_of_unknown_type_is_named():
     module = Wrapped(lambda self, x: {"pair": Unknown(self.net(x), x)}, net=torch.nn.Linear(3, 3))
-    with pytest.raises(interop.TraceError, match=r"train mode: .*: it returns a \S*Unknown\nResults are tensors"):
+    with pytest.raises(interop.TraceError, match=r"train mode\n.*: it returns a \S*Unknown\nResults are"):
         interop.from_torch(module, torch.zeros(2, 3))
+
+
+def test_control_flow_that_depends_on_values_is_an_error_with_the_modules_line():
+    def forward(self, x):
+        y = self.net(x)
+        return y if torch.isfinite(y).all() else y.clamp(-1, 1)
+
+    with pytest.raises(interop.TraceError, match=r"at tests/test_trace\.py:\d+: return y if torch\.isfinite\(y\)\.all"):
+        interop.from_torch(Wrapped(forward, net=torch.nn.Linear(3, 3)), torch.zeros(2, 3))
+
+
+class CountsItself(torch.nn.BatchNorm2d):
+    def forward(self, x):
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        moments = self.running_mean, self.running_var
+        return F.batch_norm(x, *moments, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, CountsItself])
+def test_statistics_move_where_nothing_uses_the_output(kind):
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        self.head(x)
+        self.norm(2 * x)
+        return 3 * x
+
+    head = torch.nn.Sequential(torch.nn.Conv2d(4, 5, 1), kind(5), torch.nn.ReLU(), kind(5))
+    module = randomised(Wrapped(forward, conv=torch.nn.Conv2d(3, 4, 3), norm=kind(4), head=head)).train()
+    x = normal(2, 3, 6, 6)
+    step = jax_step(interop.from_torch(module, x), to_jax(x))
+    assert_same_step(step, torch_step(module, x), 1e-12)
+    assert step.state["norm.num_batches_tracked"] == 2 and step.state["head.3.num_batches_tracked"] == 1
