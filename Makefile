@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Compiling takes longer than running in nearly every test. XLA ends at flags that it does not know: for the JAX that
+# constraints.txt pins.
+QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
 
 .PHONY: demo test lint types clean
 
@@ -13,7 +16,7 @@ demo: $(READY)
 	$(BIN)/python examples/finetune.py $(OPTIONS)
 
 test: lint types
-	$(BIN)/python -m pytest -q -n 2
+	XLA_FLAGS="$(QUICK) $$XLA_FLAGS" $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check
