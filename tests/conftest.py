@@ -17,6 +17,8 @@ import jax  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_default_matmul_precision", "highest")
 
+import pytest  # noqa: E402
+import torch  # noqa: E402
 import torchvision_cpu  # noqa: E402, F401
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -25,3 +27,9 @@ settings.register_profile(
     "jaxnorm", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("jaxnorm")
+
+
+@pytest.fixture(autouse=True)
+def same_weights():
+    """PyTorch's layers start with the same weights in every run, whichever tests came before."""
+    torch.manual_seed(0)
