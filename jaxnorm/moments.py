@@ -278,5 +278,6 @@ def merge_stacked(
     base = jnp.where(jnp.isfinite(base), base, 0)
     apart = jnp.where(occupied, (means - base) + rests, 0)
     delta = (counts * apart).sum(0) / jnp.maximum(total, 1)
-    m2 = (m2s + counts * jnp.square(apart - delta)).sum(0)
+    from_delta = apart - delta
+    m2 = (m2s + counts * jnp.real(from_delta * jnp.conj(from_delta))).sum(0)  # of complex numbers, |.|^2
     return ShiftedMoments(total, base, base, delta, m2)

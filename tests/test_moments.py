@@ -40,6 +40,15 @@ def test_merged_parts_are_the_whole_uneven_and_empty_ones_included(parts):
         np.testing.assert_allclose(merged.m2, whole.var(0) * len(whole), rtol=1e-10, atol=1e-13 * scale**2 + TINY)
 
 
+def test_complex_parts_are_merged_by_their_absolute_squares():
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(12, 3)) + 1j * rng.normal(size=(12, 3)) + np.arange(12)[:, None] * 1j
+    merged = jaxnorm.merge(*(jaxnorm.moments(jnp.asarray(part)) for part in np.split(whole, [2, 7])))
+    assert jnp.isrealobj(merged.m2)
+    np.testing.assert_allclose(merged.mean, whole.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(merged.variance(), whole.var(0), rtol=1e-13)
+
+
 @settings(max_examples=40, deadline=None)
 @given(samples(st.just(12)), hnp.arrays(bool, (12, 3)), st.sampled_from([(12, 3), (12, 1)]))
 def test_a_mask_is_the_same_as_leaving_values_out(x, mask, shape):
