@@ -99,23 +99,31 @@ def prepare(module, torch):
 
 
 def randomise_statistics(module, images, torch):
-    """Running statistics about those of one batch: means off by up to 0.3 deviations, variances by up to a half.
+    """Running statistics about those of what each layer is given in eval mode: means off by up to 0.3 deviations,
+    variances by up to a half.
 
-    Statistics that know nothing of the activations let these grow or die out from layer to layer in eval mode.
+    Statistics that know nothing of the activations, or only of training's, let these grow or die out from layer to
+    layer, and few examples leave channels with hardly a variance, which then amplify rounding: hence more of them.
     """
     generator = torch.Generator().manual_seed(1)
+
+    def draw(layer, values):
+        variance, mean = torch.var_mean(values, dim=1, correction=0)
+        layer.running_mean.copy_(mean + uniform(mean, -0.3, 0.3, generator) * variance.sqrt())
+        layer.running_var.copy_(variance * uniform(variance, 0.5, 1.5, generator))
+
     layers = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    with torch.no_grad():
-        for layer in layers:
-            layer.momentum = 1.0
-        module.train()
-        module(images)
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            if layer.running_mean is not None:
-                layer.running_mean += uniform(layer.running_mean, -0.3, 0.3, generator) * layer.running_var.sqrt()
-                layer.running_var *= uniform(layer.running_var, 0.5, 1.5, generator)
+    layers = [layer for layer in layers if layer.running_mean is not None]
+    hooks = []
+    for layer in layers:
+        draw(layer, torch.tensor([-1.0, 1.0]).to(layer.running_mean).expand(layer.num_features, 2))  # not called, maybe
+        hooks.append(layer.register_forward_pre_hook(lambda m, args: draw(m, args[0].transpose(0, 1).flatten(1))))
+    more = torch.randn(3 * len(images), *images.shape[1:], generator=generator, dtype=images.dtype)
+    if layers:
+        with torch.no_grad():
+            module.eval()(torch.cat([images, more]))
+    for hook in hooks:
+        hook.remove()
 
 
 @contextlib.contextmanager
