@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ _ENTRIES = {
 }
 _COUNTS = ("count", "t")  # numbers of steps; "t" is optax.ScaleByAdanState's
 _NEGATED = "neg_pre_grad"
+# Fields that begin with a case of their own, where they stand beside a count: SGD's with dampening, and Adan's.
+_FIRST_APART = ("trace", "g")
 
 
 def optax_from_torch(
@@ -161,13 +164,14 @@ def load_optimizer_state(
     - `rename`, `layouts`, `inputs`: as in `load_state_dict`, of a hand-written model.
 
     **Raises:** `ValueError` listing the optax fields that the torch state has nothing for, and entries of the torch
-    state that the optax state has no field for; and for layers that have fewer parameters than in PyTorch.
+    state that the optax state has no field for; for layers that have fewer parameters than in PyTorch; and for
+    parameters updated different numbers of times, or not at all (unless frozen), where their updates depend on it.
     """
+    source = _opened(optimizer)
     parameters = Parameters(state, layouts, inputs)
     order = parameters.by_number(optimizer, names, rename)
-    source = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
     entries, scalars = _by_entry(source, order)
-    fields = {f for f, _, _ in _fields(state.opt_state)}
+    fields = _by_field(state.opt_state)
     chosen = {f: next((e for e in _ENTRIES[f] if e in entries), None) for f in fields if f in _ENTRIES}
     taken = any(scalars.values()) or any(entries.values())
     missing = sorted(f for f, entry in chosen.items() if entry is None)
@@ -177,12 +181,20 @@ def load_optimizer_state(
             f"the optimizer states do not match: the optax state's {missing} have no counterpart among the torch "
             f"state's {sorted(entries)}, and {unused} no place in the optax state"
         )
+    fresh = _by_field(state.tx.init(state.params))
     trees = {
-        f: _leaves_by_path(parameters.to_params(_filled(entries[entry], entry)))
+        f: _leaves_by_path(parameters.to_params(_filled(entries[entry], entry), fresh.get(f, {})))
         for f, entry in chosen.items()
         if entry is not None
     }
-    step = _step(scalars["step"], step)
+    # A parameter that PyTorch has not updated yet starts at its own step 1 there.
+    anew: set[str] = set()
+    for field, paths in _beside_a_count(state.opt_state).items():
+        if field in chosen and (scalars["step"] or field in _FIRST_APART):
+            updated = entries.get(chosen[field] or "", {}).keys() & (scalars["step"] or order.values())
+            anew |= set(parameters.at(paths)) - updated
+    anew -= parameters.frozen(optimizer, names, order)
+    step = _step(source, scalars["step"], step, [name for name in order.values() if name in anew])
 
     def replaced(path: Any, leaf: Any) -> Any:
         field, rest = _field(path)
@@ -191,7 +203,7 @@ def load_optimizer_state(
         if field in _COUNTS:
             return jnp.full(leaf.shape, step, leaf.dtype)
         if field == "mu_product" and scalars["mu_product"]:
-            return jnp.full(leaf.shape, scalars["mu_product"][0], leaf.dtype)
+            return jnp.full(leaf.shape, float(next(iter(scalars["mu_product"].values()))), leaf.dtype)
         return leaf
 
     opt_state = jax.tree_util.tree_map_with_path(replaced, state.opt_state)
@@ -216,12 +228,11 @@ def optimizer_state_dict(
     """
     import torch
 
+    like = copy.deepcopy(_opened(optimizer))
     parameters = Parameters(state, layouts, inputs)
     order = parameters.by_number(optimizer, names, rename)
-    like = copy.deepcopy(optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict())
-    found: dict[str, dict[Any, Any]] = {}
-    for field, rest, leaf in _fields(state.opt_state):
-        found.setdefault(field, {})[rest] = leaf
+    idle = parameters.frozen(optimizer, names, order) - {order[int(index)] for index in like["state"]}
+    found = _by_field(state.opt_state)
     counts = {int(x) for field in _COUNTS for x in found.get(field, {}).values()}
     if len(counts) > 1:
         raise ValueError(f"the optimizer state counts different numbers of steps: {sorted(counts)}")
@@ -244,9 +255,9 @@ def optimizer_state_dict(
         for index in group["params"]:
             name = order[index]
             mine = {entry: torch.tensor(x[name]) for entry, x in arrays.items() if name in x}
-            if not mine:
+            if not mine or name in idle:
                 continue
-            if not counts_by_group and _counts_by_parameter(group):
+            if not counts_by_group and _counts(group):
                 mine["step"] = torch.tensor(float(steps))
             if "mu_product" in found:
                 mine["mu_product"] = torch.tensor(float(next(iter(found["mu_product"].values()))))
@@ -258,7 +269,26 @@ def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in group.items() if k not in ("params", "param_names", "lr", "initial_lr", "step")}
 
 
-def _counts_by_parameter(group: Mapping[str, Any]) -> bool:
+def _opened(optimizer: Any) -> Mapping[str, Any]:
+    """The optimizer's state dict."""
+    source = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
+    for key in ("state", "param_groups"):
+        if key not in source:
+            raise ValueError(
+                f"the optimizer's state dict has no {key!r}; it has {', '.join(map(str, source))}. Give the whole of "
+                "what optimizer.state_dict() returned"
+            )
+    numbers = Counter(number for group in source["param_groups"] for number in group["params"])
+    repeated = [str(number) for number, times in numbers.items() if times > 1]
+    if repeated:
+        raise ValueError(f"the optimizer's groups have these parameters more than once: {', '.join(repeated)}")
+    unknown = [str(index) for index in source["state"] if int(index) not in numbers]
+    if unknown:
+        raise ValueError(f"the optimizer's state dict has the state of parameters in no group: {', '.join(unknown)}")
+    return source
+
+
+def _counts(group: Mapping[str, Any]) -> bool:
     # SGD and Lion keep no count.
     return "dampening" not in group and ("eps" in group or "lr_decay" in group)
 
@@ -276,33 +306,47 @@ def _group_of_each(optimizer: Any, parameters: Parameters, order: Mapping[int, s
     return jax.tree.map(lambda x: str(int(np.asarray(x).flat[0])), params)
 
 
-def _by_entry(source: Mapping[str, Any], order: Mapping[int, str]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """{entry: {parameter: array}} of a torch state dict, and its scalars: steps, and NAdam's products."""
+def _by_entry(source: Mapping[str, Any], order: Mapping[int, str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """{entry: {parameter: array}} of a torch state dict, and its scalars likewise: steps, and NAdam's products."""
     entries: dict[str, dict[str, np.ndarray]] = {}
-    scalars: dict[str, list[float]] = {"step": [], "mu_product": []}
+    scalars: dict[str, dict[str, Any]] = {"step": {}, "mu_product": {}}
     for index, values in source["state"].items():
         for entry, value in values.items():
             if value is None:
                 continue
             if entry in scalars:
-                scalars[entry].append(float(value))
+                scalars[entry][order[int(index)]] = value
             else:
                 entries.setdefault(entry, {})[order[int(index)]] = _numpy(value)
-    scalars["step"] += [float(g["step"]) for g in source["param_groups"] if g.get("step") is not None]
     return entries, scalars
 
 
-def _step(counted: Sequence[float], given: int | None) -> int:
-    counts = {int(x) for x in counted}
-    if len(counts) > 1:
-        raise ValueError(
-            f"the parameters were updated different numbers of times ({sorted(counts)}); optax counts once"
-        )
+def _step(source: Mapping[str, Any], counted: Mapping[str, Any], given: int | None, anew: Sequence[str]) -> int:
+    """The number of steps taken: the one of all parameters and groups, or the given one where none is kept."""
+    groups = source["param_groups"]
+    counts = {_whole(f"the step of {name}", x) for name, x in counted.items()}
+    counts |= {_whole(f"the step of group {i}", g["step"]) for i, g in enumerate(groups) if g.get("step") is not None}
+    if not counts and not source["state"] and all(_counts(g) for g in groups):
+        counts = {0}
     if not counts and given is None:
         raise ValueError("this torch optimizer keeps no count of its steps: give step=")
-    if given is not None and counts and given not in counts:
+    if len(counts) == 1 and given not in (None, *counts):
         raise ValueError(f"step={given}, but the optimizer has taken {counts.pop()} steps")
-    return counts.pop() if given is None else given
+    counts = counts or {_whole("step", given)}
+    if len(counts) > 1 or (anew and counts != {0}):
+        never = f", and not at all: {', '.join(anew)}" if anew else ""
+        raise ValueError(
+            f"the parameters were updated different numbers of times ({sorted(counts)}{never}); optax counts once. "
+            "Parameters that stay frozen may be left out of the chain: optax.partition, with optax.set_to_zero for them"
+        )
+    return counts.pop()
+
+
+def _whole(name: str, value: Any) -> int:
+    number = float(value)
+    if not 0 <= number < 2**31 or number != int(number):
+        raise ValueError(f"{name} is a number of updates, whole, from 0 to 2**31 - 1; got {number}")
+    return int(number)
 
 
 def _filled(values: Mapping[str, np.ndarray], entry: str) -> dict[str, np.ndarray]:
@@ -324,12 +368,27 @@ def _field(path: Any) -> tuple[str, Any]:
     return "", tuple(path)
 
 
-def _fields(opt_state: PyTree) -> list[tuple[str, Any, Any]]:
-    found = []
+def _by_field(opt_state: PyTree) -> dict[str, dict[Any, Any]]:
+    """{field: {path of a parameter: leaf}}."""
+    found: dict[str, dict[Any, Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
         field, rest = _field(path)
         # Scalars of different parts of a chain have no path of their own.
-        found.append((field, rest or tuple(path), leaf))
+        found.setdefault(field, {})[rest or tuple(path)] = leaf
+    return found
+
+
+def _beside_a_count(opt_state: PyTree) -> dict[str, set[Any]]:
+    """{field: paths of parameters} in those parts of a chain that count steps."""
+    parts: dict[Any, list[tuple[str, Any]]] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(opt_state):
+        field, rest = _field(path)
+        parts.setdefault(path[: len(path) - len(rest) - 1], []).append((field, rest))
+    found: dict[str, set[Any]] = {}
+    for part in parts.values():
+        if any(field in _COUNTS for field, _ in part):
+            for field, rest in part:
+                found.setdefault(field, set()).add(rest)
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -48,28 +49,52 @@ class Parameters:
                 + "\n".join(unlike)
             )
 
-    def to_params(self, values: Mapping[str, np.ndarray]) -> PyTree:
-        """Arrays by PyTorch's names, in its layouts, as a tree like the parameters; zeros where there is none."""
+    def to_params(self, values: Mapping[str, np.ndarray], others: Mapping[Any, Any] = MappingProxyType({})) -> PyTree:
+        """Arrays by PyTorch's names, in its layouts, as a tree like the parameters.
+
+        Where there is none, what `others` has at the parameter's path, or else zeros.
+        """
         unknown = sorted(values.keys() - self.shapes.keys())
         if unknown:
             raise ValueError(f"not in the model's state dict: {', '.join(unknown)}")
-        # At least as wide as the values are: momenta of bfloat16 parameters may be float32.
-        blank = self._with(jax.tree.map(_wide_zeros, self._state.params))
-        full = {**state_dict(blank, **self._options), **values}
+        blank = self._with(self._filled(others))
+        full = state_dict(blank, **self._options)
+        wrong = sorted(name for name, x in values.items() if np.iscomplexobj(x) and not np.iscomplexobj(full[name]))
+        if wrong:
+            raise ValueError(f"complex values in the optimizer's state for real parameters: {', '.join(wrong)}")
+        full = {**full, **values}
         model = load_state_dict(blank.model(), full, **self._options)
         return TrainState.create(model, optax.identity()).params
 
     def to_torch(self, leaves: Mapping[Any, Any]) -> dict[str, np.ndarray]:
         """The inverse: leaves by the paths of parameters, as arrays by PyTorch's names."""
-        params = jax.tree_util.tree_map_with_path(lambda path, x: leaves.get(tuple(path), x), self._state.params)
-        full = state_dict(self._with(params), **self._options)
-        return {name: full[name] for name in self.names}
+        full = state_dict(self._with(self._filled(leaves)), **self._options)
+        return {name: full[name] for name in self.at(leaves)}
+
+    def at(self, paths: Collection[Any]) -> list[str]:
+        """PyTorch's names of the parameters at these paths, in whole or in part."""
+        marked = state_dict(self._with(self._filled(dict.fromkeys(paths, np.nan))), **self._options)
+        return [name for name in self.names if np.isnan(marked[name]).any()]
+
+    def frozen(self, optimizer: Any, names: Any, order: Mapping[int, str]) -> set[str]:
+        """Those of `by_number` that are known not to require gradients."""
+        if not isinstance(optimizer, Mapping):
+            tensors = [p for group in optimizer.param_groups for p in group["params"]]
+        else:
+            tensors = list(names.parameters()) if hasattr(names, "named_parameters") else []
+        return {name for name, p in zip(order.values(), tensors, strict=False) if not p.requires_grad}
 
     def by_number(self, optimizer: Any, names: Any, rename: Rename | None) -> dict[int, str]:
         """The model's name of each parameter by its number in the optimizer's state dict."""
         order = self._torch_names(optimizer, names)
         model_names = Renaming(rename).to_model(order.values())
         return {number: model_names[name] for number, name in order.items()}
+
+    def _filled(self, leaves: Mapping[Any, Any]) -> PyTree:
+        """A tree like the parameters, of leaves by their paths; zeros where there is none."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: _wide(x, leaves.get(tuple(path), 0)), self._state.params
+        )
 
     def _with(self, params: PyTree) -> TrainState:
         return self._state.replace(params=params)
@@ -108,6 +133,8 @@ class Parameters:
         )
 
 
-def _wide_zeros(x: Any) -> np.ndarray:
-    floating = jnp.issubdtype(x.dtype, jnp.inexact)
-    return np.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32) if floating else x.dtype)
+def _wide(like: Any, value: Any) -> np.ndarray:
+    # At least as wide as the values are: momenta of bfloat16 parameters may be float32.
+    floating = jnp.issubdtype(like.dtype, jnp.inexact)
+    dtype = jnp.result_type(like.dtype, jnp.float32, value) if floating else like.dtype
+    return np.broadcast_to(np.asarray(value, dtype), like.shape)

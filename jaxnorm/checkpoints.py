@@ -42,7 +42,8 @@ class Checkpoints:
 
     All processes make the same calls in the same order. The state is any tree of arrays: a `TrainState`, whose random
     key, counters, EMA and optimizer are in it. Arrays over the devices of several processes are saved as they are;
-    an array of one process alone must hold the same values in all of them. Saved as it is (not replicated), a
+    an array of one process alone must hold the same values in all of them. NumPy arrays stay NumPy's, in the dtype
+    they have; Python numbers become arrays, in the dtype JAX gives them. Saved as it is (not replicated), a
     state can be taken up on any number of devices and processes; one with an axis of replicas, on as many replicas.
 
     **Arguments:**
@@ -112,8 +113,8 @@ class Checkpoints:
 
         `data` says where the reading of the data stands, in numbers and strings: a seed and a position, say.
 
-        **Raises:** `OSError` as above; `ValueError` if there is a checkpoint of this step or a later one, or if an
-        array of one process alone is not the same in all.
+        **Raises:** `OSError` as above; `ValueError` if there is a checkpoint of this step or a later one, if an array
+        of one process alone is not the same in all, or for leaves that cannot be stored: texts, numbers too large.
         """
         import orbax.checkpoint as ocp
 
@@ -125,17 +126,15 @@ class Checkpoints:
                 "earlier one, delete those after it, or give the new run a directory of its own."
             )
         arrays = named_leaves(state)
+        values = {name: _saved(name, x) for name, x in arrays.items() if np.size(x)}
         refuse_different({name: x for name, x in arrays.items() if is_own(x)})
         run = {"config": self.config, "data": _as_json("data", data or {}), "arrays": _kinds(arrays)}
+        items = {"run": ocp.args.JsonSave(run)}
+        if values:
+            items["state"] = ocp.args.PyTreeSave(values)
         self._pending = step
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave({name: _saved(x) for name, x in arrays.items() if np.size(x)}),
-                    run=ocp.args.JsonSave(run),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._failure(error) from None  # orbax has logged where it happened
 
@@ -163,9 +162,15 @@ class Checkpoints:
             )
         wanted = named_leaves(like)
         run = self._read(step, run=ocp.args.JsonRestore()).run
-        self._refuse_other(step, run, _kinds(wanted))
+        kinds = _kinds(wanted)
+        # A NumPy array may have been on a device when it was saved, in the dtype that JAX gave it there.
+        kinds |= _kinds(jax.eval_shape(lambda x: x, wanted)).items() & run["arrays"].items()
+        self._refuse_other(step, run, kinds)
         places = {name: _place(x) for name, x in wanted.items() if np.size(x)}
-        found = self._read(step, state=ocp.args.PyTreeRestore(item=dict.fromkeys(places, 0), restore_args=places)).state
+        found = {}
+        if places:
+            items = ocp.args.PyTreeRestore(item=dict.fromkeys(places, 0), restore_args=places)
+            found = self._read(step, state=items).state
         leaves = [_taken(found.get(name), x) for name, x in wanted.items()]
         return Restored(step, jax.tree.unflatten(jax.tree.structure(like), leaves), run["data"])
 
@@ -224,6 +229,7 @@ class Checkpoints:
 
 
 _ABSENT = "absent"
+_NUMPY = (np.ndarray, np.generic)
 
 
 def _as_json(title: str, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,13 +241,22 @@ def _as_json(title: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kinds(arrays: Mapping[str, Any]) -> dict[str, str]:
     """`float32[64, 3, 7, 7]` of each; of a random key its generator."""
-    return {name: f"{jnp.result_type(x)}{list(np.shape(x))}" for name, x in arrays.items()}
+    return {
+        name: f"{x.dtype if isinstance(x, _NUMPY) else jnp.result_type(x)}{list(np.shape(x))}"
+        for name, x in arrays.items()
+    }
 
 
-def _saved(x: Any) -> Any:
-    if jax.process_count() > 1 and is_own(x):
-        return host(x)  # orbax writes it once, from process 0
-    return jax.random.key_data(x) if is_key(x) else jnp.asarray(x)
+def _saved(name: str, x: Any) -> Any:
+    try:
+        jnp.result_type(x)  # of what JAX has no dtype for, orbax has none either
+        x = np.asarray(x) if isinstance(x, _NUMPY) else jax.random.key_data(x) if is_key(x) else jnp.asarray(x)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(
+            f"{name} cannot be stored: {error}. A state is a tree of arrays, NumPy's for numbers beyond JAX's dtypes; "
+            "texts and the like go into data or config."
+        ) from error
+    return host(x) if jax.process_count() > 1 and is_own(x) else x  # orbax writes it once, from process 0
 
 
 def _place(x: Any) -> Any:
@@ -257,6 +272,8 @@ def _taken(found: Any, x: Any) -> Any:
     """What was read, in the place and form of `x`."""
     if found is None:
         return x  # no values
+    if isinstance(x, _NUMPY):
+        return np.asarray(found, x.dtype)[() if isinstance(x, np.generic) else ...]
     if is_key(x):
         found = jax.random.wrap_key_data(found, impl=jax.random.key_impl(x))
     sharding = getattr(x, "sharding", None)

@@ -21,14 +21,14 @@ class EmaState(NamedTuple):
     """What an `Ema` remembers."""
 
     count: Int[Array, ""]  # type: ignore[assignment]  # updates so far
-    average: PyTree  # the tree's structure; floating entries averaged, all others the latest
+    average: PyTree  # the tree's structure; floating and complex entries averaged, all others the latest
 
 
 @dataclass(frozen=True)
 class Ema:
     """Exponential moving average over any tree of arrays.
 
-        average <- decay * average + (1 - decay) * value        (floating entries)
+        average <- decay * average + (1 - decay) * value        (floating and complex entries)
         average <- value                                        (integers, booleans, random keys)
 
     ```python
@@ -64,13 +64,13 @@ class Ema:
       give a function (path, entry) -> bool that says whether an entry is a buffer.
     - `dtype`: dtype of the averaged floating entries; `None` keeps each entry's. A bfloat16 average takes its
       updates with stochastic rounding, as timm's does, because most updates are below its resolution; a float16
-      average cannot be held so and is refused: give `dtype=jnp.float32`.
+      or float8 average cannot be held so and is refused: give `dtype=jnp.float32`.
     - `seed`: of the stochastic rounding. The same on all replicas, so that they round alike.
     - `integers`: `"copy"`, or `"average"`, which truncates the average toward zero, as
       `torch.optim.swa_utils.AveragedModel` does to integer buffers.
     - `counts_itself`: take the number of updates so far, plus one, where `update` is given no step.
 
-    **Raises:** `ValueError` for options out of range, and for float16 entries without a `dtype`.
+    **Raises:** `ValueError` for options out of range, and for float16 and float8 entries without a `dtype`.
     """
 
     decay: float | Schedule = 0.9999
@@ -125,12 +125,12 @@ class Ema:
 
     def init(self, tree: PyTree) -> EmaState:
         """The state before any update: a copy of `tree`, placed and cast."""
-        self._refuse_float16(tree)
+        self._refuse_narrow(tree)
         average = jax.tree.map(lambda x: _floating_as(jnp.array(x, copy=True), self.dtype), tree)
         return self._place(EmaState(jnp.zeros((), jnp.int32), average))
 
     def update(self, tree: PyTree, state: EmaState, step: Int[Array, ""] | int | None = None) -> EmaState:
-        """The state after `tree` is taken in. `tree` has the structure given to `init`.
+        """The state after `tree` is taken in. `tree` has the structure and the shapes given to `init`.
 
         One compiled pass over the state. Placed elsewhere (`device`), values are sent there and the call returns
         at once; it is then made outside of `jax.jit`, which cannot span platforms.
@@ -189,19 +189,18 @@ class Ema:
             return jax.device_put(state, jax.tree.map(lambda x: _split(sharding, x.shape), state))
         return jax.device_put(state, self.device)
 
-    def _refuse_float16(self, tree: PyTree) -> None:
-        if self.dtype is None or self.dtype == jnp.float16:
-            names = [
-                jax.tree_util.keystr(path)
-                for path, x in jax.tree_util.tree_leaves_with_path(tree)
-                if jnp.result_type(x) == jnp.float16
-                or (self.dtype is not None and jnp.issubdtype(jnp.result_type(x), jnp.floating))
-            ]
-            if names:
-                raise ValueError(
-                    "a float16 average cannot hold its updates, which round to nothing: give Ema dtype=jnp.float32. "
-                    f"float16 entries: {', '.join(names)}"
-                )
+    def _refuse_narrow(self, tree: PyTree) -> None:
+        dtypes = {
+            jax.tree_util.keystr(path): jnp.dtype(self.dtype or jnp.result_type(x))
+            for path, x in jax.tree_util.tree_leaves_with_path(tree)
+            if jnp.issubdtype(jnp.result_type(x), jnp.floating)
+        }
+        narrow = {name: d for name, d in dtypes.items() if jnp.finfo(d).bits < 32 and d != jnp.bfloat16}
+        if narrow:
+            raise ValueError(
+                "an average of so few bits cannot hold its updates, which round to nothing: give Ema "
+                f"dtype=jnp.float32. Entries: {', '.join(f'{name} ({d})' for name, d in narrow.items())}"
+            )
 
 
 def _equal_weights(count: Any) -> Any:
@@ -221,21 +220,28 @@ def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any) -> EmaState:
     averages, expected = jax.tree.flatten(state.average)
     if not structure == expected:
         raise ValueError(f"the tree is not the one this average was made for: got {structure}, expected {expected}")
+    unlike = [
+        f"{jax.tree_util.keystr(path)} has shape {jnp.shape(value)}, its average {average.shape}"
+        for (path, value), average in zip(jax.tree_util.tree_leaves_with_path(tree), averages, strict=True)
+        if jnp.shape(value) != average.shape
+    ]
+    if unlike:
+        raise ValueError(f"the tree is not the one this average was made for: {'; '.join(unlike)}")
     buffers = _buffers(tree, ema.exclude_buffers)
     updated = list(values)
-    floating = []
+    inexact = []
     for i, (average, value) in enumerate(zip(averages, values, strict=True)):
         if buffers[i]:
             updated[i] = _floating_as(value, average.dtype)
         elif average.dtype == jnp.bfloat16:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ema.seed), state.count), i)
             updated[i] = _stochastic_bfloat16(_lerp(_float32(average), _float32(value), weight), key)
-        elif jnp.issubdtype(average.dtype, jnp.floating):
-            floating.append(i)
+        elif jnp.issubdtype(average.dtype, jnp.inexact):
+            inexact.append(i)
         elif ema.integers == "average" and jnp.issubdtype(average.dtype, jnp.integer):
             updated[i] = _lerp(_float32(average), _float32(value), weight).astype(average.dtype)
     for i, average in zip(
-        floating, _lerp_all([averages[i] for i in floating], [values[i] for i in floating], weight), strict=True
+        inexact, _lerp_all([averages[i] for i in inexact], [values[i] for i in inexact], weight), strict=True
     ):
         updated[i] = average
     return EmaState(count, jax.tree.unflatten(structure, updated))
@@ -247,7 +253,7 @@ def _lerp_all(averages: list[Any], values: list[Any], weight: Any) -> list[Any]:
 
 def _lerp(average: Any, value: Any, weight: Any) -> Any:
     """`torch.lerp(average, value, weight)`, its two branches included."""
-    weight = weight.astype(average.dtype)
+    weight = weight.astype(average.real.dtype)
     difference = value - average
     return jnp.where(weight < 0.5, average + weight * difference, value - difference * (1 - weight))
 

@@ -89,10 +89,17 @@ def is_key(x: Any) -> bool:
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Every leaf by its path, `params/conv1/kernel`."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    leaves: dict[str, Any] = {}
+    paths: dict[str, Any] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in leaves:
+            raise ValueError(
+                f"two leaves have the one name {name}: {jax.tree_util.keystr(paths[name])} and "
+                f"{jax.tree_util.keystr(path)}. Rename one of them."
+            )
+        leaves[name], paths[name] = x, path
+    return leaves
 
 
 def _shared(x: Any, sharding: Sharding) -> jax.Array:

@@ -100,6 +100,61 @@ def test_arrays_come_to_where_those_of_the_given_state_are(checkpoints):
     assert found["split"].sharding == few and found["shared"].sharding == x.sharding
 
 
+@pytest.fixture
+def float32():
+    """As JAX is by default: no dtype of 64 bits."""
+    with jax.enable_x64(False):
+        yield
+
+
+def test_numpy_arrays_stay_numpys_in_the_dtype_they_have(checkpoints, float32):
+    state = {
+        "seen": np.array([2**40 + 5]),
+        "loss": np.float64(1.123456789012345),
+        "mask": np.array([True, False]),
+        "half": np.ones(2, jnp.bfloat16),
+        "small": np.arange(3, dtype=np.uint8),
+    }
+    checkpoints.save(0, state)
+    checkpoints.wait()
+    found = checkpoints.restore(jax.tree.map(np.zeros_like, state) | {"loss": np.float64(0)}).state
+    for name, x in state.items():
+        assert type(found[name]) is type(x) and found[name].dtype == x.dtype and np.array_equal(found[name], x)
+
+
+def test_a_numpy_array_that_was_on_a_device_when_saved_is_taken_up(checkpoints, float32):
+    fresh = {"scale": np.array([0.5, 1.5]), "count": 3}
+    checkpoints.save(0, jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree))(fresh))
+    checkpoints.wait()
+    found = checkpoints.restore(fresh).state
+    assert found["scale"].dtype == np.float64 and found["scale"].tolist() == [1.5, 2.5] and int(found["count"]) == 4
+    with pytest.raises(ValueError, match=r"array scale: float32\[2\] there, int64\[2\] here"):
+        checkpoints.restore({**fresh, "scale": np.zeros(2, int)})
+
+
+@pytest.mark.parametrize("leaf", [2**40, "a text", np.array(["a text"]), np.array([None])], ids=str)
+def test_leaves_that_cannot_be_stored_are_refused_by_name(leaf, checkpoints, float32):
+    with pytest.raises(ValueError, match=r"^a/b cannot be stored: .*data or config"):
+        checkpoints.save(0, {"a": {"b": leaf}, "c": jnp.ones(2)})
+    assert checkpoints.latest() is None
+
+
+def test_two_leaves_of_one_name_are_refused(checkpoints):
+    with pytest.raises(ValueError, match=r"one name a/b: \['a'\]\['b'\] and \['a/b'\]"):
+        checkpoints.save(0, {"a/b": jnp.ones(1), "a": {"b": jnp.zeros(2)}})
+
+
+@pytest.mark.parametrize("tree", [{"x": np.zeros((0, 3)), "y": jnp.zeros(0)}, {}], ids=["empty arrays", "no arrays"])
+def test_a_state_without_values_is_saved_like_any_other(tree, checkpoints):
+    checkpoints.save(0, tree, {"position": 1})
+    checkpoints.wait()
+    found = checkpoints.restore(tree)
+    assert_equal(found.state, tree)
+    assert found.data == {"position": 1}
+    with pytest.raises(ValueError, match=r"array z: absent there, float64\[1\] here"):
+        checkpoints.restore({**tree, "z": np.ones(1)})
+
+
 def test_the_last_ones_are_kept(checkpoints):
     assert checkpoints.latest() is None and checkpoints.steps() == []
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*run: it has none"):

@@ -215,6 +215,40 @@ def test_a_bfloat16_average_takes_small_updates_in_expectation():
     assert float(jnp.mean(state.average["x"].astype(float))) == pytest.approx(1 - 0.999**400, abs=2e-3)
 
 
+@pytest.mark.parametrize("decay", [None, 0.3, 0.9])
+def test_complex_parameters_are_averaged_as_by_pytorch(decay):
+    values = np.random.default_rng(0).normal(size=(5, 3, 2)) @ [1, 1j]
+    module = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.tensor(values[0]))})
+    theirs = AveragedModel(module, avg_fn=None if decay is None else get_ema_avg_fn(decay))
+    ours = Ema.averaged_model(decay, use_buffers=True)  # this tree tells no buffers apart
+    state = ours.init({"w": jnp.asarray(values[0])})
+    for value in values:
+        module["w"].data.copy_(torch.tensor(value))
+        theirs.update_parameters(module)
+        state = ours.update({"w": jnp.asarray(value)}, state)
+    assert state.average["w"].dtype == complex
+    np.testing.assert_allclose(state.average["w"], theirs.module["w"].detach(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_entries_of_another_shape_are_refused_by_name(device):
+    ema = Ema(0.5, device=device)
+    state = ema.init({"w": jnp.zeros(3), "n": jnp.zeros(2, int)})
+    with pytest.raises(ValueError, match=r"\['n'\] has shape \(1,\), its average \(2,\); \['w'\] has shape \(1,\)"):
+        ema.update({"w": jnp.ones(1), "n": jnp.ones(1, int)}, state, 5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_float8_is_refused_as_float16_is(dtype):
+    with pytest.raises(ValueError, match=r"dtype=jnp\.float32.*\['w'\] \(float8"):
+        Ema(0.99).init({"w": jnp.ones(2, dtype), "n": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"\['n'\] \(float8"):
+        Ema(0.99, dtype=dtype).init({"n": jnp.ones(2)})
+    state = Ema(0.9, dtype=jnp.float32).init({"w": jnp.ones(2, dtype)})
+    state = Ema(0.9, dtype=jnp.float32).update({"w": jnp.zeros(2, dtype)}, state)
+    np.testing.assert_allclose(state.average["w"], 0.9, rtol=1e-6)
+
+
 def test_float16_is_refused_with_what_to_do():
     with pytest.raises(ValueError, match=r"dtype=jnp\.float32.*\['w'\]"):
         Ema(0.99).init({"w": jnp.ones(2, jnp.float16), "n": jnp.ones(2)})

@@ -327,3 +327,97 @@ def test_parameters_that_are_sums_of_pytorchs_are_refused():
     optimizer = torch.optim.Adam(torch.nn.LSTMCell(2, 3).named_parameters(), 0.01)
     with pytest.raises(ValueError, match=r"fewer parameters than in PyTorch.*\n.*bias_ih, bias_hh"):
         interop.load_optimizer_state(TrainState.create(cell, optax.adam(0.01)), optimizer)
+
+
+def _one_layer_steps(module, optimizer, n):
+    """Steps of a loss that the second layer has no part in."""
+    for _ in range(n):
+        optimizer.zero_grad()
+        module.a(torch.from_numpy(BATCH)).square().mean().backward()
+        optimizer.step()
+
+
+BY_PARAMETER = ["sgd dampening", "adam", "adam amsgrad", "adamw", "nadam", "radam", "adan"]
+
+
+@pytest.mark.parametrize("case", BY_PARAMETER)
+def test_parameters_that_pytorch_would_start_anew_are_refused_by_name(case, model):
+    module = _module()
+    optimizer = CASES[case](module.parameters())
+    _one_layer_steps(module, optimizer, 3)
+    state = TrainState.create(model, interop.optax_from_torch(optimizer))
+    with pytest.raises(ValueError, match=r"different numbers of times.*3.*not at all: b.weight, b.bias"):
+        interop.load_optimizer_state(state, optimizer, names=module, step=3)
+
+
+@pytest.mark.parametrize("case", ["sgd momentum", "sgd nesterov", "rmsprop", "rmsprop tf", "lion", "lamb"])
+def test_where_no_count_of_their_own_matters_they_start_as_in_pytorch(case, model):
+    module = _module()
+    optimizer = CASES[case](module.parameters())
+    _one_layer_steps(module, optimizer, 3)
+    state = TrainState.create(interop.load_state_dict(model, module.state_dict()), interop.optax_from_torch(optimizer))
+    used = _jax_steps(state, 2)  # momenta of which nothing may remain
+    state = used.replace(params=state.params)
+    state = _jax_steps(interop.load_optimizer_state(state, optimizer, names=module, step=3), 2)
+    _torch_steps(module, optimizer, 2)
+    for name, x in interop.state_dict(state.model()).items():
+        np.testing.assert_allclose(x, module.state_dict()[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("how", ["optimizer", "state dict", "no place in the optax state"])
+def test_frozen_parameters_have_no_state_on_either_side(how, model):
+    module = _module()
+    module.b.requires_grad_(how == "no place in the optax state")
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    _one_layer_steps(module, optimizer, 3)
+    tx = interop.optax_from_torch(optimizer)
+    if how == "no place in the optax state":
+        labels = {k: jax.tree.map(lambda _, k=k: k, v) for k, v in TrainState.create(model, tx).params.items()}
+        tx = optax.partition({"a": tx, "b": optax.set_to_zero()}, labels)
+    source = optimizer.state_dict() if how == "state dict" else optimizer
+    state = interop.load_optimizer_state(TrainState.create(model, tx), source, names=module)
+    after = interop.optimizer_state_dict(state, source, names=module)["state"]
+    assert after.keys() == {0, 1}
+    assert torch.equal(after[0]["exp_avg"], optimizer.state[module.a.weight]["exp_avg"])
+
+
+def test_an_optimizer_that_has_taken_no_step_starts_at_0(model):
+    module = _module()
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    state = TrainState.create(model, interop.optax_from_torch(optimizer))
+    assert int(interop.load_optimizer_state(state, optimizer, names=module).opt_state[0].count) == 0
+    with pytest.raises(ValueError, match="step=3, but the optimizer has taken 0 steps"):
+        interop.load_optimizer_state(state, optimizer, names=module, step=3)
+
+
+def _changed(change):
+    module = _module()
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    _torch_steps(module, optimizer, 3)
+    source = optimizer.state_dict()
+    change(source)
+    return source
+
+
+BROKEN = {
+    "number": (lambda s: s["state"].update({99: s["state"][0]}), r"state of parameters in no group: 99"),
+    "twice": (lambda s: s["param_groups"][0].update(params=[0, 1, 1, 3]), r"parameters more than once: 1"),
+    "no state": (lambda s: s.pop("state"), r"no 'state'.*it has param_groups"),
+    "no groups": (lambda s: s.pop("param_groups"), r"no 'param_groups'.*it has state"),
+    "nan": (lambda s: s["state"][1].update(step=float("nan")), r"step of a.bias .*nan"),
+    "large": (lambda s: s["state"][1].update(step=2**40), r"step of a.bias .*1099511627776"),
+    "part": (lambda s: s["state"][1].update(step=2.5), r"step of a.bias .*2.5"),
+    "negative": (lambda s: s["state"][1].update(step=torch.tensor(-2.0)), r"step of a.bias .*-2"),
+    "group": (lambda s: s["param_groups"][0].update(step=2.5), r"step of group 0 .*2.5"),
+    "complex": (lambda s: s["state"][1].update(exp_avg=torch.ones(4) * 1j), r"complex.* real.*: a.bias"),
+    "one without": (lambda s: s["state"][1].pop("step"), r"3.*not at all: a.bias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_state_dicts_are_refused_by_what_is_wrong(case, model):
+    change, message = BROKEN[case]
+    names = [name for name, _ in _module().named_parameters()]
+    state = TrainState.create(model, optax.adam(0.01))
+    with pytest.raises(ValueError, match=message):
+        interop.load_optimizer_state(state, _changed(change), names=names)
