@@ -33,7 +33,9 @@ class Checkpoint(Mapping[str, np.ndarray]):
         entries: where each array lies (`interop.tensors.Tensor`).
 
     An array is made when it is asked for and costs no memory beyond the pages that are read. Going through `items()`
-    and letting each array go after use streams a file of any size.
+    and letting each array go after use streams a file of any size. While arrays are in use the file must not be written
+    in place, as torch.save does: they would change, or the process would end (SIGBUS) where the file became shorter.
+    `save_checkpoint` puts a new file in its place, which does no harm; `to_device` and NumPy's `array.copy()` copy.
     """
 
     def __init__(
@@ -61,8 +63,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def to_device(self, device: Any = None) -> dict[str, jax.Array]:
         """The arrays on a device (or with a sharding, as `jax.device_put` takes it), one after the other.
 
-        Each array's pages leave memory when it has arrived, so that no more than the largest array is in memory
-        besides what is on the device. On a CPU device arrays that it can use where they lie stay in the file.
+        Each is a copy, and its pages leave memory when it has arrived, so that no more than the largest array is in
+        memory besides what is on the device.
 
             variables = interop.load_checkpoint("resnet50.safetensors").to_device()
 
@@ -72,7 +74,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         check(self)
         arrays = {}
         for name, array in self.items():
-            arrays[name] = jax.device_put(array, device).block_until_ready()
+            # a CPU device may keep the memory that it is given, also with may_alias=False, and a file may change
+            arrays[name] = jax.device_put(array.copy(), device).block_until_ready()
             del array
         return arrays
 
@@ -96,6 +99,9 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
 
     Returns:
         A mapping from PyTorch's names to arrays, with `.metadata`. See `Checkpoint`.
+
+    Of a model that is pickled whole there are the parameters and buffers that its `state_dict()` has; what a class's
+    own code adds (`get_extra_state`, hooks) is not known without running it.
 
     Raises:
         CheckpointError: for a file that is missing, truncated, damaged or no checkpoint, or if the choice is unclear.
@@ -166,6 +172,7 @@ def save_checkpoint(
             shards.write(target_path, arrays, text, max_shard_size)
         else:
             safetensors_file.write(target_path, arrays, text)
+            shards.forget(target_path)
         return
     if max_shard_size is not None:
         raise CheckpointError(target_path, "only safetensors are split into several files")
@@ -226,15 +233,22 @@ def _layout(
 
 def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
     """The target as a state dict of NumPy arrays."""
-    is_state = isinstance(target, Mapping) and all(hasattr(v, "dtype") and hasattr(v, "shape") for v in target.values())
-    if not is_state:
+    nested = isinstance(target, Mapping) and target and all(isinstance(value, Mapping) for value in target.values())
+    if nested or not isinstance(target, Mapping):
         from interop._state_dict import state_dict
 
         target = state_dict(target)
     bad = [name for name in target if not isinstance(name, str)]
     if bad:
         raise CheckpointError(path, f"names {bad[:8]} are not text")
-    arrays = {name: as_numpy(value) for name, value in target.items()}
+    arrays, bad = {}, []
+    for name, value in target.items():
+        try:
+            arrays[name] = as_numpy(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # torch's, of tensors without strides or data
+            bad.append(f"{name!r} ({str(error).partition(chr(10))[0]})")
+    if bad:
+        raise CheckpointError(path, f"entries that are no arrays: {', '.join(bad)}")
     bad = [f"{name!r} ({array.dtype})" for name, array in arrays.items() if array.dtype.name not in dtypes.TORCH]
     if bad:
         raise CheckpointError(path, f"entries of dtypes that torch does not have: {', '.join(bad)}")
@@ -242,8 +256,10 @@ def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """An array of any of the three libraries as NumPy's."""
-    if type(value).__module__.partition(".")[0] == "torch":
+    """An array of any of the three libraries as NumPy's. Raises TypeError for anything else, torch's errors for its."""
+    if not hasattr(value, "dtype"):
+        raise TypeError(f"of type {type(value).__module__}.{type(value).__qualname__}")
+    if hasattr(value, "detach"):  # torch's, of any class
         tensor = value.detach().cpu().resolve_conj().resolve_neg()
         name = str(tensor.dtype).removeprefix("torch.")
         if name in dtypes.TORCH and dtypes.TORCH[name].isbuiltin != 1:  # ml_dtypes', which torch hands to no one

@@ -39,6 +39,7 @@ class Data:
         self.buffer = buffer
         self.path = path
         self.size = len(buffer)
+        self._copies: weakref.WeakValueDictionary[tuple[int, int], np.ndarray] = weakref.WeakValueDictionary()
 
     @classmethod
     def map(cls, path: pathlib.Path) -> "Data":
@@ -66,15 +67,21 @@ class Data:
 
     def array(self, dtype: Any, shape: Sequence[int], offset: int, strides: Sequence[int] | None = None) -> np.ndarray:
         """A read-only view of the bytes from `offset` on. The caller has checked that they exist."""
-        view: np.ndarray = np.ndarray(
-            tuple(shape), dtype, self.buffer, offset, None if strides is None else tuple(strides)
-        )
+        steps = None if strides is None else tuple(strides)
+        view: np.ndarray = np.ndarray(tuple(shape), dtype, self.buffer, offset, steps)
         if not view.flags.aligned:  # old writers did not align, and not every reader of arrays copes
-            view = view.copy()
+            view = np.ndarray(tuple(shape), dtype, self._aligned(offset, span(view)), 0, steps)
             view.flags.writeable = False
         elif view.nbytes >= _PAGE and isinstance(self.buffer, mmap.mmap):
             weakref.finalize(view, _release, self.buffer, offset, span(view)).atexit = False
         return view
+
+    def _aligned(self, offset: int, size: int) -> np.ndarray:
+        """A copy of `size` bytes, the same one for as long as an array looks at it: tied arrays stay tied."""
+        copy = self._copies.get((offset, size))
+        if copy is None:
+            copy = self._copies[offset, size] = np.frombuffer(self.buffer, np.uint8, size, offset).copy()
+        return copy
 
     def crc32(self, offset: int, size: int) -> int:
         """The CRC-32 of a part of the data, whose pages are let go again on the way."""

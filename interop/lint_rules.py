@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from interop.conventions import flax_momentum, torch_momentum
-from interop.lint_subject import NormLayer, Subject
+from interop.lint_subject import NormLayer, Subject, is_share
 
 Severity = Literal["error", "warning", "info"]
 
@@ -48,7 +48,7 @@ Rule = Callable[[Subject], Iterator[Finding]]
 
 
 def momentum_side(subject: Subject) -> Iterator[Finding]:
-    """A momentum of the other framework's convention: above 0.5 in PyTorch, below 0.5 in Flax.
+    """A momentum of the other framework's convention: above 0.5 in PyTorch, below 0.5 in Flax; or of none.
 
     PyTorch's is the share of the new batch (0.1), TensorFlow's and Flax's the share that is kept (0.9). torchvision's
     MaxViT was given TensorFlow's 0.99, so that its running statistics were those of the last batch:
@@ -58,9 +58,14 @@ def momentum_side(subject: Subject) -> Iterator[Finding]:
     """
     for layer in subject.layers:
         new = layer.flags.get("momentum")
-        if new is None or new <= 0.5:
+        if new is None or 0 <= new <= 0.5:
             continue
         flax = subject.convention == "Flax"
+        if not is_share(new):
+            given, usual = (1 - new, 0.9) if flax else (new, 0.1)
+            message = f"momentum {given:g}, which is no share: expected a number from 0 to 1"
+            yield Finding("momentum_side", "error", layer.name, message, given, usual)
+            continue
         value = float(flax_momentum(new) or 0) if flax else float(new)
         other = float((torch_momentum if flax else flax_momentum)(value) or 0)
         suggested = other if 0 < other < 1 else 0.9 if flax else 0.1
@@ -104,6 +109,22 @@ def epsilon_mixed(subject: Subject) -> Iterator[Finding]:
         yield Finding("epsilon_mixed", "warning", layer.name, message, value, usual)
 
 
+def channels(subject: Subject) -> Iterator[Finding]:
+    """A layer whose statistics, scale and bias are not of one shape.
+
+    Pruning that leaves the statistics as they were gives such files
+    (https://github.com/BayesWatch/pytorch-prunes/issues/6), and so do layers with statistics for several widths
+    (https://github.com/JiahuiYu/slimmable_networks/issues/24).
+    """
+    for layer in subject.layers:
+        shapes = {key: array.shape for key, array in layer.arrays.items() if key != "num_batches_tracked"}
+        var = shapes["running_var"]
+        # torch.ao's fused ConvBn2d, before its version 2, has the convolution's weight beside the statistics
+        if any(shape != var for key, shape in shapes.items() if key == "running_mean" or len(shape) == len(var)):
+            listed = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
+            yield Finding("channels", "error", layer.name, f"arrays of several shapes: {listed}")
+
+
 def variance(subject: Subject) -> Iterator[Finding]:
     """Running variances that no data has: not finite, negative, zero throughout, or zero beside a mean that is not.
 
@@ -114,7 +135,7 @@ def variance(subject: Subject) -> Iterator[Finding]:
     """
     for layer in subject.layers:
         var, mean = layer.array("running_var"), layer.array("running_mean")
-        if var is None or mean is None or var.size == 0:
+        if var is None or mean is None or var.size == 0 or var.shape != mean.shape:
             continue
         wrong = ~np.isfinite(var)
         if wrong.any():
@@ -283,6 +304,7 @@ RULES: Final[tuple[Rule, ...]] = (
     momentum_side,
     epsilon_family,
     epsilon_mixed,
+    channels,
     variance,
     not_finite,
     never_moved,

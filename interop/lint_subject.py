@@ -30,8 +30,9 @@ class NormLayer:
     Attributes:
         name: its path in the model.
         arrays: those that it has, by PyTorch's names.
-        flags: what is known of `eps`, `momentum` (the share of the new batch; None is the cumulative average),
-            `training` (whether it uses and tracks the batch's statistics) and `trainable` (whether its scale is).
+        flags: what is known of `eps`, `momentum` (the share of the new batch, or what was given in its place; None is
+            the cumulative average), `training` (whether it uses and tracks the batch's statistics) and `trainable`
+            (whether its scale is).
     """
 
     name: str
@@ -188,11 +189,16 @@ def _nnx_layer(name: str, node: Any) -> NormLayer:
     }
     flags = {
         "eps": float(node.epsilon),
-        "momentum": torch_momentum(node.momentum),
+        "momentum": torch_momentum(node.momentum) if is_share(node.momentum) else 1 - node.momentum,
         "training": not node.use_running_average,
         **({} if node.scale is None else {"trainable": not isinstance(node.scale, Frozen)}),
     }
     return NormLayer(name, {key: to_numpy(variable) for key, variable in named.items() if variable is not None}, flags)
+
+
+def is_share(momentum: float | None) -> bool:
+    """Whether it is a momentum of either convention: a number from 0 to 1, or None."""
+    return momentum is None or 0 <= momentum <= 1
 
 
 def _of_variables(variables: Mapping[str, Any]) -> Subject:

@@ -32,7 +32,10 @@ def is_module(value: Any) -> bool:
 
 
 def collect(module: Instance, path: pathlib.Path) -> dict[str, Any]:
-    """The state dict of a pickled module: torch.nn.Module.state_dict on the stand-in, in the same order."""
+    """The state dict of a pickled module: torch.nn.Module.state_dict on the stand-in, in the same order.
+
+    A pickle names a class and does not hold its code, so that what `get_extra_state` or a hook would add is not known.
+    """
     found: dict[str, Any] = {}
     for name, layer in _layers(module, path):
         prefix = f"{name}." if name else ""

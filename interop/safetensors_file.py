@@ -7,7 +7,7 @@ The format: eight bytes of header length N, N bytes of JSON `{name: {dtype, shap
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,13 +19,14 @@ from interop.tensors import Storage, Tensor
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 _CHUNK = 1 << 24  # bytes between two moves of the progress bar
 _FIELDS = ("dtype", "shape", "data_offsets")
+_TIED = "jaxnorm.tied"  # the metadata that hold the names left out where the usual notes could be a user's metadata
 
 
 def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file in the order of their data, and its metadata.
 
     Names that safetensors.torch.save_model left out because they share memory with another (it notes `{left out: kept}`
-    in the metadata) are there again, as the same tensor.
+    in the metadata) are there again, as the same tensor, and not in the metadata.
 
     Raises CheckpointError for a header that is longer than the file or no JSON, for duplicate names, unknown dtypes,
     shapes that do not match the offsets, and offsets that overlap, leave holes or do not end with the file.
@@ -47,10 +48,12 @@ def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"the file has {data.size}" + (f" (entry {found[-1][0]!r} is cut)" if end > data.size else "")
         )  # fmt: skip
     tensors = {name: tensor for name, _, _, tensor in found}
-    for name, kept in metadata.items():
-        if name not in tensors and kept in header and name != "format":  # "pt", which may be a name too
-            tensors[name] = tensors[kept]
-    return tensors, metadata
+    if _TIED in metadata:
+        left_out = _noted(data, metadata.pop(_TIED), tensors)
+    else:
+        left_out = _left_out(metadata, tensors)
+        metadata = {key: text for key, text in metadata.items() if key not in left_out}
+    return tensors | {name: tensors[kept] for name, kept in left_out.items()}, metadata
 
 
 def write(
@@ -59,15 +62,16 @@ def write(
     """Writes a safetensors file, atomically and array by array.
 
     Names of the very same memory are stored once, the others noted in the metadata as `{left out: kept}`, which is what
-    safetensors.torch.save_model does and load_model (and `read`) understands; with share=False each has its own copy.
+    safetensors.torch.save_model does and `read` understands; with share=False each has its own copy. Where the metadata
+    could be taken for such notes, or name what is left out, the notes are one entry of their own.
     """
     kept: dict[tuple[Any, ...], str] = {}
     whole: dict[str, np.ndarray] = {}
-    notes = dict(metadata)
+    left_out: dict[str, str] = {}
     for name, array in arrays.items():
         key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.name)
         if share and array.nbytes and (first := kept.setdefault(key, name)) != name:
-            notes[name] = first
+            left_out[name] = first
         else:
             whole[name] = array
     tags = dtypes.SAFETENSORS_TAGS
@@ -78,6 +82,8 @@ def write(
         raise CheckpointError(path, "entry '__metadata__': safetensors keeps this name for itself")
     # The largest items first, as the safetensors library does: every array begins at a multiple of its item's size.
     order = sorted(whole, key=lambda name: (-whole[name].dtype.itemsize, name))
+    unclear = metadata.keys() & left_out.keys() or _left_out(metadata, whole)
+    notes = {**metadata, **({_TIED: json.dumps(left_out)} if unclear else left_out)}
     header: dict[str, Any] = {"__metadata__": notes} if notes else {}
     end = 0
     for name in order:
@@ -102,6 +108,22 @@ def write(
             for low in range(0, content.size, _CHUNK):
                 file.write(content[low : low + _CHUNK].data)
                 advance(min(_CHUNK, content.size - low))
+
+
+def _left_out(metadata: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    """The metadata that are `{left out: kept}`; "format" (mostly "pt", which may be a name too) is none."""
+    return {name: kept for name, kept in metadata.items() if name not in names and kept in names and name != "format"}
+
+
+def _noted(data: Data, text: str, names: Collection[str]) -> dict[str, str]:
+    try:
+        notes = strict_json.loads(text.encode(), f"the metadata {_TIED!r}")
+    except ValueError as error:
+        raise CheckpointError(data.path, str(error)) from None
+    for name, kept in notes.items():
+        if name in names or not isinstance(kept, str) or kept not in names:
+            raise CheckpointError(data.path, f"the metadata {_TIED!r}: {name!r} cannot be the same as {kept!r:.80}")
+    return notes
 
 
 def _header(data: Data) -> tuple[int, dict[str, Any]]:

@@ -42,7 +42,7 @@ def read(path: pathlib.Path, read_file: Callable[[Data], Any]) -> tuple[dict[str
 
 
 def read_index(path: pathlib.Path) -> dict[str, Any]:
-    """The index, checked: `weight_map` is a mapping from names to file names."""
+    """The index, checked: `weight_map` is a mapping from names to file names, `metadata` one or none."""
     data = Data.map(path)
     if data.size > _MAX_INDEX:
         raise CheckpointError(path, f"is too large for an index: {data.size} bytes")
@@ -53,6 +53,8 @@ def read_index(path: pathlib.Path) -> dict[str, Any]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(path, "has no 'weight_map' from names to files")
+    if not isinstance(index.get("metadata"), dict | None):
+        raise CheckpointError(path, "'metadata' is not a mapping")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file or file in (".", "..") or set(file) & {"/", "\\", "\0", ":"}:
             raise CheckpointError(path, f"entry {name!r}: {file!r:.80} is not the name of a file beside the index")
@@ -94,9 +96,7 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mappin
         groups[-1][name] = array
         size += array.nbytes
     index_path = path.with_name(path.name + SUFFIX)
-    old: set[str] = set()
-    with contextlib.suppress(CheckpointError):
-        old = set(read_index(index_path)["weight_map"].values())
+    old = _files(index_path)
     names = [f"{path.stem}-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
     if any((path.parent / name).exists() for name in names):
         token = secrets.token_hex(4)
@@ -118,6 +118,25 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mappin
             with contextlib.suppress(OSError):
                 os.unlink(file)
         raise
-    for file in [path, *(beside(index_path, name) for name in old - set(names) if (path.parent / name).exists())]:
+    _remove(path.parent, path.name, *old - set(names))
+
+
+def forget(path: pathlib.Path) -> None:
+    """Removes an older index of `path`, which is one file now, and the files that only the index names."""
+    index_path = path.with_name(path.name + SUFFIX)
+    old = _files(index_path)
+    _remove(path.parent, index_path.name, *old - {path.name})
+
+
+def _files(index_path: pathlib.Path) -> set[str]:
+    """The files that an index names; none where there is no index, or a broken one."""
+    try:
+        return set(read_index(index_path)["weight_map"].values())
+    except CheckpointError:
+        return set()
+
+
+def _remove(folder: pathlib.Path, *names: str) -> None:
+    for name in names:
         with contextlib.suppress(FileNotFoundError):
-            file.unlink()
+            (folder / name).unlink()

@@ -31,7 +31,9 @@ _MODEL_KEYS: Final = ("state_dict", "model", "model_state_dict", "model_state", 
 _EMA_WORDS: Final = frozenset({"ema", "averaged", "swa"})
 _OTHER_WORDS: Final = frozenset({"optimizer", "optim", "optimizers", "scheduler", "schedulers", "scaler", "rng"})
 _WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_NAMESPACES: Final = ("argparse.Namespace", "types.SimpleNamespace")
 _DEEPEST = 100
+_LEVELS = 3  # of keys down to a state dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +91,13 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
         unwrapped.append(f"pickled {chosen.cls}")
         found, layers = collect(chosen, path), batch_norms(chosen, path)
     else:
-        found = {str(key): finish(item) for key, item in chosen.items()}
+        found = {str(key): finish(item) for key, item in _as_dict(chosen).items()}
     entries, rest = _entries(found, path)
     entries, notes, prefixes = strip_prefixes(entries, path)
     metadata: dict[str, Any] = {}
-    if isinstance(value, Mapping) and name:
+    if name:
         tops = {choice.partition("/")[0] for choice in choices}
-        metadata = {str(key): plain(item, path) for key, item in value.items() if key not in tops}
+        metadata = {str(key): plain(item, path) for key, item in _as_dict(value).items() if key not in tops}
     metadata |= notes
     if rest:
         metadata["not_arrays"] = {key: plain(item, path) for key, item in rest.items()}
@@ -105,7 +107,8 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
         logger.info("%s: unwrapped %s; not taken: %s", path, ", ".join(metadata["unwrapped"]), others)
     if rest:
         logger.warning("%s: %d entries of the state dict are no arrays: %s", path, len(rest), ", ".join(list(rest)[:8]))
-    kept = versions(getattr(chosen, "_metadata", None))
+    attributes = chosen.attributes if isinstance(chosen, Instance) else getattr(chosen, "__dict__", {})
+    kept = versions(attributes.get("_metadata"))
     return StateDict(entries, metadata, _bare(kept, prefixes), _bare(layers, prefixes))
 
 
@@ -117,7 +120,7 @@ def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[
         names = [name for name in entries if name != "n_averaged"]
         if names and all(name.startswith("module.") for name in names):
             if "n_averaged" in entries:
-                notes["n_averaged"] = int(entries["n_averaged"].array())
+                notes["n_averaged"] = _count(entries["n_averaged"].array(), path)
                 removed.append("averaged model")
             removed.append("module.")
             entries = {name.removeprefix("module."): entries[name] for name in names}
@@ -136,6 +139,14 @@ def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[
             removed.append(f"{wrapper}.")
             return _again(entries, notes, removed, path)
     return entries, notes, removed
+
+
+def _count(array: np.ndarray, path: pathlib.Path) -> int:
+    try:
+        return int(array.item())
+    except (ValueError, TypeError, OverflowError):  # several numbers, NaN, complex ones, infinity
+        found = array if array.ndim == 0 else f"an array of shape {array.shape}"
+        raise CheckpointError(path, f"entry 'n_averaged' is not a number of models but {found}") from None
 
 
 def _again(
@@ -191,7 +202,7 @@ def plain(value: Any, path: pathlib.Path) -> Any:
             return memo[id(value)]
         if isinstance(value, Instance) and not is_module(value):
             cls = str(value.cls)
-            if cls in ("argparse.Namespace", "types.SimpleNamespace"):
+            if cls in _NAMESPACES:
                 value = value.attributes
             elif cls.startswith("pathlib.") and value.args and all(isinstance(part, str) for part in value.args):
                 return str(pathlib.PurePosixPath(*value.args))
@@ -222,10 +233,22 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(finish(value), Tensor | Unsupported | np.ndarray | np.generic)
 
 
-def _is_state(value: Any) -> bool:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        return False
-    return any(map(_is_tensor, value.values()))
+def _as_dict(value: Any) -> Any:
+    """What an object of a dict's subclass holds, or a namespace; any other value as it is."""
+    if not isinstance(value, Instance):
+        return value
+    return value.attributes if str(value.cls) in _NAMESPACES else value.items or value
+
+
+def _rank(value: Any) -> int:
+    """2 for a state dict (or a module), 1 for one of single numbers, which may be results as well, 0 for none."""
+    if is_module(value):
+        return 2
+    items = _as_dict(value)
+    if not isinstance(items, dict) or not all(isinstance(key, str) for key in items):
+        return 0
+    ranks = (1 if getattr(finish(item), "shape", None) == () else 2 for item in items.values() if _is_tensor(item))
+    return max(ranks, default=0)
 
 
 def _words(name: str) -> set[str]:
@@ -237,28 +260,25 @@ def is_average(name: str) -> bool:
     return bool(_words(name) & _EMA_WORDS)
 
 
-def _choices(value: Any) -> dict[str, Any]:
-    """All state dicts in the file, by their keys joined with '/'; the name is empty if the file is one itself."""
-    if is_module(value):
-        return {"": value}
-    if not isinstance(value, dict):
-        return {}
-    found = _nested(value, "", 0)
-    if _is_state(value) and not any(name in _MODEL_KEYS or is_average(name) for name in found):
-        return {"": value}
-    return found
+def _choices(value: Any, depth: int = 0) -> dict[str, Any]:
+    """All state dicts in the value, by their keys joined with '/'; the name is empty if it is one itself.
 
-
-def _nested(value: dict[Any, Any], prefix: str, depth: int) -> dict[str, Any]:
+    A mapping that holds state dicts is none itself, whatever tensors lie beside them (the best loss, a GAN's noise),
+    unless the names of its arrays have dots, as those of modules in modules have, or it alone holds arrays. What a
+    module keeps as `_extra_state` may be any mapping and is no state dict.
+    """
+    items = _as_dict(value)
     found: dict[str, Any] = {}
-    for key, item in value.items():
-        if not isinstance(key, str) or _words(key) & _OTHER_WORDS:
-            continue
-        if is_module(item) or _is_state(item):
-            found[prefix + key] = item
-        elif isinstance(item, dict) and depth < 2 and len(item) < 1000:
-            found |= _nested(item, f"{prefix}{key}/", depth + 1)
-    return found
+    if isinstance(items, dict) and depth < _LEVELS and (depth == 0 or len(items) < 1000):
+        for key, item in items.items():
+            if isinstance(key, str) and not _words(key) & _OTHER_WORDS and not key.endswith("_extra_state"):
+                inner = _choices(item, depth + 1)
+                found |= {f"{key}/{name}" if name else key: state for name, state in inner.items()}
+    rank = _rank(value)
+    if rank == 0 or any(name in _MODEL_KEYS or is_average(name) for name in found):
+        return found
+    dotted = rank == 2 and found and any("." in key and _rank({key: item}) == 2 for key, item in items.items())
+    return {"": value} if dotted or rank > max(map(_rank, found.values()), default=0) else found
 
 
 def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path) -> str:
@@ -280,6 +300,8 @@ def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path) -
         wanted = preferred or averages
     if not wanted:
         raise CheckpointError(path, f"has no state dict for which={which!r}; its state dicts: {listed}")
+    best = max(_rank(choices[name]) for name in wanted)
+    wanted = [name for name in wanted if _rank(choices[name]) == best]
     if len(wanted) > 1:
         raise CheckpointError(path, f"has several state dicts: {listed}; choose one by which=")
     return wanted[0]

@@ -1,5 +1,6 @@
 """Files in and out: nothing lost, nothing guessed, every bad file one error that names file and entry."""
 
+import collections
 import copy
 import json
 import logging
@@ -9,6 +10,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -111,6 +113,17 @@ def test_tied_tensors_stay_tied(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "x.pth")
     assert np.shares_memory(checkpoint["a"], checkpoint["b"]) and np.shares_memory(checkpoint["a"], checkpoint["c"])
     assert not np.shares_memory(checkpoint["a"], checkpoint["d"])
+
+
+def test_ties_stay_where_a_legacy_file_does_not_align_its_storages(tmp_path):
+    weight = torch.arange(6.0).reshape(2, 3)
+    for size in range(1, 9):
+        values = {"z": torch.ones(size, dtype=torch.uint8), "a": weight, "b": weight, "c": weight.T}
+        torch.save(values, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+        checkpoint = load_checkpoint(tmp_path / "x.pt")
+        assert_same(checkpoint, values)
+        a, b, c = (checkpoint[name] for name in "abc")
+        assert np.shares_memory(a, b) and np.shares_memory(a, c) and not a.flags.writeable and a.flags.aligned
 
 
 def test_arrays_are_views_of_the_file_and_read_only(tmp_path):
@@ -267,6 +280,83 @@ def test_several_state_dicts_without_a_choice_are_an_error_that_lists_them(tmp_p
     assert_same(load_checkpoint(tmp_path / "x.pth", which="discriminator"), net(1).state_dict())
 
 
+@pytest.mark.parametrize("loose", [torch.tensor(0.3), np.float64(0.3), torch.ones(8, 4)], ids=["0-d", "NumPy", "2-d"])
+def test_tensors_beside_state_dicts_are_no_state_dict(tmp_path, loose):
+    """A best loss, a counter of updates, a GAN's fixed noise."""
+    state, path = net(0).state_dict(), tmp_path / "x.pth"
+    for value, which in [
+        ({"encoder": state, "loose": loose}, None),
+        ({"encoder": state, "loose": loose}, "encoder"),
+        ({"encoder": state, "metrics": {"accuracy": torch.tensor(0.3)}}, None),
+        ({"model": net(1).state_dict(), "ema": {"loose": loose, "module": state}}, "ema"),
+        ({"model": {"loose": loose, "state_dict": state}}, None),
+        ({"loose": loose, "ema": net(0)}, None),
+    ]:
+        torch.save(value, path)
+        assert_same(load_checkpoint(path, which), state)
+    torch.save({"encoder": state, "loose": loose}, path)
+    assert np.array_equal(load_checkpoint(path).metadata["loose"], loose)
+    torch.save({"generator": state, "discriminator": state, "loose": loose}, path)
+    with pytest.raises(CheckpointError, match="several state dicts: 'generator', 'discriminator'"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"_extra_state": {"scale": torch.ones(3)}},
+        {"0._extra_state": {"scale": torch.ones(3)}},
+        {"quantized": {"scale": torch.ones(3)}},
+        {"optimizer": {"lr": torch.ones(3)}},
+        {"metrics": {"accuracy": torch.tensor(0.3)}},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)
+def test_a_state_dict_stays_one_beside_mappings_that_are_none(tmp_path, beside):
+    states = [net().state_dict()]
+    if "quantized" not in beside:  # what nothing but names with dots could tell
+        states += [nn.Linear(2, 3).state_dict(), {"scale": torch.tensor(2.0), "weight": torch.ones(1)}]
+    for state in states:
+        for value in ({**state, **beside}, {"model": {**state, **beside}}):
+            torch.save(value, tmp_path / "x.pth")
+            checkpoint = load_checkpoint(tmp_path / "x.pth")
+            assert_same(checkpoint, state)
+            assert list(checkpoint.metadata["not_arrays"]) == list(beside)
+
+
+class Sub(collections.OrderedDict):
+    """Training code has such; the file names the class and holds the items."""
+
+
+class PlainSub(dict):
+    pass
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kind", [Sub, PlainSub])
+def test_state_dicts_of_other_mapping_classes_are_read(tmp_path, kind, zipped):
+    import argparse
+
+    state, path = net().state_dict(), tmp_path / "x.pth"
+    own = kind(state)
+    if kind is Sub:
+        own._metadata = state._metadata
+    for value in (own, {"model": own, "epoch": 3}, argparse.Namespace(state_dict=own, epoch=3), kind(model=state)):
+        torch.save(value, path, _use_new_zipfile_serialization=zipped)
+        checkpoint = load_checkpoint(path)
+        assert_same(checkpoint, state)
+        if kind is Sub:
+            assert checkpoint.versions == {"": 1, "0": 1, "1": 2, "2": 1, "3": 1}
+        assert checkpoint.metadata.get("epoch", 3) == 3
+
+
+@pytest.mark.parametrize("count", [torch.ones(2), torch.tensor(float("nan")), torch.tensor(1j)])
+def test_a_count_of_averaged_models_that_is_no_number_is_an_error(tmp_path, count):
+    torch.save({"n_averaged": count, "module.a": torch.ones(2)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth: entry 'n_averaged' is not a number of models"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
 def test_entries_that_are_no_arrays_are_reported(tmp_path, caplog):
     torch.save({"a": torch.ones(1), "b._extra_state": {"scale": 2.0}}, tmp_path / "x.pth")
     checkpoint = load_checkpoint(tmp_path / "x.pth")
@@ -354,6 +444,28 @@ def test_sharded_safetensors_replace_older_ones_whole(tmp_path):
     save_checkpoint(tmp_path / "m.safetensors", new, max_shard_size=400)
     assert len(list(tmp_path.iterdir())) == 4  # the older files are gone
     np.testing.assert_array_equal(load_checkpoint(tmp_path / "m.safetensors")["w2"], new["w2"])
+
+
+def test_one_file_replaces_older_ones_of_the_same_name(tmp_path):
+    old, new = {f"w{i}": np.full(100, i) for i in range(3)}, {"w0": np.full(100, 9)}
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, old, max_shard_size=800)
+    save_checkpoint(path, new)
+    assert list(tmp_path.iterdir()) == [path]
+    for place in (path, tmp_path):
+        np.testing.assert_array_equal(load_checkpoint(place)["w0"], new["w0"])
+    _index(tmp_path, {"w0": path.name})  # an index may name the file itself
+    save_checkpoint(path, new, max_shard_size=10_000)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("metadata", ["x", [1], 3])
+def test_an_index_whose_metadata_are_none_is_an_error(tmp_path, metadata):
+    save_checkpoint(tmp_path / "x.safetensors", {"a": np.ones(1)})
+    index = {"metadata": metadata, "weight_map": {"a": "x.safetensors"}}
+    (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json: 'metadata' is not a mapping"):
+        load_checkpoint(tmp_path / "m.safetensors.index.json")
 
 
 def _index(folder: pathlib.Path, weight_map: object) -> pathlib.Path:
@@ -512,6 +624,39 @@ def test_tied_names_in_safetensors_are_those_of_save_model(tmp_path):
     assert_same({n: load_checkpoint(tmp_path / "y.safetensors")[n] for n in model.state_dict()}, model.state_dict())
 
 
+@pytest.mark.parametrize("parts", [{}, {"max_shard_size": 8}], ids=["one file", "several"])
+@pytest.mark.parametrize(
+    "metadata", [{"monitor": "w"}, {"tied": "hello"}, {"tied": "w"}, {"tied": "b"}, {"w": "b"}, {"b": "tied"}, {}]
+)
+def test_metadata_and_tied_names_in_safetensors_are_kept_apart(tmp_path, metadata, parts):
+    w = np.arange(3.0)
+    values = {"w": w, "b": np.zeros(3), "tied": w, "format": w}
+    save_checkpoint(tmp_path / "x.safetensors", values, metadata, **parts)
+    checkpoint = load_checkpoint(tmp_path / "x.safetensors")
+    assert set(checkpoint) == set(values)
+    for name, value in values.items():
+        np.testing.assert_array_equal(checkpoint[name], value)
+    found = {key: value for key, value in checkpoint.metadata.items() if key in ("monitor", *values, "jaxnorm.tied")}
+    assert found == {"format": "pt", **metadata}
+    if not parts:
+        assert np.shares_memory(checkpoint["tied"], checkpoint["w"])
+
+
+def test_tied_names_that_others_noted_are_read(tmp_path):
+    metadata = {"format": "pt", "tied": "w", "monitor": "loss"}
+    safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "x.safetensors", metadata)
+    checkpoint = load_checkpoint(tmp_path / "x.safetensors")
+    assert set(checkpoint) == {"w", "tied"} and np.shares_memory(checkpoint["w"], checkpoint["tied"])
+    assert checkpoint.metadata["monitor"] == "loss" and "tied" not in checkpoint.metadata
+
+
+def test_brackets_in_text_are_no_nesting(tmp_path):
+    notes = {"anchors": [[i] for i in range(3000)], "quote": '"[' * 100 + "\\" + "{" * 1000}
+    save_checkpoint(tmp_path / "x.safetensors", {"[" * 1000: np.ones(1)}, notes)
+    metadata = load_checkpoint(tmp_path / "x.safetensors").metadata
+    assert json.loads(metadata["anchors"]) == notes["anchors"] and metadata["quote"] == notes["quote"]
+
+
 def test_safetensors_is_what_the_library_reads(tmp_path):
     values = {name: value for name, value in arrays().items() if value.dtype != np.complex128}
     save_checkpoint(tmp_path / "x.safetensors", values, {"arch": "net", "epoch": 3})
@@ -588,6 +733,38 @@ def test_jax_and_torch_arrays_are_written(tmp_path):
     checkpoint = load_checkpoint(tmp_path / "x.pth")
     assert [checkpoint[name].dtype.name for name in values] == ["bfloat16", "float32", "int64", "float8_e4m3fn"]
     assert [checkpoint[name].astype("f4").ravel().tolist() for name in "jtn"] == [[0, 1, 2]] * 3
+
+
+def test_tensors_that_are_no_arrays_are_an_error_that_names_them(tmp_path):
+    eye = torch.eye(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # prototypes, says torch
+        bad = {
+            "sparse": eye.to_sparse(),
+            "csr": eye.to_sparse_csr(),
+            "quantised": torch.quantize_per_tensor(eye, 0.1, 0, torch.qint8),
+            "meta": eye.to("meta"),
+            "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "jagged": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+            "lazy": nn.LazyLinear(3).weight,
+            "half": torch.ones(2, dtype=torch.complex32),
+            "_extra_state": {"scale": 2.0},
+        }
+    for ending in ("pth", "safetensors"):
+        for name, value in bad.items():
+            with pytest.raises(CheckpointError, match=rf"x\.{ending}: entries that are no arrays: '{name}' \(.+\)$"):
+                save_checkpoint(tmp_path / f"x.{ending}", {"w": eye, name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
+class OwnParameter(nn.Parameter):
+    """A subclass from outside of torch, as quantisation libraries have."""
+
+
+def test_subclasses_of_parameters_are_written(tmp_path):
+    values = {"a": OwnParameter(torch.arange(3.0)), "b": OwnParameter(torch.ones(2, dtype=torch.bfloat16))}
+    save_checkpoint(tmp_path / "x.pth", values)
+    assert_same(load_checkpoint(tmp_path / "x.pth"), values)
 
 
 def test_timm_and_torchvision_layouts(tmp_path):

@@ -134,6 +134,20 @@ def test_a_checkpoint_goes_to_the_device_array_by_array(lite0, tmp_path):
     same_bits({name: np.asarray(array) for name, array in arrays.items()}, tensors)
 
 
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_arrays_on_a_device_are_copies_of_the_file(tmp_path, name):
+    save_checkpoint(tmp_path / name, {"a": np.ones(50_000, np.float32)})
+    for device in (None, jax.devices()[1], jax.sharding.SingleDeviceSharding(jax.devices()[0])):
+        array = load_checkpoint(tmp_path / name).to_device(device)["a"]
+        with (tmp_path / name).open("r+b") as file:  # in place, as torch.save does
+            content = bytearray(file.read())
+            start = content.index(np.ones(50_000, np.float32).tobytes())
+            file.seek(start)
+            file.write(bytes(200_000))
+        assert (np.asarray(array) == 1).all()
+        save_checkpoint(tmp_path / name, {"a": np.ones(50_000, np.float32)})
+
+
 def test_arrays_that_jax_cannot_hold_are_an_error(tmp_path):
     save_checkpoint(tmp_path / "x.safetensors", {"a": np.ones(2), "b": np.array(2**40), "c": np.array(7)})
     with jax.enable_x64(False):

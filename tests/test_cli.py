@@ -156,6 +156,23 @@ def test_inspect_as_json_with_numbers_that_json_lacks(run, tmp_path):
     assert {finding["rule"] for finding in found["findings"]} == {"variance", "not_finite"}
 
 
+def test_names_in_a_file_do_not_reach_the_terminal(run, tmp_path, monkeypatch):
+    """A terminal obeys escape sequences, and a line of one's own could be anything."""
+    name = "\x1b]0;own\x07\n\u202efindings: none\u00e9"
+    state = {f"{name}.{key}": np.full(3, -1.0) for key in ("weight", "running_mean", "running_var")}
+    interop.save_checkpoint(tmp_path / "x.pth", state, {name: name}, layout="timm")
+    interop.save_checkpoint(tmp_path / "y.pth", {f"{key}.{name}": value for key, value in state.items()})
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        for out in (
+            run("inspect", tmp_path / "x.pth"),
+            run("diff", tmp_path / "x.pth", tmp_path / "y.pth", code=1),
+        ):
+            assert terminal or r"\x1b]0;own\x07\n\u202efindings: none\xe9" in out
+            assert "\x07" not in out and "\x1b]" not in out and "\u202e" not in out
+            assert not any(line.startswith("findings: none") for line in out.splitlines())
+
+
 def test_inspect_plots(run, lite0, tmp_path):
     import matplotlib.image
 
@@ -223,6 +240,13 @@ def test_convert_refuses_what_would_be_lost(run, tmp_path):
     error = run("convert", tmp_path / "x.pth", tmp_path / "y.pth", "--dtype", "float16", code=2)
     assert "'a'" in error and "'b'" not in error and not (tmp_path / "y.pth").exists()
     assert "none of float16" in run("convert", tmp_path / "x.pth", tmp_path / "y.pth", "--dtype", "int8", code=2)
+
+
+def test_convert_counts_what_is_too_small(run, tmp_path):
+    interop.save_checkpoint(tmp_path / "x.pth", {"a": np.array([1e-30, 0, 1]), "b": np.full(1000, -1e-30)})
+    out = run("convert", tmp_path / "x.pth", tmp_path / "y.pth", "--dtype", "float16")
+    assert "1,001 numbers are too small for float16 and are 0 now\n" in out
+    assert "too small" not in run("convert", tmp_path / "x.pth", tmp_path / "y.pth", "--dtype", "float32")
 
 
 def test_convert_takes_wrappings_off_and_puts_them_on(run, lite0, tmp_path):

@@ -364,6 +364,24 @@ def test_a_pickled_model_has_flags(module, tmp_path):
     assert finding.layer == "_bn0"
 
 
+@pytest.mark.parametrize("sizes", [(4, 3, 4), (4, 3, 1), (4, 4, 3), (5, 4, 4), (4, (), 4)])
+def test_a_layer_whose_arrays_have_several_numbers_of_channels(sizes):
+    names = ("bn.weight", "bn.running_mean", "bn.running_var")
+    state = {name: np.full(size, 2.0) for name, size in zip(names, sizes, strict=True)}
+    (finding,) = only(lint(state), "channels", "error")
+    assert finding.layer == "bn" and "running_mean (" in finding.message
+
+
+@pytest.mark.parametrize("momentum", [1.5, -0.5, float("nan")])
+def test_a_momentum_that_is_no_share(momentum):
+    layers = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, momentum=momentum))
+    (finding,) = only(lint(layers), "momentum_side", "error")
+    assert (finding.layer, finding.suggested) == ("1", 0.1) and f"momentum {momentum:g}" in finding.message
+    model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, momentum=momentum, rngs=nnx.Rngs(0)))
+    (finding,) = only(lint(model), "momentum_side", "error")
+    assert (finding.layer, finding.suggested) == ("layers.1", 0.9) and f"momentum {momentum:g}" in finding.message
+
+
 @pytest.mark.parametrize("target", [3, None, {"a": 3}, {1: np.ones(2)}, [np.ones(2)], jnp.ones(2)])
 def test_anything_else_is_an_error(target):
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module|are not arrays"):

@@ -13,6 +13,7 @@ import typer
 
 from interop import dtypes
 from interop.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from interop.cli.output import shown
 from interop.cli.sources import open_source
 from interop.shards import SUFFIX
 from interop.wrappings import is_average
@@ -65,20 +66,17 @@ def convert(
         averages = [name for name in state.metadata["choices"] if is_average(name)]
         if which is None and not ema and averages and len(averages) < len(state.metadata["choices"]):
             state, average = load_checkpoint(source, "model"), load_checkpoint(source, "ema")
-    save_checkpoint(
-        out,
-        _cast(state, dtype, cast_statistics),
-        metadata,
-        ema=None if average is None else _cast(average, dtype, cast_statistics),
-        layout=layout,
-        max_shard_size=limit,
-    )
+    cast, small = _cast(state, dtype, cast_statistics)
+    cast_average, small_too = (None, 0) if average is None else _cast(average, dtype, cast_statistics)
+    save_checkpoint(out, cast, metadata, ema=cast_average, layout=layout, max_shard_size=limit)
     taken = state.metadata["unwrapped"] if isinstance(state, Checkpoint) else []
-    print(f"{source}: {opened.format}" + (f", unwrapped {', '.join(taken)}" if taken else ""))
+    print(f"{source}: {opened.format}" + (f", unwrapped {shown(', '.join(taken))}" if taken else ""))
     index = out.with_name(out.name + SUFFIX)
     print(f"{out if out.exists() else index}: {len(state)} arrays" + (" and their average" if average else ""))
     if left_out:
-        print(f"left out, since a file without pickled objects cannot hold them: {', '.join(left_out)}")
+        print(f"left out, since a file without pickled objects cannot hold them: {shown(', '.join(left_out))}")
+    if small + small_too:
+        print(f"{small + small_too:,} numbers are too small for {dtype} and are 0 now")
     if dtype in ("float16", "bfloat16") and not cast_statistics and any(map(_is_statistic, state)):
         print("running statistics keep at least 32 bits; --cast-statistics casts them too")
 
@@ -87,14 +85,17 @@ def _is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in ("running_mean", "running_var")
 
 
-def _cast(state: Mapping[str, np.ndarray], dtype: str | None, statistics: bool) -> Mapping[str, np.ndarray]:
-    """The state with its floating-point arrays in another dtype. Raises ValueError where a number becomes infinite."""
+def _cast(state: Mapping[str, np.ndarray], dtype: str | None, statistics: bool) -> tuple[Mapping[str, np.ndarray], int]:
+    """The state with its floating-point arrays in another dtype, and how many numbers became 0.
+
+    Raises ValueError where a number becomes infinite.
+    """
     if dtype is None:
-        return state
+        return state, 0
     target = dtypes.TORCH[dtype]
     wide = np.promote_types(np.float32, target) if target.itemsize > 2 else np.dtype(np.float32)
     found: OrderedDict[str, np.ndarray] = OrderedDict()
-    overflowed = []
+    overflowed, small = [], 0
     for name, array in state.items():
         floating = array.dtype.name in FLOATS or array.dtype.name.startswith("float8")
         if not floating:
@@ -104,11 +105,12 @@ def _cast(state: Mapping[str, np.ndarray], dtype: str | None, statistics: bool) 
             found[name] = array.astype(wide if _is_statistic(name) and not statistics else target)
         if np.isinf(found[name]).sum() > np.isinf(array).sum():
             overflowed.append(repr(name))
+        small += int(np.count_nonzero(array) - np.count_nonzero(found[name]))
     if overflowed:
         raise ValueError(f"{dtype} cannot hold all values of {', '.join(overflowed)}: they would become infinite")
     if isinstance(state, Checkpoint) and state.versions:
         found._metadata = {name: {"version": version} for name, version in state.versions.items()}  # type: ignore[attr-defined]
-    return found
+    return found, small
 
 
 def _writable(value: Any, depth: int = 0) -> bool:

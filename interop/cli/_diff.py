@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from interop.cli.output import print_json, table
+from interop.cli.output import print_json, shown, table
 from interop.cli.sources import Source, open_source
 
 
@@ -66,7 +66,7 @@ def diff(
         print(f"{title}: {source.name} ({source.format}, {len(source.state)} arrays)")
     for title, names in (("only in A", missing), ("only in B", extra)):
         if names:
-            print(f"{title}: {len(names)} arrays: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}")
+            print(shown(f"{title}: {len(names)} arrays: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"))
     if kinds:
         print()
         table(("array", "A", "B"), [(name, *both) for name, both in kinds.items()], left=3)

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from interop._lint import lint
-from interop.cli.output import print_json, size, table
+from interop.cli.output import print_json, shown, size, table
 from interop.cli.sources import Source, open_source
 from interop.lint_rules import Finding
 from interop.lint_subject import NormLayer, subject
@@ -62,7 +62,7 @@ def _print(source: Source, layers: Sequence[NormLayer], findings: Sequence[Findi
     print(f"{source.format}, {len(shapes)} arrays, {numbers:,} numbers, {size(held)}")
     for key, value in source.metadata.items():
         if value not in ("", [], None) and len(text := _short(value)) < 200:
-            print(f"{key}: {text}")
+            print(shown(f"{key}: {text}"))
     print()
     table(("layer", "arrays", "numbers", "size"), _tree(shapes, depth))
     if layers:

@@ -13,9 +13,14 @@ EXTRAS = {"torch": "torch", "matplotlib": "cli", "rich": "cli", "huggingface_hub
 """The extra of this package that brings a library."""
 
 
+def shown(text: str) -> str:
+    """Text of a file in printable ASCII: a terminal obeys escape sequences, and not every pipe takes other letters."""
+    return "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
     """Prints rows under a header; the first `left` columns to the left, the others, numbers, to the right."""
-    lines = [list(row) for row in rows]
+    lines = [[shown(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _rich_table(header, lines, left)
         return
@@ -34,12 +39,12 @@ def _rich_table(header: Sequence[str], lines: list[list[str]], left: int) -> Non
     import rich.table
     import rich.text
 
-    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, name in enumerate(header):
-        shown.add_column(name, justify="left" if index < left else "right", overflow="fold")
+        drawn.add_column(name, justify="left" if index < left else "right", overflow="fold")
     for line in lines:
-        shown.add_row(*map(rich.text.Text, line))  # as it is: names may have brackets, rich's markup
-    rich.console.Console(highlight=False).print(shown)
+        drawn.add_row(*map(rich.text.Text, line))  # as it is: names may have brackets, rich's markup
+    rich.console.Console(highlight=False).print(drawn)
 
 
 def print_json(value: Any) -> None:
