@@ -10,6 +10,7 @@ A config is a plain dict that JSON can hold, from a layer's name in PyTorch to i
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -42,6 +43,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "track_running_stats": (bool,),
     "training": (bool,),
 }
+_LIMITS = {"eps": sys.float_info.max, "momentum": 1, "flax_momentum": 1, "p": 1}  # and none is below 0
 
 
 def config(source: Any, rename: Rename | None = None, *, inputs: Inputs = None) -> Config:
@@ -85,7 +87,7 @@ def load_config(target: Target, source: Any, rename: Rename | None = None, *, in
         ValueError: with all layers that the model lacks or has of another kind, and all settings that it cannot take.
             Nothing is changed then.
     """
-    given = config(source)
+    given = _checked(config(source))
     if isinstance(target, TrainState):
         raise TypeError(
             "a TrainState's settings are part of its compiled steps: set those of the model it is made from"
@@ -198,22 +200,23 @@ def _torch_settings(layer: Any) -> Settings | None:
     from torch.nn.modules.instancenorm import _InstanceNorm
 
     if isinstance(layer, (_BatchNorm, _InstanceNorm)):
-        settings = {"kind": "BatchNorm" if isinstance(layer, _BatchNorm) else "InstanceNorm"}
-        settings |= {"eps": layer.eps, "affine": layer.affine}
+        settings: Settings = {"kind": "BatchNorm" if isinstance(layer, _BatchNorm) else "InstanceNorm"}
+        settings |= {"eps": float(layer.eps), "affine": layer.affine}
         if isinstance(layer, _BatchNorm) or layer.track_running_stats:
-            settings |= {"momentum": layer.momentum, "track_running_stats": layer.track_running_stats}
+            momentum = None if layer.momentum is None else float(layer.momentum)
+            settings |= {"momentum": momentum, "track_running_stats": layer.track_running_stats}
             settings["training"] = layer.training
         return settings
     if isinstance(layer, torch.nn.GroupNorm):
-        return {"kind": "GroupNorm", "eps": layer.eps, "affine": layer.affine, "num_groups": layer.num_groups}
+        return {"kind": "GroupNorm", "eps": float(layer.eps), "affine": layer.affine, "num_groups": layer.num_groups}
     if isinstance(layer, torch.nn.LayerNorm):
-        return {"kind": "LayerNorm", "eps": layer.eps, "affine": layer.elementwise_affine}
+        return {"kind": "LayerNorm", "eps": float(layer.eps), "affine": layer.elementwise_affine}
     if isinstance(layer, torch.nn.RMSNorm):
         dtype = torch.get_default_dtype() if layer.weight is None else layer.weight.dtype
         eps = torch.finfo(dtype).eps if layer.eps is None else layer.eps
-        return {"kind": "RMSNorm", "eps": eps, "affine": layer.elementwise_affine}
+        return {"kind": "RMSNorm", "eps": float(eps), "affine": layer.elementwise_affine}
     if isinstance(layer, _DropoutNd):
-        return {"kind": "Dropout", "p": layer.p, "training": layer.training}
+        return {"kind": "Dropout", "p": float(layer.p), "training": layer.training}
     return None
 
 
@@ -249,6 +252,8 @@ def _checked(given: Mapping[Any, Any]) -> Config:
             # bool is a kind of int in Python.
             if key not in _TYPES or type(value) not in _TYPES[key]:
                 problems.append(f"  {name!r}: {key} = {value!r}")
+            elif key in _LIMITS and value is not None and not 0 <= value <= _LIMITS[key]:
+                problems.append(f"  {name!r}: {key} = {value!r} is not between 0 and {_LIMITS[key]}")
     if problems:
         raise ValueError("\n".join(["not a config of interop.config:", *problems]))
     return {name: dict(settings) for name, settings in given.items()}
@@ -290,8 +295,6 @@ def _refused(layer: Any, settings: Settings) -> list[str]:
         momentum, tracks = settings.get("momentum", 0.1), settings.get("track_running_stats", True)
         if momentum is None and getattr(layer, "num_batches_tracked", None) is None:
             problems.append("momentum None averages by a counter: build the layer as jaxnorm's with count_batches=True")
-        if momentum is not None and not 0 <= momentum <= 1:
-            problems.append(f"momentum {momentum!r} is not between 0 and 1")
         if tracks and layer.mean is None:
             problems.append("it has no running statistics: build it with track_running_stats=True")
         if not tracks and not hasattr(layer, "track_running_stats"):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
 from interop import layers
+from interop.dtypes import TORCH
 from interop.layers import Layouts, Part, Tree
 from interop.linen_layers import linen_tree
 from interop.linen_observe import Inputs
@@ -76,17 +79,20 @@ def load_state_dict(
 
     Args:
         target: as for `interop.state_dict`. Variables may be abstract (`jax.eval_shape(module.init, ...)`).
-        state_dict: arrays or tensors by PyTorch's names; values take the dtypes of the target's variables.
+        state_dict: arrays or tensors by PyTorch's names; values take the dtypes of the target's variables, rounded
+            where these are narrower.
         rename: from the names of `state_dict` to those of the target: a mapping, a list of pairs of patterns, a
             function, or a pair of functions; see `interop/rename.py`.
-        strict: whether missing and unexpected keys are errors. Shapes that differ always are.
+        strict: whether missing and unexpected keys are errors. Shapes that differ always are. Where several entries
+            make one variable (the biases of an LSTM), those that are missing are taken as the model has them.
         layouts, inputs: as for `interop.state_dict`.
 
     A BatchNorm layer's `num_batches_tracked` may be missing, as in checkpoints before PyTorch 0.4.1
     (torch/nn/modules/batchnorm.py, `_NormBase._load_from_state_dict`).
 
     Raises:
-        ValueError: with all missing, unexpected and misshapen keys.
+        TypeError: for what is no mapping from names.
+        ValueError: with all missing, unexpected and misshapen keys, and all values that the model's dtypes cannot hold.
 
     Warns:
         UserWarning: if the state dict has counters that the model's layers have no place for (Flax's own BatchNorm, or
@@ -95,12 +101,11 @@ def load_state_dict(
     tree = opened(target, layouts, inputs)
     parts = layers.parts(tree, layouts)
     expected = _unique(parts)
-    names = Renaming(rename).to_model(state_dict)
-    given = {names[name]: _array(value) for name, value in state_dict.items()}
-    missing = [name for name in expected if name not in given and not _optional(name, expected)]
-    unexpected = [name for name in given if name not in expected]
+    entries = {new: state_dict[old] for old, new in _names(state_dict, rename).items()}
+    missing = [name for name in expected if name not in entries and not _optional(name, expected)]
+    unexpected = [name for name in entries if name not in expected]
     counters = [name for name in unexpected if _optional(name, expected)]
-    problems = []
+    given, problems = _arrays({name: value for name, value in entries.items() if name in expected})
     if strict and missing:
         problems.append(f"missing keys: {_listed(missing)}")
     if strict and len(unexpected) > len(counters):
@@ -113,7 +118,7 @@ def load_state_dict(
     if misshapen:
         problems.append("\n".join(["shapes that differ:", *misshapen]))
     else:
-        values = _values(parts, given)
+        values = _values(parts, given if strict else given | _complements(parts, given))
         problems += values.problems
     if problems:
         raise ValueError(f"the state dict does not fit {tree.title}:\n" + "\n".join(problems))
@@ -166,6 +171,41 @@ def _unique(parts: list[Part]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _names(state_dict: Any, rename: Rename | None) -> dict[str, str]:
+    """The model's name for each name of the state dict."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            "expected a mapping from PyTorch's names to arrays (interop.load_checkpoint reads one from a file), found "
+            f"{type(state_dict).__name__}"
+        )
+    _refuse_other_than_text(state_dict, "keys of the state dict")
+    names = Renaming(rename).to_model(state_dict)
+    _refuse_other_than_text(names.values(), "names that rename gives")
+    return names
+
+
+def _refuse_other_than_text(names: Iterable[Any], what: str) -> None:
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"{what} have to be strings, found {_listed(wrong)}")
+
+
+def _complements(parts: list[Part], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The model's own values of entries that are missing beside given ones that make a variable together with them."""
+    found: dict[str, np.ndarray] = {}
+    for part in parts:
+        absent = [entry for entry in part.entries if entry not in given]
+        if 0 < len(absent) < len(part.entries):
+            try:
+                own = dict(zip(part.entries, part.read(), strict=True))
+            except (TypeError, ValueError) as error:  # of variables that are abstract
+                raise ValueError(
+                    f"{part.layer}: {_listed(absent)} missing, and the model has no values to put in their place"
+                ) from error
+            found |= {entry: own[entry] for entry in absent}
+    return found
+
+
 class _Values(NamedTuple):
     by_key: dict[Hashable, np.ndarray]
     problems: list[str]
@@ -175,7 +215,7 @@ def _values(parts: list[Part], given: Mapping[str, np.ndarray]) -> _Values:
     """The values of the variables, and what is wrong with them."""
     values: dict[Hashable, np.ndarray] = {}
     sources: dict[Hashable, str] = {}
-    problems, too_large = [], []
+    problems = []
     for part in parts:
         if not all(entry in given for entry in part.entries):
             continue
@@ -186,13 +226,12 @@ def _values(parts: list[Part], given: Mapping[str, np.ndarray]) -> _Values:
             continue
         name = ", ".join(part.entries)
         for slot, array in zip(part.slots, arrays, strict=True):
-            if not _fits(array, slot.dtype):
-                too_large.append(f"  {name}")
+            lost = _lost(array, slot.dtype)
+            if lost:
+                problems.append(f"{lost}: {name}")
             if slot.key in values and not _identical(values[slot.key], array):
                 problems.append(f"{sources[slot.key]} and {name} are one variable of the model, and differ")
             values[slot.key], sources[slot.key] = array, name
-    if too_large:
-        problems.append("\n".join(["integers too large for JAX as configured (set jax_enable_x64):", *too_large]))
     return _Values(values, problems)
 
 
@@ -206,20 +245,53 @@ def _optional(name: str, expected: Mapping[str, Any]) -> bool:
     return last == _COUNTER and f"{layer}.running_mean".lstrip(".") in expected
 
 
+def _arrays(entries: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The entries as arrays, and which of them are none."""
+    found, problems = {}, []
+    for name, value in entries.items():
+        try:
+            found[name] = _array(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # torch's words for sparse, meta and quantised tensors
+            problems.append(f"not to be read as an array: {name} ({str(error).splitlines()[0]})")
+    return found, problems
+
+
 def _array(value: Any) -> np.ndarray:
     if type(value).__module__.split(".")[0] == "torch" or hasattr(value, "detach"):
+        import torch
+
+        from interop._torch_state import dtype_name
         from interop._torch_state import to_numpy as from_tensor
 
+        name = dtype_name(value.dtype)
+        if name.startswith("float8"):  # NumPy has the bytes, ml_dtypes their meaning
+            return from_tensor(value.view(torch.uint8)).view(TORCH[name])
         return from_tensor(value)
     return np.asarray(value)
 
 
-def _fits(value: np.ndarray, dtype: Any) -> bool:
-    if not (np.issubdtype(dtype, np.integer) and np.issubdtype(value.dtype, np.integer) and value.size):
-        return True
-    limits = np.iinfo(dtype)
-    return bool(value.min() >= limits.min and value.max() <= limits.max)
+def _lost(value: np.ndarray, dtype: Any) -> str | None:
+    """What of the values a variable of `dtype` would lose, beyond rounding."""
+    if value.dtype != bool and not jnp.issubdtype(value.dtype, np.number):
+        return f"{value.dtype} instead of numbers"
+    if np.can_cast(value.dtype, dtype) or dtype == np.bool_:  # the same dtype or a wider one; what is not 0 is true
+        return None
+    if jnp.issubdtype(value.dtype, np.complexfloating) and not jnp.issubdtype(dtype, np.complexfloating):
+        return f"complex numbers for {dtype}"
+    narrowed = jax.dtypes.canonicalize_dtype(value.dtype)
+    advice = " (set jax_enable_x64)" if dtype == narrowed != value.dtype else ""
+    if not jnp.issubdtype(dtype, np.integer):
+        with np.errstate(over="ignore"):
+            overflows = np.any(np.isfinite(value) & ~np.isfinite(value.astype(dtype)))
+        return f"numbers too large for {dtype}{advice}" if overflows else None
+    limits = jnp.iinfo(dtype)
+    if jnp.issubdtype(value.dtype, np.integer):
+        fits = np.all((value >= limits.min) & (value <= limits.max))
+        return None if fits else f"integers too large for {dtype}{advice}"
+    value = value.astype(np.float64)  # which has 2**63 and the like
+    fits = np.all((value >= limits.min) & (value < limits.max + 1))
+    return None if fits else f"numbers outside the range of {dtype}"
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[Any]) -> str:
     return ", ".join(map(repr, names))

@@ -67,6 +67,9 @@ def observe(
     for args, kwargs in attempts(module, shapes) if inputs is None else [_arguments(inputs)]:
         try:
             found |= _run(module, variables, args, kwargs)
+            if not set(asked) <= found.keys():
+                with jax.disable_jit():  # what nn.jit traced before, for an equal layer, is not called again
+                    found = _run(module, variables, args, kwargs) | found
         except Exception as error:  # of any kind: it is the model's code that runs
             errors.append(f"{type(error).__name__}: {error}".strip().splitlines()[0])
         if found and set(asked) <= found.keys():
@@ -98,7 +101,9 @@ def _run(module: linen.Module, variables: Any, args: Any, kwargs: Any) -> dict[P
 
     def note(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
         layer = context.module
-        if layer.scope is not None and found.get(layer.path, (None,))[0] is None:
+        # Flax checks the setup of what it lifts (nn.remat, nn.RNN) on a copy without a place (Module._validate_setup).
+        placed = layer.scope is not None and not isinstance(layer.scope, linen.module.TestScope)
+        if placed and found.get(layer.path, (None,))[0] is None:
             found[layer.path] = ObservedLayer(layout_of(layer), settings_of(layer))
         return call(*arguments, **keywords)
 

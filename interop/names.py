@@ -32,7 +32,11 @@ def named_variables(root: nnx.Module) -> Iterator[tuple[str, nnx.Variable[Any]]]
 
 
 def nnx_tree(model: nnx.Module) -> Tree:
-    """The variables and layers of an NNX model. The layers of an `nnx.Sequential` are its numbers, as in PyTorch."""
+    """The variables and layers of an NNX model. The layers of an `nnx.Sequential` are its numbers, as in PyTorch.
+
+    An array that is an attribute without a variable around it is none of them, like a tensor in PyTorch that is neither
+    a parameter nor a buffer.
+    """
     slots = []
     variables: dict[Hashable, nnx.Variable[Any]] = {}
     for path, _, variable in _variables(model):
@@ -89,9 +93,9 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
         return
     if isinstance(node, (list, tuple, nnx.List)):
         yield from ((str(index), child) for index, child in enumerate(node))
-    elif isinstance(node, dict):
+    elif isinstance(node, (dict, nnx.State)):
         yield from ((str(key), child) for key, child in node.items())
-    elif isinstance(node, (nnx.Module, nnx.Object)):
+    elif isinstance(node, nnx.Pytree):
         for name, child in vars(node).items():
             if not name.startswith("_pytree__"):
                 yield name, child

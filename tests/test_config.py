@@ -300,6 +300,34 @@ def test_what_is_no_config_is_refused(wrong):
         interop.apply_config(in_torch(), wrong)
 
 
+@pytest.mark.parametrize(
+    ("layer", "setting", "value"),
+    [
+        ("bn", "eps", float("nan")),
+        ("group", "eps", -1.0),
+        ("layer", "eps", float("inf")),
+        ("bn", "momentum", 5),
+        ("bn", "momentum", float("nan")),
+        ("drop", "p", 2.0),
+    ],
+)
+def test_numbers_that_no_layer_can_have_are_refused(layer, setting, value):
+    wrong = interop.config(in_torch())
+    wrong[layer][setting] = value
+    for put, target in ((interop.apply_config, in_torch()), (interop.load_config, InNnx())):
+        with pytest.raises(ValueError, match=f"'{layer}': {setting} = {value} is not between 0 and"):
+            put(target, wrong)
+    module = in_torch()
+    setattr(module[layer], setting, value)
+    with pytest.raises(ValueError, match=f"'{layer}': {setting} = {float(value)} is not between 0 and"):
+        interop.load_config(InNnx(), module)
+
+
+def test_numpys_numbers_in_a_module_are_json_in_its_config():
+    module = in_torch(momentum=np.float32(0.5), eps=np.float32(0.25))
+    assert json.loads(json.dumps(interop.config(module)))["bn"]["momentum"] == 0.5
+
+
 def test_a_checkpoint_without_settings_says_where_they_would_be(tmp_path):
     torch.save(in_torch().state_dict(), tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth says nothing of its layers' settings"):

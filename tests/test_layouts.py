@@ -431,6 +431,38 @@ def test_a_dense_layer_after_a_flatten_takes_channels_first_weights_if_told_so()
         interop.state_dict(model, layouts={"classifier.0": interop.layouts.Linear(), ".*0": interop.layouts.Same()})
 
 
+JITTED = linen.jit(linen.Dense)
+LIFTED = {
+    "RNN": (lambda: linen.RNN(linen.LSTMCell(4)), {"LSTMCell_0.weight_ih", "LSTMCell_0.weight_hh"}),
+    "Bidirectional": (
+        lambda: linen.Bidirectional(linen.RNN(linen.LSTMCell(4)), linen.RNN(linen.GRUCell(4))),
+        {"LSTMCell_0.weight_ih", "LSTMCell_0.weight_hh", "GRUCell_0.weight_ih", "GRUCell_0.weight_hh"},
+    ),
+    "remat": (lambda: linen.remat(linen.Dense)(4, name="fc"), {"fc.weight"}),
+    "jit": (lambda: linen.Sequential([JITTED(3, name="fc"), JITTED(3, name="again")]), {"fc.weight", "again.weight"}),
+    "WeightNorm": (lambda: linen.WeightNorm(linen.Dense(4, name="fc")), {"fc.weight"}),
+}
+
+
+@pytest.mark.parametrize("name", LIFTED)
+def test_a_lifted_layer_is_seen_at_its_place_and_not_at_the_root(name):
+    lifted, weights = LIFTED[name]
+
+    class Model(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return lifted()(x @ self.param("kernel", jax.nn.initializers.normal(), (3, 3), jnp.float32))
+
+    x = jnp.ones((2, 5, 3), jnp.float32)
+    variables = Model().init(jax.random.key(0), x)
+    home = interop.state_dict((Model(), variables), inputs=x)
+    assert {entry for entry in home if "weight" in entry} == weights
+    np.testing.assert_array_equal(home["kernel"], variables["params"]["kernel"])
+    if "fc.weight" in weights:
+        dense = next(tree["fc"] for tree in (variables["params"], *variables["params"].values()) if "fc" in tree)
+        np.testing.assert_array_equal(home["fc.weight"].T, dense["kernel"])
+
+
 def test_layers_stacked_by_vmap_are_refused():
     stacked = nnx.vmap(lambda keys: nnx.Linear(2, 3, rngs=nnx.Rngs(keys)))(jax.random.split(jax.random.key(0), 4))
     with pytest.raises(ValueError, match=r"kernel of 2 axes, found shape \(4, 2, 3\)"):

@@ -14,6 +14,7 @@ from parity_tools import randomised
 
 import interop
 import jaxnorm
+from interop._state_dict import _names
 
 
 class Small(torch.nn.Module):
@@ -171,6 +172,82 @@ def test_integers_that_jax_cannot_hold_are_errors_at_the_door():
         assert interop.state_dict(model)["calls"].dtype == np.int64
         with pytest.raises(ValueError, match=r"integers too large(.|\n)*calls"):
             interop.load_state_dict(model, {"calls": np.asarray(2**40)}, strict=False)
+
+
+COUNTED = {"running_mean": np.zeros(3), "running_var": np.ones(3), "num_batches_tracked": np.asarray(4)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("num_batches_tracked", np.float32(3e19), r"numbers outside the range of int64: num_batches_tracked"),
+        ("num_batches_tracked", np.float32("nan"), r"numbers outside the range of int64: num_batches_tracked"),
+        ("weight", np.array([1 + 2j, 1, 1]), r"complex numbers for float32: weight"),
+        ("weight", np.array([1.5, None, 1]), r"object instead of numbers: weight"),
+        ("weight", np.array([1, 1, -1e300]), r"numbers too large for float32: weight"),
+        ("weight", np.array([1, 2**15, 2**16]), r"numbers too large for float16: weight"),
+    ],
+)
+def test_values_that_the_models_dtypes_cannot_hold_are_errors_and_nothing_is_changed(entry, value, message):
+    dtype = np.float16 if "float16" in message else np.float32
+    layer = jaxnorm.nnx.BatchNorm(3, count_batches=True, param_dtype=dtype, rngs=nnx.Rngs(0))
+    before = interop.state_dict(layer)
+    with pytest.raises(ValueError, match=message):
+        interop.load_state_dict(layer, {"weight": np.full(3, 7.0), "bias": np.ones(3), **COUNTED, entry: value})
+    for name, value in interop.state_dict(layer).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_values_are_rounded_to_the_models_dtypes():
+    layer = jaxnorm.nnx.BatchNorm(3, count_batches=True, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    given = {"weight": np.array([0.1, np.inf, np.nan]), "bias": torch.tensor([1.5, -2.0, 0.0]).to(torch.float8_e4m3fn)}
+    interop.load_state_dict(layer, {**COUNTED, **given, "num_batches_tracked": np.float32(5)})
+    np.testing.assert_array_equal(np.float32(layer.scale[...]), np.float32([jnp.bfloat16(0.1), np.inf, np.nan]))
+    np.testing.assert_array_equal(layer.bias[...], [1.5, -2, 0])
+    assert layer.num_batches_tracked[...] == 5
+
+
+def test_what_is_no_array_is_an_error_that_names_it():
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    for value in (torch.eye(2).to_sparse(), torch.ones(2, 2, device="meta")):
+        with pytest.raises(ValueError, match="not to be read as an array: weight "):
+            interop.load_state_dict(model, {"weight": value, "bias": torch.ones(2)})
+
+
+def test_what_is_no_mapping_from_names_is_an_error_that_says_so():
+    with pytest.raises(TypeError, match=r"load_checkpoint reads one from a file\), found str"):
+        _names("x.pth", None)
+    with pytest.raises(TypeError, match="keys of the state dict have to be strings, found 0"):
+        _names({"weight": np.ones(2), 0: np.ones(2)}, None)
+
+
+def test_without_strict_a_given_bias_of_a_cell_counts_and_the_other_stays():
+    cell = nnx.LSTMCell(2, 3, rngs=nnx.Rngs(0))
+    given = interop.state_dict(cell) | {"bias_hh": np.arange(12, dtype=np.float32)}
+    interop.load_state_dict(cell, given)
+    del given["bias_hh"]
+    interop.load_state_dict(cell, given | {"bias_ih": np.ones(12, np.float32)}, strict=False)
+    np.testing.assert_array_equal(interop.state_dict(cell)["bias_hh"], np.arange(12) + 1)
+    blank = nnx.eval_shape(lambda: nnx.LSTMCell(2, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="'bias_hh' missing, and the model has no values"):
+        interop.load_state_dict(blank, given, strict=False)
+
+
+class Mixed(nnx.Module):
+    """Variables in an nnx.State, and arrays without a variable."""
+
+    def __init__(self):
+        self.state = nnx.data(nnx.State({"p": nnx.Param(jnp.ones(3)), "q": {"r": nnx.BatchStat(jnp.full(2, 2.0))}}))
+        self.table = jnp.arange(4.0)
+        self.rngs = nnx.Rngs(0)
+
+
+def test_variables_in_a_state_are_part_of_the_state_dict():
+    state = interop.state_dict(Mixed())
+    assert set(state) == {"state.p", "state.q.r"}
+    model = interop.load_state_dict(Mixed(), {name: 5 * value for name, value in state.items()})
+    for name, value in interop.state_dict(model).items():
+        np.testing.assert_array_equal(value, 5 * state[name])
 
 
 def test_an_imported_array_shares_no_memory_with_the_module():
