@@ -4,7 +4,7 @@ While a module is traced, the forward of PyTorch's own BatchNorm layers emits th
 layer that brings a forward of its own (timm's BatchNormAct2d, say) keeps it, and the call of `F.batch_norm` inside it
 emits the node. Counters, `momentum=None`, process groups and the choice between batch and running statistics stay out
 of the graph, and belong to the `jaxnorm.nnx.BatchNorm` module that the node calls. `F.batch_norm` called elsewhere is
-traced like any function.
+traced like any function, and so is a layer that does more than its node says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 OPERATION = "jaxnorm.batch_norm.default"
@@ -83,36 +83,106 @@ class _Counter:
 
 @dataclasses.dataclass
 class Counters:
-    """What became of the counters, once the trace is over: the paths of layers with a forward of their own that"""
+    """What became of the layers, once the trace is over: the paths of those that"""
 
     left_alone: set[str] = dataclasses.field(default_factory=set)  # normalise by F.batch_norm, and do not count
-    own: set[str] = dataclasses.field(default_factory=set)  # do not normalise by F.batch_norm, and count
+    own: set[str] = dataclasses.field(default_factory=set)  # do more than their node says: see `opaque_batch_norms`
+
+
+def _tensors(layer: Any) -> list[Any]:
+    """The layer's running_mean, running_var, weight and bias; something new for what is not registered on it.
+
+    That is a weight which a parametrization, pruning or the module's own code computes.
+    """
+    held = {**vars(layer)["_parameters"], **vars(layer)["_buffers"]}
+    return [held.get(name, object()) for name in ("running_mean", "running_var", "weight", "bias")]
+
+
+def _flags(layer: Any) -> dict[str, Any]:
+    return {name: getattr(layer, name) for name in ("training", "track_running_stats", "momentum", "eps")}
+
+
+def _same(tensors: Iterable[Any], others: Iterable[Any]) -> bool:
+    return all(a is b for a, b in zip(tensors, others, strict=True))
+
+
+class _Watch:
+    """What the layers hold when the model's forward begins, and whether its graph uses their buffers."""
+
+    def __init__(self, layers: Iterable[Any]):
+        self.layers = list(layers)
+        self.tensors: dict[Any, list[Any]] = {}
+        self._inputs: dict[Any, list[Any]] = {}
+
+    def begin(self, *_: Any) -> None:
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+
+        mode: Any = get_proxy_mode()
+        for layer in self.layers:
+            self.tensors[layer] = _tensors(layer)
+            names = ("running_mean", "running_var", "num_batches_tracked")
+            buffers = [buffer for name in names if (buffer := layer._buffers.get(name)) is not None]
+            self._inputs[layer] = [get_proxy_slot(buffer, mode.tracer).proxy.node for buffer in buffers]
+
+    def used(self, layer: Any) -> bool:
+        """Whether anything but the layer's own nodes reads or writes its buffers."""
+        return any(node.users for node in self._inputs[layer])
 
 
 @contextlib.contextmanager
 def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Iterator[Counters]:
     """For the time of a trace: every BatchNorm layer of `root` is one node. Not for several threads at once.
 
-    The counters of the layers at the paths `own_counters` are buffers like any other. That is needed for a layer whose
-    arithmetic is all its own, which only a trace shows: see `Counters.own`.
+    A node is the layer as it was imported. A layer that does more is recorded as the functions that it calls, its
+    counter a buffer like any other: one called with other flags, tensors or arguments than its own, one whose running
+    statistics the graph uses or changes by itself, one whose arithmetic is all its own. Only a trace shows which
+    layers these are (`Counters.own`); their paths are the `own_counters` of the next one. So is `root` recorded
+    where it is such a layer, since no module of the tree stands for it.
     """
     import torch
     from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
     emit = _operation()
-    layers = {layer: path for path, layer in root.named_modules() if isinstance(layer, _BatchNorm)}
+    layers = {layer: path for path, layer in root.named_modules() if path and isinstance(layer, _BatchNorm)}
     # By their __dict__: where any layer is shared, an activation say, torch.export hands out proxies of all layers
     # (_ModuleStackTracer.AttrProxy), which have a layer's __dict__ and an identity of their own.
-    paths = {id(vars(layer)): path for layer, path in layers.items()}
+    known = {id(vars(layer)): layer for layer in layers}
+    found = {layer: _flags(layer) for layer in layers}
+    expected: dict[Any, dict[str, Any]] = {}
     calls: list[Any] = []
+    emitted: set[Any] = set()
     normalised: set[Any] = set()
     counters = Counters()
+    watch = _Watch(layers)
+
+    def as_imported(layer: Any) -> bool:
+        return _flags(layer) == expected[layer] and _same(_tensors(layer), watch.tensors[layer])
+
+    def node(layer: Any, input: Any) -> Any:
+        emitted.add(layer)
+        return emit(input, layers[layer])
 
     def standard(layer: Any, input: Any) -> Any:
-        if id(vars(layer)) not in paths:  # called by the user's code, and no part of the tree
-            return originals[SyncBatchNorm if isinstance(layer, SyncBatchNorm) else _BatchNorm](layer, input)
-        layer._check_input_dim(input)
-        return emit(input, paths[id(vars(layer))])
+        mine = known.get(id(vars(layer)))  # None where the user's code calls a layer that is no part of the tree
+        if mine is not None and layers[mine] not in own_counters:
+            if as_imported(mine):
+                layer._check_input_dim(input)
+                return node(mine, input)
+            counters.own.add(layers[mine])
+        original = originals[SyncBatchNorm if isinstance(layer, SyncBatchNorm) else _BatchNorm]
+        averages = layer.momentum is None and layer.num_batches_tracked is not None
+        if not (averages and layer.training and layer.track_running_stats):
+            return original(layer, input)
+        # The share of the batch is float(num_batches_tracked), which no graph has: its statistics, and then their part.
+        moments = layer.running_mean, layer.running_var
+        before = [running.clone() for running in moments]
+        layer.momentum = 1.0
+        y = original(layer, input)
+        layer.momentum = None
+        with torch.no_grad():
+            for running, old in zip(moments, before, strict=True):
+                running.copy_(old + (running - old) / layer.num_batches_tracked)
+        return y
 
     def own(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(forward)
@@ -138,27 +208,34 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
         momentum: Any = 0.1,
         eps: float = 1e-5,
     ) -> Any:
-        if calls and eps == calls[-1].eps:
+        if calls and layers[calls[-1]] not in own_counters:
             layer = calls[-1]
-            given = (
-                (running_mean, layer.running_mean),
-                (running_var, layer.running_var),
-                (weight, layer.weight),
-                (bias, layer.bias),
-            )
-            if all(mine is None or mine is theirs for mine, theirs in given):
+            # What _BatchNorm.forward would give, in torch/nn/modules/batchnorm.py.
+            mean, var, *affine = _tensors(layer)
+            given = None if layer.training and not layer.track_running_stats else mean
+            moments = [given, None if given is None else var]
+            if (
+                as_imported(layer)
+                and _same((running_mean, running_var, weight, bias), (*moments, *affine))
+                and training == (layer.training or mean is None)
+                and (momentum == layer.momentum or not training or given is None)
+                and eps == layer.eps
+            ):
                 normalised.add(layer)
-                return emit(input, layers[layer])
+                return node(layer, input)
+            counters.own.add(layers[layer])
         return function(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+    def end(*_: Any) -> None:
+        counters.own.update(layers[layer] for layer in emitted if watch.used(layer))
 
     originals = {_BatchNorm: _BatchNorm.forward, SyncBatchNorm: SyncBatchNorm.forward}
     masked = []
+    hooks = [root.register_forward_pre_hook(watch.begin, prepend=True), root.register_forward_hook(end)]
     try:
         for layer in layers:
             if type(layer).forward not in originals.values() or "forward" in vars(layer):
-                masked.append(
-                    (layer, layer.momentum, layer._buffers.get("num_batches_tracked"), vars(layer).get("forward"))
-                )
+                masked.append((layer, layer._buffers.get("num_batches_tracked"), vars(layer).get("forward")))
                 layer.forward = own(layer, layer.forward)
                 if layers[layer] in own_counters:
                     continue
@@ -167,16 +244,19 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
                     vars(layer)["num_batches_tracked"] = _Counter()
                 else:
                     layer._buffers["num_batches_tracked"] = None
+        for layer in layers:  # in eval, the layers of the imported model all are, whatever PyTorch's do
+            expected[layer] = {**_flags(layer), "training": layer.training and root.training}
         for cls in originals:
             cls.forward = standard
         torch.nn.functional.batch_norm = functional
         yield counters
     finally:
         torch.nn.functional.batch_norm = function
+        for hook in hooks:
+            hook.remove()
         for cls, forward in originals.items():
             cls.forward = forward
-        for layer, momentum, counter, forward in masked:
-            layer.momentum = momentum
+        for layer, counter, forward in masked:
             stand_in = vars(layer).pop("num_batches_tracked", None)
             if isinstance(stand_in, _Counter) and (layer in normalised) != stand_in.counted:
                 (counters.own if stand_in.counted else counters.left_alone).add(layers[layer])
@@ -186,3 +266,5 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
                 del layer.forward
             else:
                 layer.forward = forward
+        for layer, flags in found.items():  # which the model's own code may have set
+            vars(layer).update(flags)

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 _TOLERANCE = 1e-3  # relative, in the inputs' own dtype: a straight-through estimator is off by 1
+# Of the inputs, of the gradients that come back: what is clipped differs where numbers are large, what is added where
+# they are 0.
+_SIZES = ((1.0, 1.0), (1.0, 100.0), (1.0, 0.0), (100.0, 1.0), (0.0, 1.0))
 
 
 class CustomGradientError(ValueError):
@@ -20,20 +23,30 @@ class CustomGradientError(ValueError):
 @contextlib.contextmanager
 def checked_gradients() -> Iterator[None]:
     """For the time of a trace: a function is called on random numbers of the same shapes, with its own backward and
-    with that of its forward's operations; where the gradients differ the trace stops."""
+    with that of its forward's operations; where the gradients differ the trace stops.
+
+    `torch.utils.checkpoint` with `use_reentrant=True`, a function that calls others with their gradients, is the plain
+    call of these.
+    """
     import torch
     from torch.utils._python_dispatch import _disable_current_modes
+    from torch.utils.checkpoint import CheckpointFunction
 
     Function = torch.autograd.Function
     original = Function.__dict__["apply"]
     checked: set[Any] = set()
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls not in checked and not cls.__module__.startswith("torch."):
-            checked.add(cls)
-            with torch._C.DisableTorchFunction(), _disable_current_modes():
-                _refuse_other_gradients(cls, lambda *a: original.__get__(None, cls)(*a, **kwargs), args)
-        return original.__get__(None, cls)(*args, **kwargs)
+        if cls is CheckpointFunction:
+            run, _, *given = args
+            return run(*given)
+        call = (cls, *map(_description, args))
+        with _gradients_as_they_are():
+            if call not in checked and not cls.__module__.startswith("torch."):
+                checked.add(call)
+                with torch._C.DisableTorchFunction(), _disable_current_modes():
+                    _refuse_other_gradients(cls, lambda *a: original.__get__(None, cls)(*a, **kwargs), args)
+            return original.__get__(None, cls)(*args, **kwargs)
 
     Function.apply = classmethod(apply)
     try:
@@ -42,41 +55,70 @@ def checked_gradients() -> Iterator[None]:
         Function.apply = original
 
 
+@contextlib.contextmanager
+def _gradients_as_they_are() -> Iterator[None]:
+    """PyTorch runs a function's forward without gradients, so that `torch.no_grad()` means nothing inside; in a graph
+    it would."""
+    import torch
+
+    switch = torch._C._set_grad_enabled
+    torch._C._set_grad_enabled = lambda _: None
+    try:
+        yield
+    finally:
+        torch._C._set_grad_enabled = switch
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return tuple(n if isinstance(n, int) else n.node.hint for n in x.shape)
+
+
+def _description(x: Any) -> Any:
+    """What tells calls apart."""
+    import torch
+
+    return (_shape(x), x.dtype) if isinstance(x, torch.Tensor) else repr(x)
+
+
 def _refuse_other_gradients(cls: Any, apply: Any, args: tuple[Any, ...]) -> None:
     import torch
 
-    generator = torch.Generator().manual_seed(0)
     name = f"{cls.__module__}.{cls.__qualname__}"
 
-    def draw(x: Any) -> Any:
-        if not isinstance(x, torch.Tensor):
-            return x
-        shape = [n if isinstance(n, int) else n.node.hint for n in x.shape]
-        if not x.is_floating_point():
-            return torch.zeros(shape, dtype=x.dtype)
-        return torch.randn(shape, dtype=x.dtype, generator=generator).requires_grad_()
+    def gradients(function: Any, size: float, slope: float) -> list[Any]:
+        generator = torch.Generator().manual_seed(0)
 
-    values = [draw(x) for x in args]
+        def draw(x: Any) -> Any:
+            if not isinstance(x, torch.Tensor):
+                return x
+            if not x.is_floating_point():
+                return torch.zeros(_shape(x), dtype=x.dtype)
+            return (size * torch.randn(_shape(x), dtype=x.dtype, generator=generator)).requires_grad_()
 
-    def gradients(function: Any) -> list[Any]:
         with torch.enable_grad():
+            values = [draw(x) for x in args]
             results = function(*[x.clone() if isinstance(x, torch.Tensor) else x for x in values])
             results = [y for y in (results if isinstance(results, (tuple, list)) else [results]) if _differentiable(y)]
             inputs = [x for x in values if isinstance(x, torch.Tensor) and x.requires_grad]
-            weights = [torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1)) for y in results]
+            weights = [slope * torch.randn(y.shape, dtype=y.dtype, generator=generator) for y in results]
             if not results or not inputs:
                 return [torch.zeros_like(x) for x in inputs]
             found = torch.autograd.grad(results, inputs, weights, allow_unused=True)
             return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
+    pairs: list[tuple[Any, Any]] = []
     try:
-        own, recorded = gradients(apply), gradients(lambda *a: _forward(cls, a))
+        for sizes in _SIZES:
+            own, recorded = gradients(apply, *sizes), gradients(lambda *a: _forward(cls, a), *sizes)
+            pairs += zip(own, recorded, strict=True)
     except Exception as error:
         raise CustomGradientError(
             f"{name} has a backward of its own, which is lost when its forward is recorded; whether it is the "
             f"derivative of the forward could not be tried on random numbers ({type(error).__name__}: {error})"
         ) from error
-    for a, b in zip(own, recorded, strict=True):
+    for a, b in pairs:
+        finite = a.isfinite() & b.isfinite()
+        a, b = a[finite], b[finite]
         if not torch.linalg.vector_norm(a - b) <= _TOLERANCE * torch.linalg.vector_norm(a).clamp(min=1e-30):
             raise CustomGradientError(
                 f"{name} has a backward of its own that is not the derivative of its forward. It would be lost: write "

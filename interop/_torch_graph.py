@@ -26,26 +26,6 @@ _HERE = os.path.dirname(__file__)
 _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "requires_grad"})
 
 
-def stop_gradients(graph_module: Any) -> None:
-    """Marks the results of `torch.no_grad()` regions by `aten.detach`, since `run_decompositions` forgets the
-    regions.
-    """
-    import torch
-
-    for node in list(graph_module.graph.nodes):
-        if getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled" or node.args[0]:
-            continue
-        for result in list(node.users):
-            value = result.meta.get("val")
-            if not isinstance(value, torch.Tensor) or not value.dtype.is_floating_point:
-                continue
-            with graph_module.graph.inserting_after(result):
-                detached = graph_module.graph.call_function(torch.ops.aten.detach.default, (result,))
-            detached.meta = dict(result.meta)
-            result.replace_all_uses_with(detached, delete_user_cb=lambda user, keep=detached: user is not keep)
-    graph_module.recompile()
-
-
 def operation_name(target: Any) -> str:
     """`aten.conv2d.default`, `operator.add`, `math.floor`, `torch.sym_max`: what names an operation in a program."""
     import torch
@@ -95,7 +75,7 @@ class GraphReader:
                 self.user_inputs.append(spec.arg.value)
             elif spec.kind is InputKind.USER_INPUT:
                 tensor = placeholders[spec.arg.name].meta["val"]
-                shape = tuple(size if isinstance(size, int) else str(size) for size in tensor.shape)
+                shape = tuple(_size(size) for size in tensor.shape)
                 self.inputs.append(Input(spec.arg.name, shape, dtype_name(tensor.dtype)))
                 self._values[spec.arg.name] = Value(spec.arg.name)
                 self.user_inputs.append(Value(spec.arg.name))
@@ -168,6 +148,29 @@ class GraphReader:
         if keys is not None:
             return ("dict", [list(pair) for pair in zip(keys, items, strict=True)])
         return ("tuple", items)
+
+
+def size_guards(exported: Any) -> tuple[str, ...]:
+    """What torch.export assumed of the sizes that vary when it recorded the code's branches (see `interop.guards`)."""
+    import torch
+    from torch.utils._sympy.printers import PythonPrinter
+
+    placeholders = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"]
+    sizes = [size for tensor in placeholders for size in getattr(tensor, "shape", ()) if isinstance(size, torch.SymInt)]
+    varying = {size.node.expr for size in sizes if size.node.expr.is_symbol}
+    if not varying:
+        return ()
+    conditions = [guard.expr for guard in sizes[0].node.shape_env.guards]
+    return tuple(
+        dict.fromkeys(PythonPrinter().doprint(c) for c in conditions if c.free_symbols and c.free_symbols <= varying)
+    )
+
+
+def _size(size: Any) -> int | str:
+    """A number, also where torch.export found that a varying size has to be this one; otherwise its name."""
+    if isinstance(size, int):
+        return size
+    return int(size.node.expr) if size.node.expr.is_number else str(size)
 
 
 def _children(spec: Any) -> list[Any]:

@@ -25,6 +25,26 @@ class Hook(NamedTuple):
     key: int
 
 
+def report_gradient_hooks(module: Any) -> None:
+    """Warns of hooks on gradients, which no graph of a forward has: they may observe, or change what is learnt."""
+    places = [
+        path or "the model itself"
+        for path, layer in module.named_modules()
+        if layer._backward_hooks or layer._backward_pre_hooks
+    ]
+    places += [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    ]
+    if places:
+        logger.warning(
+            "hooks on gradients are no part of the imported model (%s): where they change gradients, do so to those of "
+            "jax.grad",
+            ", ".join(places),
+        )
+
+
 def beyond_observers(record: Callable[[], Result], module: Any, args: tuple[Any, ...], kwargs: Any) -> Result:
     """What `record` gives; where it fails, once more without the hooks that only observe."""
     try:

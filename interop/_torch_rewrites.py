@@ -12,32 +12,62 @@ def rewritten() -> Iterator[None]:
     """For the time of a trace.
 
     - `x.data` is `x.detach()`. Both share x's memory and let no gradient through. They differ in what autograd notices
-      of writing to them, which a recorded graph has no use for.
+      of writing to them, which a recorded graph has no use for. `x.data = y` writes y to it.
+    - `torch.inference_mode()` is `torch.no_grad()`, which a graph can express.
     - `F.instance_norm` writes running statistics though its schema does not say so, and torch.export loses them:
       they are written out, as in aten/src/ATen/native/Normalization.cpp (`instance_norm`).
     - `nn.Transformer` and its layers look whether a mask is the causal one (`_detect_is_causal_mask` in
       torch/nn/modules/transformer.py), a question about values. The answer is a hint: the mask is applied either way.
+    - Hooks on the gradient of a tensor inside `forward` are refused: a graph has no place for them.
     """
     import torch
     from torch.nn.modules import transformer
 
-    read = torch.Tensor.data.__get__
+    read, assign = torch.Tensor.data.__get__, torch.Tensor.data.__set__
+    hooks = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
+    inference_mode = torch.inference_mode
+    entered, left = inference_mode.__enter__, inference_mode.__exit__
+
+    def enter(self: Any) -> None:
+        self.outside = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(not self.mode)
+
+    def leave(self: Any, *_: Any) -> None:
+        torch._C._set_grad_enabled(self.outside)
 
     class Rewriting(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func == read:
                 return args[0].detach()
+            if func == assign:
+                return _assign_data(*args)
+            if func in hooks:
+                raise ValueError(
+                    f"{func.__name__} inside forward: a hook on a gradient is lost when the forward is recorded. Leave "
+                    "it out at import if it only observes, and write what changes the gradient as an operation"
+                )
             if func is torch.nn.functional.instance_norm:
                 return _instance_norm(*args, **(kwargs or {}))
             return func(*args, **(kwargs or {}))
 
     detect = transformer._detect_is_causal_mask
     transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    inference_mode.__enter__, inference_mode.__exit__ = enter, leave
     try:
         with Rewriting():
             yield
     finally:
         transformer._detect_is_causal_mask = detect
+        inference_mode.__enter__, inference_mode.__exit__ = entered, left
+
+
+def _assign_data(tensor: Any, value: Any) -> None:
+    if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
+        raise ValueError(
+            f"assigns a {value.dtype} of shape {tuple(value.shape)} to the .data of a {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}: a recorded tensor keeps its shape and dtype"
+        )
+    tensor.detach().copy_(value)
 
 
 def _instance_norm(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interop import structure
+from interop import guards, structure
 from interop.ops.dtypes import is_float, is_integer, jax_dtype
 from interop.program import DType, Input, Program, Value
 
@@ -19,7 +19,8 @@ def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 
     Raises:
         TypeError: for arguments too many or too few, or of another structure.
-        ValueError: for shapes or dtypes that the program was not recorded for, and for constants that differ.
+        ValueError: for shapes or dtypes that the program was not recorded for, for sizes with which the model's code
+            takes another branch than the one recorded, and for constants that differ.
     """
     positional, keywords = _arranged(program, args, kwargs)
     inputs = {item.name: item for item in program.inputs}
@@ -46,9 +47,22 @@ def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         structure.match(described, value, name, leaf, problems)
     for name, described in keywords:
         structure.match(described, kwargs[name], name, leaf, problems)
+    if not problems:
+        problems += _other_branches(program, {size: n for size, (n, _) in sizes.items()})
     if problems:
         raise ValueError("the call does not fit the traced model:\n  " + "\n  ".join(problems))
     return values
+
+
+def _other_branches(program: Program, sizes: Mapping[str, int]) -> list[str]:
+    shown = ", ".join(f"{item.name} is ({', '.join(map(str, item.shape))})" for item in program.inputs)
+    return [
+        f"the code of the model asks for sizes, and what was recorded is its branch for {guard}, where {shown}; found "
+        f"{', '.join(f'{size} = {sizes[size]}' for size in sorted(guards.sizes_in(guard)))}. Import the module with "
+        "example inputs of the sizes that it is to be called with"
+        for guard in program.guards
+        if not guards.holds(guard, sizes)
+    ]
 
 
 def args_of(positional: list[tuple[str, Any]], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:

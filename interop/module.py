@@ -7,6 +7,7 @@ on it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from interop.variables import Buffer, Constant, Frozen, check, to_jax
 
 logger = logging.getLogger("interop")
 _CLASSES = {"parameter": nnx.Param, "frozen": Frozen, "buffer": Buffer, "constant": Constant}
+_MODES = ("deterministic", "use_running_average")
 
 
 class Layer(nnx.Module):
@@ -63,6 +65,8 @@ class TracedModule(Layer):
         """
         unsupported(model)
         check(arrays)
+        # A model that is itself a BatchNorm layer is not an `nnx.BatchNorm`: the graph has all that it does.
+        model = dataclasses.replace(model, batch_norms=tuple(layer for layer in model.batch_norms if layer.path))
         self.deterministic = not training
         self._interop_model = model
         self._interop_rngs = nnx.Rngs(0) if rngs is None else rngs
@@ -141,11 +145,15 @@ def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -
     for entry in model.entries:
         parent, _, name = entry.name.rpartition(".")
         holder = _place(by_path, parent)
-        if isinstance(holder, nnx.BatchNorm) and name in FLAX_NAMES:
-            name = FLAX_NAMES[name]
+        mapped = isinstance(holder, nnx.BatchNorm) and name in FLAX_NAMES
+        name = FLAX_NAMES[name] if mapped else name
         if entry.same_as is None:
             variables[entry.name] = _variable(entry, holder, name, arrays)
-        setattr(holder, name, variables[entry.same_as or entry.name])
+        value = variables[entry.same_as or entry.name]
+        if mapped:
+            setattr(holder, name, value)
+        else:
+            _put(holder, name, value, entry.name)
 
 
 def _place(by_path: dict[str, Any], path: str) -> Any:
@@ -154,23 +162,33 @@ def _place(by_path: dict[str, Any], path: str) -> Any:
         by_path[path] = Layer()
     if path:
         parent, _, name = path.rpartition(".")
-        holder = _place(by_path, parent)
-        if name not in vars(holder):
-            setattr(holder, name, by_path[path])
-        elif vars(holder)[name] is not by_path[path]:
-            raise ValueError(
-                f"the name {path!r} is taken: a layer's own attribute, or an entry of the state, has it too"
-            )
+        _put(_place(by_path, parent), name, by_path[path], path)
     return by_path[path]
+
+
+def _put(holder: Any, name: str, value: Any, path: str) -> None:
+    """`holder.name = value`, where that is free. `train` and `eval` set the attributes `_MODES` wherever they are."""
+    if vars(holder).get(name) is value:
+        return
+    own = isinstance(holder, TracedModule) and hasattr(TracedModule, name)
+    if own or name in vars(holder) or name in _MODES:
+        raise ValueError(
+            f"the name {path!r} is taken: an attribute of the Flax module, or an entry of the state, has it too. "
+            "Rename it in the PyTorch module"
+        )
+    setattr(holder, name, value)
 
 
 def _batch_norm(layer: BatchNormLayer, entries: Mapping[str, Entry], rngs: nnx.Rngs) -> Any:
     has = {name: f"{layer.path}.{name}".removeprefix(".") in entries for name in FLAX_NAMES}
+    momentum = layer.momentum
+    if momentum is None and has["running_mean"] and not has["num_batches_tracked"]:
+        momentum = 0.0  # nothing to average by, as in torch/nn/modules/batchnorm.py (_BatchNorm.forward)
     node: Any = jaxnorm.nnx.BatchNorm(
         layer.num_features,
         use_running_average=not layer.training,
         axis=1,
-        momentum=flax_momentum(layer.momentum),
+        momentum=flax_momentum(momentum),
         epsilon=layer.eps,
         use_bias=has["bias"],
         use_scale=has["weight"],

@@ -16,11 +16,12 @@ import functools
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 FORMAT = "jaxnorm.program"
-VERSION = 1
+VERSION = 2
 
 
 class ProgramError(ValueError):
@@ -80,6 +81,8 @@ class Program:
         nodes: in order of execution.
         output: nested structure of `Value`, `State` and constants that the call returns (see `interop.structure`).
         updates: entries of state that the call replaces, with their new values.
+        guards: what has to hold of the sizes that vary, as text (`s0 <= 4`; see `interop.guards`): elsewhere PyTorch's
+            code would have taken another branch.
     """
 
     inputs: tuple[Input, ...]
@@ -87,6 +90,7 @@ class Program:
     nodes: tuple[Node, ...]
     output: Any
     updates: Mapping[str, Value | State]
+    guards: tuple[str, ...]
 
     @functools.cached_property
     def last_use(self) -> Mapping[int, tuple[str, ...]]:
@@ -222,7 +226,7 @@ _RECORDS: dict[str, type] = {
 
 _FIELDS: dict[str, Any] = {
     **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path"), str),
-    **dict.fromkeys(("args", "shape", "inputs", "nodes", "entries", "batch_norms"), tuple),
+    **dict.fromkeys(("args", "shape", "inputs", "nodes", "entries", "batch_norms", "guards"), tuple),
     **dict.fromkeys(("kwargs", "signature", "updates", "modules"), dict),
     **dict.fromkeys(("persistent", "affine", "track_running_stats", "training", "frozen", "counts"), bool),
     **dict.fromkeys(("train", "eval"), Program),
@@ -324,7 +328,11 @@ def validate(model: Model) -> None:
                 faults.append(f"entry {entry.name!r} has the unknown kind {entry.kind!r}")
             if entry.same_as is not None and entry.same_as not in entries:
                 faults.append(f"entry {entry.name!r} is tied to {entry.same_as!r}, which is missing")
-    _typed(model.batch_norms, BatchNormLayer, "batch_norms", faults)
+    for layer in _typed(model.batch_norms, BatchNormLayer, "batch_norms", faults):
+        for name, limit in (("num_features", 2**31 - 1), ("eps", sys.float_info.max), ("momentum", 1)):
+            value = getattr(layer, name)
+            if value is not None and not 0 <= value <= limit:
+                faults.append(f"BatchNorm layer {layer.path!r}: {name} = {value} is not between 0 and {limit}")
     for mode, program in (("train", model.train), ("eval", model.eval)):
         known = {item.name for item in _typed(program.inputs, Input, f"{mode}.inputs", faults)}
         for node in _typed(program.nodes, Node, f"{mode}.nodes", faults):
@@ -334,8 +342,21 @@ def validate(model: Model) -> None:
             known.add(node.name)
         faults += _faults(f"{mode}: output", (program.output, program.updates), known, entries)
         faults += [f"{mode}: update of the unknown entry {name!r}" for name in program.updates if name not in entries]
+        sizes = {size for item in program.inputs for size in getattr(item, "shape", ()) if isinstance(size, str)}
+        faults += [f"{mode}: {problem}" for problem in _unsound_guards(program.guards, sizes)]
     if faults:
         raise ProgramError("not a valid program:\n  " + "\n  ".join(faults))
+
+
+def _unsound_guards(guards: tuple[Any, ...], sizes: set[str]) -> Iterator[str]:
+    from interop.guards import sizes_in
+
+    for guard in guards:
+        try:
+            if not (isinstance(guard, str) and sizes_in(guard) <= sizes):
+                yield f"the guard {guard!r} is not about the inputs' sizes"
+        except ProgramError as error:
+            yield str(error)
 
 
 def _typed(items: Any, cls: type, where: str, faults: list[str]) -> list[Any]:

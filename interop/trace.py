@@ -31,11 +31,11 @@ from interop._torch_batch_norm import OPERATION as BATCH_NORM
 from interop._torch_batch_norm import opaque_batch_norms, unshare
 from interop._torch_custom_gradients import CustomGradientError, checked_gradients
 from interop._torch_decompositions import decomposed
-from interop._torch_graph import GraphReader, module_path, source_line, stop_gradients
-from interop._torch_hooks import beyond_observers
-from interop._torch_inplace import make_functional
+from interop._torch_graph import GraphReader, module_path, size_guards, source_line
+from interop._torch_hooks import beyond_observers, report_gradient_hooks
+from interop._torch_inplace import make_functional, stop_gradients
 from interop._torch_rewrites import rewritten
-from interop._torch_state import Constants, read_batch_norms, read_state
+from interop._torch_state import Changes, Constants, read_batch_norms, read_state
 from interop.program import Model, Node, Program
 
 logger = logging.getLogger("interop")
@@ -77,6 +77,8 @@ def trace(
         entries, arrays = read_state(module)
         layers = read_batch_norms(module)
         constants = Constants()
+        report_gradient_hooks(module)
+        modes = {layer: layer.training for layer in module.modules()}
         if not module.training:
             module.train()
         frozen = frozenset(path for path, layer in module.named_modules() if not layer.training)
@@ -85,7 +87,7 @@ def trace(
         uncounted: dict[str, set[str]] = {}
         for mode in ("train", "eval"):
             if mode == "eval":
-                module.eval()
+                _evaluate(module, modes)
             record = functools.partial(_record, module, args, keywords, tuple(dynamic_dims), constants, mode)
             programs[mode], uncounted[mode] = beyond_observers(record, module, args, keywords)
     layers = tuple(
@@ -149,6 +151,21 @@ def _refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str,
         problems.append(f"example inputs are torch.Tensors (torch.from_numpy makes one): {_some(arrays)}")
     if problems:
         raise TraceError("\n".join(problems))
+
+
+def _evaluate(module: Any, modes: Mapping[Any, bool]) -> None:
+    """To eval mode; a module that was in it keeps the layers that were in train mode all the same (dropout that samples
+    in evaluation, say)."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    module.eval()
+    if modes[module]:
+        return
+    for layer, training in modes.items():
+        layer.training = training
+    names = [path for path, layer in module.named_modules() if layer.training and not isinstance(layer, _BatchNorm)]
+    if names:
+        logger.warning("in train mode at import inside a model in eval mode, and in its eval graph: %s", _some(names))
 
 
 def _some(names: list[str]) -> str:
@@ -235,14 +252,16 @@ def _record(
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     own_counters: set[str] = set()
     while True:
+        changes = Changes(module)
         with (
             opaque_batch_norms(module, own_counters) as counters,
-            _plain_results(module, signature),
+            _plain_results(module, signature, changes),
             rewritten(),
             checked_gradients(),
         ):
             try:
                 exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
+                guards = size_guards(exported)
                 if not make_functional(exported):
                     stop_gradients(exported.graph_module)
                     exported = decomposed(exported.run_decompositions({}))
@@ -254,7 +273,11 @@ def _record(
             break
         own_counters |= counters.own
     _refuse_unknown_shapes(module, exported, mode)
-    return _program(module, exported, args, kwargs, constants), counters.left_alone
+    try:
+        changes.report(exported, mode)
+    except ValueError as error:
+        raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
+    return _program(module, exported, args, kwargs, constants, guards), counters.left_alone
 
 
 def _called_signature(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.Signature:
@@ -273,13 +296,15 @@ def _called_signature(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 @contextlib.contextmanager
-def _plain_results(module: Any, signature: inspect.Signature) -> Iterator[None]:
-    """Dataclass results become named tuples for the time of the trace: torch.export knows no others."""
+def _plain_results(module: Any, signature: inspect.Signature, changes: Changes) -> Iterator[None]:
+    """Dataclass results become named tuples for the time of the trace: torch.export knows no others. What a call
+    changes goes to `changes`."""
     forward = module.forward
 
     @functools.wraps(forward)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        return _plain(forward(*args, **kwargs))
+        with changes.watched():
+            return _plain(forward(*args, **kwargs))
 
     plain.__signature__ = signature  # type: ignore[attr-defined]
     had = "forward" in vars(module)
@@ -339,7 +364,12 @@ def _users_line(error: BaseException | None) -> str:
 
 
 def _program(
-    module: Any, exported: Any, args: tuple[Any, ...], kwargs: dict[str, Any], constants: Constants
+    module: Any,
+    exported: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    constants: Constants,
+    guards: tuple[str, ...],
 ) -> Program:
     reader = GraphReader(module, exported, constants)
     reader.read()
@@ -349,6 +379,7 @@ def _program(
         nodes=_live(reader.nodes, (reader.output, reader.updates)),
         output=reader.output,
         updates=reader.updates,
+        guards=guards,
     )
 
 

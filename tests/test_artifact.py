@@ -129,7 +129,7 @@ def edited(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(version=99), "reads version 1 of the format, found 99"),
+        (lambda d: d.update(version=99), "reads version 2 of the format, found 99"),
         (lambda d: d.update(format="other"), "expected the format"),
         (lambda d: d.pop("training"), "training is None"),
         (lambda d: d["model"]["$Model"].pop("train"), "a Model has the fields"),
@@ -141,6 +141,16 @@ def edited(folder, change):
 def test_a_damaged_program_is_an_error(saved, change, message):
     edited(saved, change)
     with pytest.raises(interop.CheckpointError, match=message):
+        interop.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_features", -1), ("num_features", 2**70), ("momentum", 2.0**70), ("eps", {"$float": "nan"})],
+)
+def test_a_batch_norm_layer_with_impossible_numbers_is_a_damaged_program(saved, field, value):
+    edited(saved, lambda d: d["model"]["$Model"]["batch_norms"]["$tuple"][0]["$BatchNormLayer"].update({field: value}))
+    with pytest.raises(interop.CheckpointError, match=rf"BatchNorm layer 'bn': {field} = \S+ is not between 0 and"):
         interop.load(saved)
 
 

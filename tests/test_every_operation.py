@@ -338,7 +338,9 @@ RANDOM = {
     "normal_.default": (MANY, 1.0, 2.0), "normal.Tensor_Tensor": (MANY, 2 * MANY), "normal.Tensor_float": (MANY, 2.0),
     "normal.float_float": (1.0, 2.0, [40_000]), "rand.default": ([40_000],), "rand_like.default": (MANY,),
     "randn.default": ([40_000],), "randn_like.default": (MANY,), "randint.default": (7, [40_000]),
-    "randint.low": (-3, 7, [40_000]), "randint_like.low_dtype": (MANY, -3, 7), "randperm.default": (40_000,),
+    "randint.low": (-3, 7, [40_000]), "randint_like.low_dtype": (MANY, -3, 7),
+    "randint_like.default": (MANY, 7), "log_normal.default": (MANY, 0.2, 0.5), "poisson.default": (10 * MANY,),
+    "randperm.default": (40_000,),
     "uniform.default": (MANY, -1.0, 3.0), "uniform_.default": (MANY, -1.0, 3.0),
     "multinomial.default": (jnp.asarray([0.1, 0.2, 0.7]), 40_000, True), "rrelu.default": (-MANY, 0.1, 0.4, True),
 }  # fmt: skip

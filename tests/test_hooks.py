@@ -66,3 +66,22 @@ def test_a_hook_that_writes_or_sets_takes_part():
     module[1].register_forward_pre_hook(lambda layer, inputs: setattr(layer, "scale", inputs[0].mean()))
     module[2].register_forward_hook(lambda layer, inputs, output, given=[]: given.append(output.sum().item()))
     assert [hook.path for hook in observers(module, (x,), {})] == ["0", "2"]
+
+
+def test_hooks_on_gradients_are_named(caplog):
+    module, x = network(), normal(4, 3, 5, 5)
+    module[0].weight.register_hook(lambda grad: grad * 2)
+    module[0].bias.register_post_accumulate_grad_hook(lambda parameter: None)
+    module[2].register_full_backward_hook(lambda layer, given, grads: None)
+    interop.from_torch(module, x)
+    assert "hooks on gradients are no part of the imported model (2, 0.weight, 0.bias)" in caplog.text
+
+
+def test_a_hook_on_a_gradient_inside_forward_is_refused():
+    class Halved(torch.nn.Module):
+        def forward(self, x):
+            x.register_hook(lambda grad: grad / 2)
+            return x * 1
+
+    with pytest.raises(interop.TraceError, match=r"test_hooks\.py:\d+: x\.register_hook(.|\n)*a hook on a gradient is"):
+        interop.from_torch(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Halved()), torch.zeros(4, 3, 5, 5))

@@ -191,6 +191,49 @@ def test_clamp_keeps_the_gradient_at_its_limits(limits):
     check("aten.clamp.default", CORNERS, *limits)
 
 
+def test_derivatives_where_there_is_a_choice():
+    """At equal elements, at limits, and at what is no number."""
+    twice, nan = jnp.asarray([1.0, 2.0, 2.0, 0.5, -3.0]), jnp.asarray([jnp.nan, 0.0, 0.3, 2.0, -1.0])
+    for name in ("fmax", "fmin"):
+        check(f"aten.{name}.default", twice, jnp.asarray([1.0, 2.0, 1.5, jnp.nan, -3.0]))
+    check("aten.copysign.Tensor", jnp.asarray([0.0, -0.0, 1.0, -2.0]), jnp.asarray([-1.0, 1.0, -1.0, 0.0]))
+    check("aten.clamp.default", nan, -0.5, 1.5)
+    check("aten.clamp_min.default", nan, 0)
+    check("aten.logit.default", jnp.asarray([0.25, 0.75, 0.5, 0.1]), 0.25)
+    check("aten.pow.Tensor_Tensor", jnp.asarray([0.0, 0.0, 3.0, 2.0]), jnp.asarray([0.0, 2.0, 0.0, -1.5]))
+    check("aten.rrelu.default", jnp.asarray([-1.0, 0.0, 2.0]), 0.1, 0.3, False)
+    for p in (-1, -2.0):
+        check("aten.linalg_vector_norm.default", jnp.asarray([[0.0, 2.0], [1.0, -2.0]]), p, [1])
+
+
+@pytest.mark.parametrize("name", ["median", "nanmedian"])
+def test_medians(name):
+    x = jnp.asarray([[2.0, 1.0, 2.0, 3.0], [4.0, 0.0, 5.0, -1.0], [2.0, 2.0, 6.0, 7.0]])
+    some = x.at[0, 1].set(jnp.nan).at[0, 3].set(jnp.nan).at[:, 2].set(jnp.nan)
+    check(f"aten.{name}.default", x)
+    check(f"aten.{name}.default", x.astype(int))
+    check(f"aten.{name}.default", some, gradients=name == "nanmedian")
+    for y, dim, keepdim in (
+        (x[1:, :], 1, False),
+        (some[:, :2], 0, True),
+        (some, 1, False),
+        (jnp.asarray(1.5), 0, True),
+    ):
+        check(f"aten.{name}.dim", y, dim, keepdim)
+
+
+def test_cross_entropy_of_saturated_probabilities_has_finite_gradients():
+    p, target = draw(5, low=0.1, high=0.9), draw(5, seed=1, low=0, high=1)
+    for weight, reduction in itertools.product((None, draw(5, low=0.1).astype(jnp.float32)), range(3)):
+        check("aten.binary_cross_entropy.default", p, target, weight, reduction)
+    x = torch.tensor([20.0, -200.0, 1.0], requires_grad=True)
+    torch.nn.functional.binary_cross_entropy(torch.sigmoid(x), torch.tensor([1.0, 0.0, 1.0])).backward()
+    found = jax.grad(
+        lambda x: call("aten.binary_cross_entropy.default", jax.nn.sigmoid(x), jnp.asarray([1.0, 0.0, 1.0]))
+    )(jnp.asarray(x.detach().numpy()))
+    np.testing.assert_allclose(found, x.grad, rtol=1e-5)
+
+
 @pytest.mark.parametrize("power", [2, 0.5, -1, 3, 1.7, 0])
 def test_powers(power):
     check("aten.pow.Tensor_Scalar", draw(3, low=0.1), power)
@@ -263,6 +306,35 @@ def test_grouped_convolutions_are_those_of_xla():
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
         )  # fmt: skip
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [4, 12])
+def test_grouped_convolutions_keep_one_input_for_the_backward_pass(groups):
+    """Not one for each of the 25 positions in the kernel."""
+    x, weight = draw(2, 12, 20, 20), draw(24, 12 // groups, 5, 5, seed=1)
+    _, vjp = jax.vjp(lambda x, w: call("aten.conv2d.default", x, w, None, 1, 2, 1, groups), x, weight)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(vjp))
+    assert kept < 2 * 12 * 24 * 24 + weight.size + 200  # the padded input, the kernel, some indices
+
+
+@pytest.mark.parametrize("groups", [4, 12])
+def test_grouped_convolutions_have_second_and_forward_derivatives(groups):
+    x, weight = draw(2, 12, 8, 9), draw(24, 12 // groups, 3, 2, seed=1)
+
+    def whole(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (2, 1), [(1, 1), (0, 0)], feature_group_count=groups, dimension_numbers=("NCHW", "OIHW", "NCHW")
+        )
+
+    def ours(x, w):
+        return call("aten.conv2d.default", x, w, None, [2, 1], [1, 0], 1, groups)
+
+    def second(f):
+        gradient = jax.grad(lambda args: (f(*args) ** 3).sum())
+        return jax.jvp(gradient, ((x, weight),), ((jnp.cos(x), jnp.sin(weight)),))
+
+    for a, b in zip(jax.tree.leaves(second(ours)), jax.tree.leaves(second(whole)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("groups", [4, 12])
@@ -527,6 +599,48 @@ def test_reading_and_writing_by_index():
     check("aten.masked_fill.Scalar", x, x > 0, 1.0)
 
 
+@pytest.mark.parametrize("reduce", ["sum", "mean", "prod", "amax", "amin"])
+@pytest.mark.parametrize("include", [True, False])
+def test_reducing_by_index(reduce, include):
+    """With one zero and with two among the factors of a product, and of integers."""
+    x, index = draw(3, 4).at[0, 1].set(0), jnp.asarray([[0, 0, 2, 0], [0, 0, 1, 2], [0, 0, 1, 0], [2, 0, 1, 2]])
+    source = draw(4, 4, seed=1).at[1, 0].set(0).at[0, 2].set(0).at[2, 2].set(0).at[1, 2].set(0)
+    check("aten.scatter_reduce.two", x, 0, index, source, reduce, include_self=include)
+    check("aten.scatter_reduce.two", whole(3, 4), 0, index, whole(4, 4, seed=1), reduce, include_self=include)
+    if reduce != "sum":
+        rows = jnp.asarray([2, 0, 2])
+        check("aten.index_reduce.default", x, 1, rows, draw(3, 3, seed=2), reduce, include_self=include)
+
+
+def test_writing_at_flat_places():
+    for accumulate in (False, True):
+        check("aten.put.default", draw(3, 4), jnp.asarray([[0, -1], [5, 2]]), draw(2, 2, seed=1), accumulate)
+
+
+def test_searching_rows():
+    rows, x = jnp.sort(draw(2, 3, 7), -1), draw(2, 3, 4, seed=1)
+    check("aten.searchsorted.Tensor", rows, x, gradients=False)
+    check("aten.searchsorted.Tensor", rows[0, 0], x, right=True, gradients=False)
+    check("aten.searchsorted.Scalar", rows[0, 0], 0.3, out_int32=True, gradients=False)
+    mixed = draw(2, 3, 7, seed=2)
+    check("aten.searchsorted.Tensor", mixed, x, sorter=jnp.argsort(mixed, -1), gradients=False)
+
+
+def test_truth_of_bytes_is_a_byte():
+    for name in ("all", "any"):
+        check(f"aten.{name}.default", whole(3, 4, low=0).astype(jnp.uint8))
+        check(f"aten.{name}.dim", whole(3, 4, low=0).astype(jnp.uint8), 1)
+        check(f"aten.{name}.dim", whole(3, 4, low=0), 1)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, float("inf")])
+def test_distances(p):
+    x = draw(5, 3).at[4].set(draw(5, 3)[1])
+    check("aten.pdist.default", x, p)
+    check("aten._pdist_forward.default", x, p, gradients=False)
+    check("aten.dist.default", x, draw(5, 3, seed=1), p)
+
+
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
@@ -546,6 +660,26 @@ def test_resizing_by_weights(size, corners, name):
 @given(SIZES, st.sampled_from(["upsample_nearest2d", "_upsample_nearest_exact2d"]))
 def test_resizing_to_the_nearest(size, name):
     check(f"aten.{name}.default", draw(2, 3, 5, 4), list(size), None, None)
+
+
+FACTORS = [round(0.1 * i, 1) for i in range(3, 40)] + [1 / 3, 2 / 3, 1.25]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("other", [(), (3,), (130,), (1, 1)])
+def test_the_nearest_is_pytorchs_to_the_rounding(exact, dtype, other, monkeypatch):
+    """Positions that are whole but for a rounding, in ATen's kernels: of one dimension, of small and large images."""
+    picked = []
+    monkeypatch.setattr(interop.ops.resize, "_picked", lambda array, axis, index: picked.append(index) or array)
+    name = f"aten.{'_upsample_nearest_exact' if exact else 'upsample_nearest'}{len(other) + 1}d.vec"
+    sizes = [(n, [*other, out], None) for n in (2, 10, 14, 20, 26, 33) for out in (6, 10, 12, 22, 41, 46, 55)]
+    scaled = [(n, None, [1.0] * len(other) + [s]) for n in (2, 3, 5, 6, 10, 20, 33, 60) for s in FACTORS if n * s >= 1]
+    for n, size, factors in sizes + scaled:
+        x = np.broadcast_to(np.arange(n, dtype=dtype), (1, 1, *other, n)).copy()
+        expected = torch_operation(name)(torch.from_numpy(x), size, factors).flatten(0, -2)
+        call(name, jnp.asarray(x), size, factors)
+        np.testing.assert_array_equal(picked[-1], expected[0], err_msg=f"{n} {size} {factors}")
 
 
 @pytest.mark.parametrize("factors", [[2.0, 2.0], [1.5, 0.7]])
@@ -570,6 +704,15 @@ def test_grid_sampling(mode, padding, corners):
 
 
 @pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("padding", [1, 2])
+def test_the_border_of_a_grid_has_no_gradient(padding, corners):
+    """The identity, with which a spatial transformer begins, has its outer points there."""
+    theta = jnp.asarray([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    grid = call("aten.affine_grid_generator.default", theta, [1, 3, 5, 4], True)
+    check("aten.grid_sampler.default", draw(1, 3, 5, 4), grid, 0, padding, corners, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("corners", [False, True])
 @pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize("mode", [0, 1])
 def test_grid_sampling_of_volumes(mode, padding, corners):
@@ -583,6 +726,9 @@ def test_pixel_shuffles():
 
 
 def test_factories():
+    for n in (5, 6):
+        check("aten.fft_fftfreq.default", n, 0.5, dtype=DType("float64"))
+        check("aten.fft_rfftfreq.default", n)
     check("aten.full.default", [2, 3], 7)
     check("aten.full.default", [2], 1.5)
     check("aten.arange.start_step", 1, 10, 3)
@@ -620,6 +766,13 @@ def test_dropout_keeps_the_mean_and_draws_by_key():
     assert (first != second).any()
     np.testing.assert_array_equal(call("aten.dropout.default", x, 0.3, False), x)
     assert (call("aten.native_dropout.default", x, 1.0, True)[0] == 0).all()
+
+
+def test_what_is_drawn_has_no_derivative():
+    x = draw(4, low=0.5)
+    for name, args in (("normal.Tensor_float", (2.0,)), ("normal.Tensor_Tensor", (x,)), ("poisson.default", ())):
+        derivative = jax.grad(lambda x, name=name, args=args: call(f"aten.{name}", x, *args).sum())(x)
+        np.testing.assert_array_equal(derivative, 0)
 
 
 def test_a_registered_operation_is_called_by_its_name():

@@ -1,5 +1,6 @@
 """Factorisations, Fourier transforms, special functions, order statistics, bags of embeddings: against PyTorch."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -117,6 +118,22 @@ def test_bags_of_embeddings(mode, padding_idx, last):
         padding_idx=None if padding_idx < 0 else padding_idx,
     )
     np.testing.assert_allclose(found[0], wanted, rtol=1e-12)
+
+
+def test_the_first_of_equal_rows_of_a_bag_gets_the_gradient():
+    table = jnp.round(draw(7, 4)).at[2].set(-jnp.inf)
+    indices, offsets = jnp.asarray([0, 3, 5, 3, 1, 2, 2]), jnp.asarray([0, 4, 4, 5])
+    weights = torch.linspace(-1, 2, 16, dtype=torch.float64).reshape(4, 4)
+    theirs = torch.tensor(np.array(table), requires_grad=True)
+    bags = torch.nn.functional.embedding_bag(*(torch.tensor(np.array(x)) for x in (indices,)), theirs,
+                                             torch.tensor(np.array(offsets)), mode="max")  # fmt: skip
+    torch.where(torch.isfinite(bags), bags * weights, 0).sum().backward()
+
+    def total(table):
+        bags = call("aten._embedding_bag.default", table, indices, offsets, False, 2)[0]
+        return jnp.where(jnp.isfinite(bags), bags * weights.numpy(), 0).sum()
+
+    np.testing.assert_allclose(jax.grad(total)(table), theirs.grad, rtol=1e-12)
 
 
 def test_gradients_of_frequent_words_are_scaled():

@@ -3,6 +3,7 @@
 import collections
 import copy
 import dataclasses
+import random
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from flax import nnx
 from parity_tools import assert_same_step, jax_eval, jax_step, normal, randomised, relative, to_jax, torch_step
+from torch.nn.utils import prune
 
 import interop
 import jaxnorm
@@ -608,3 +610,389 @@ def test_statistics_move_where_nothing_uses_the_output(kind):
     step = jax_step(interop.from_torch(module, x), to_jax(x))
     assert_same_step(step, torch_step(module, x), 1e-12)
     assert step.state["norm.num_batches_tracked"] == 2 and step.state["head.3.num_batches_tracked"] == 1
+
+
+class Called(torch.nn.BatchNorm1d):
+    """Calls F.batch_norm with arguments that are not those of BatchNorm's forward."""
+
+    def __init__(self, *arguments):
+        super().__init__(3)
+        self.arguments = arguments
+
+    def forward(self, x):
+        *moments, training, momentum = self.arguments
+        moments = [moment and getattr(self, moment) for moment in moments]
+        return F.batch_norm(x, *moments, self.weight, self.bias, training, momentum, self.eps)
+
+
+def norm_and(function, kind=torch.nn.BatchNorm1d):
+    """A linear layer, then `function(self, x)`, which calls the BatchNorm layers `self.bn` and `self.teacher`."""
+
+    def forward(self, x):
+        return function(self, self.fc(x))
+
+    layers = dict(fc=torch.nn.Linear(4, 3, bias=False), bn=kind(3), teacher=kind(3))
+    return randomised(Wrapped(forward, **layers))
+
+
+def parametrized(change, function=lambda self, x: self.bn(x)):
+    module = norm_and(function)
+    change(module.bn)
+    return module.double()
+
+
+def pruned(bn):
+    prune.l1_unstructured(bn, "weight", amount=1)
+    bn.weight = bn.weight.detach()  # computed by each forward; only leaves can be copied
+
+
+def weight_of_its_own(self, x):
+    self.bn.weight = self.teacher.weight.exp()
+    return self.bn(x)
+
+
+def in_eval_and_back(self, x):
+    y = self.bn(x)
+    self.bn.eval()
+    with torch.no_grad():
+        z = self.bn(x * 2 + 1)
+    self.bn.train(self.training)
+    return y + z
+
+
+def without_tracking(self, x):
+    self.bn.track_running_stats = False
+    y = self.bn(x + 1)
+    self.bn.track_running_stats = True
+    return y + self.bn(x)
+
+
+def other_flags(self, x):
+    self.bn.momentum, self.bn.eps = 0.5, 0.1
+    return self.bn(x)
+
+
+def decayed_before(self, x):
+    with torch.no_grad():
+        self.bn.running_mean.mul_(0.5).add_(1)
+    return self.bn(x)
+
+
+def read_around(self, x):
+    y = self.bn(x - self.bn.running_mean)
+    with torch.no_grad():
+        moved = self.bn.running_mean * self.bn.running_var
+    return y + moved
+
+
+def a_teacher_that_follows(self, x):
+    y = self.bn(x)
+    with torch.no_grad():
+        for mine, its in zip(self.teacher.buffers(), self.bn.buffers(), strict=True):
+            mine.copy_(its)
+    return y + self.teacher(x)
+
+
+def a_function_before(self, x):
+    y = F.batch_norm(x, self.bn.running_mean, self.bn.running_var, training=self.training)
+    return y + self.bn(x)
+
+
+def with_other_tensors(self, x):
+    tensors = {name: tensor * 1.5 + 0.1 for name, tensor in self.bn.named_parameters()}
+    tensors |= {name: self.bn.get_buffer(name) * 1.5 for name in ("running_mean", "running_var")}
+    return torch.func.functional_call(self.bn, tensors, (x,))
+
+
+BEYOND_THE_NODE = {
+    "frozen by its call": lambda: norm_and(lambda self, x: self.bn(x), lambda _: Called(*MOMENTS, False, 0.0)),
+    "training by its call": lambda: norm_and(lambda self, x: self.bn(x), lambda _: Called(*MOMENTS, True, 0.5)),
+    "without statistics": lambda: norm_and(lambda self, x: self.bn(x), lambda _: Called(None, None, True, 0.1)),
+    "pruned": lambda: parametrized(pruned),
+    "parametrized": lambda: parametrized(
+        lambda bn: torch.nn.utils.parametrize.register_parametrization(bn, "weight", torch.nn.Softplus())
+    ),
+    "weight of its own": lambda: parametrized(lambda bn: delattr(bn, "weight"), weight_of_its_own),
+    "other tensors": lambda: norm_and(with_other_tensors),
+    "in eval and back": lambda: norm_and(in_eval_and_back),
+    "without tracking": lambda: norm_and(without_tracking),
+    "other flags": lambda: norm_and(other_flags),
+    "decayed before": lambda: norm_and(decayed_before),
+    "cumulative": lambda: norm_and(in_eval_and_back, lambda n: torch.nn.BatchNorm1d(n, momentum=None)),
+    "read around": lambda: norm_and(read_around),
+    "read around, own forward": lambda: norm_and(read_around, lambda n: CountsItself1d(n)),
+    "a teacher that follows": lambda: norm_and(a_teacher_that_follows),
+    "a function before": lambda: norm_and(a_function_before),
+}
+MOMENTS = "running_mean", "running_var"
+
+
+class CountsItself1d(CountsItself):
+    _check_input_dim = torch.nn.BatchNorm1d._check_input_dim
+
+
+@pytest.mark.parametrize("case", BEYOND_THE_NODE)
+def test_a_batch_norm_layer_that_does_more_than_its_own_forward_computes_the_same(case):
+    module, x = BEYOND_THE_NODE[case]().train(), normal(6, 4)
+    before = snapshot(module)
+    model = interop.from_torch(module, x)
+    assert_untouched(module, before)
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
+    module.eval(), model.eval()
+    assert relative(jax_eval(model, to_jax(x)), copy.deepcopy(module)(x).detach()) < 1e-9
+
+
+def test_a_cumulative_average_without_a_counter_does_not_move():
+    module, x = norm_and(lambda self, x: self.bn(x)).train(), normal(6, 4)
+    module.bn.momentum = module.bn.num_batches_tracked = None
+    assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-9)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.BatchNorm2d, OwnForward, timm.layers.BatchNormAct2d])
+def test_a_model_that_is_one_batch_norm_layer(kind, tmp_path):
+    module, x = randomised(kind(3)).train(), normal(4, 3, 5, 5)
+    model = interop.from_torch(module, x)
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
+    interop.save(model, tmp_path)
+    module.eval(), model.eval()
+    assert relative(jax_eval(model, to_jax(x)), module(x).detach()) < 1e-9
+    assert_same_step(jax_step(interop.load(tmp_path), to_jax(x)), torch_step(module.train(), x), 1e-9)
+
+
+class ScaledByName(torch.nn.BatchNorm2d):
+    def __init__(self, n, name):
+        super().__init__(n)
+        self.register_parameter(name, torch.nn.Parameter(torch.ones(())))
+        self.name = name
+
+    def forward(self, x):
+        return super().forward(x) * getattr(self, self.name)
+
+
+@pytest.mark.parametrize("name", ["axis", "scale", "mean"])
+def test_a_name_that_a_layer_of_jaxnorm_has_itself_is_refused(name):
+    with pytest.raises(ValueError, match=rf"the name '1\.{name}' is taken.*Rename it"):
+        interop.from_torch(conv_bn(lambda n: ScaledByName(n, name)), normal(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("name", ["set_attributes", "_program", "deterministic"])
+def test_a_name_that_the_model_has_itself_is_refused(name):
+    layer = Wrapped(lambda self, x: getattr(self, name)(x), **{name: torch.nn.Linear(3, 3)})
+    with pytest.raises(ValueError, match=rf"the name '{name}' is taken.*Rename it"):
+        interop.from_torch(layer, torch.zeros(2, 3))
+    parameter = Wrapped(lambda self, x: x * getattr(self, name), **{name: torch.nn.Parameter(torch.ones(3))})
+    with pytest.raises(ValueError, match=rf"the name '{name}' is taken.*Rename it"):
+        interop.from_torch(parameter, torch.zeros(2, 3))
+
+
+def test_a_name_that_switches_modes_is_refused_at_any_depth():
+    net = Wrapped(lambda self, x: x * self.deterministic, deterministic=torch.nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match=r"the name '0\.deterministic' is taken"):
+        interop.from_torch(torch.nn.Sequential(net), torch.zeros(2, 3))
+
+
+def through_data(self, x):
+    y = self.fc(x) * 2
+    y.data.mul_(3)
+    return y * y
+
+
+def through_a_view_of_detach(self, x):
+    y = self.fc(x) * 2
+    d = y.detach()
+    d[:, 1:].neg_()
+    return y * d
+
+
+def part_without_gradients(self, x):
+    y = self.fc(x) * 2
+    with torch.no_grad():
+        mean = y.mean()
+        y[:, 0] = mean
+    return y * y * mean
+
+
+def clamped_weight(self, x):
+    with torch.no_grad():
+        self.fc.weight.clamp_(-0.1, 0.1)
+    return self.fc(x)
+
+
+def assigned_data(self, x):
+    self.fc.weight.data = torch.renorm(self.fc.weight.data, 2, 0, 0.3)
+    return self.fc(x)
+
+
+def masked_by_infinity(self, x):
+    y = self.fc(x) * 1
+    y.data.masked_fill_(x > 0, -float("inf"))
+    return torch.softmax(y, 1) * x
+
+
+def filled_afterwards(self, x):
+    with torch.no_grad():
+        y = torch.zeros_like(x)
+    y[:, 1:] = self.fc(x)[:, 1:]
+    return y * y
+
+
+def inference_mode(self, x):
+    with torch.inference_mode():
+        y = self.fc(x)
+    return x * self.fc.bias + y
+
+
+def complex_result(self, x):
+    y = self.fc(x)
+    with torch.no_grad():
+        z = torch.fft.fft(y)
+    return (z * y).real
+
+
+def reentrant_checkpoint(self, x):
+    y = torch.utils.checkpoint.checkpoint(lambda x: self.fc(x).tanh(), self.fc(x), use_reentrant=True)
+    return self.fc(y)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        through_data,
+        through_a_view_of_detach,
+        part_without_gradients,
+        clamped_weight,
+        assigned_data,
+        masked_by_infinity,
+        filled_afterwards,
+        inference_mode,
+        complex_result,
+        reentrant_checkpoint,
+    ],
+)
+def test_gradients_are_those_that_autograd_sees(function):
+    module, x = Wrapped(function, fc=torch.nn.Linear(3, 3)).double().train(), normal(4, 3)
+    found, expected = jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x)
+    found.state["fc.weight"] = expected.state["fc.weight"]  # `jax_step` returns parameters as they were before
+    assert_same_step(found, expected, 1e-9)
+
+
+def test_data_of_another_shape_is_refused():
+    def forward(self, x):
+        self.fc.bias.data = x.sum()
+        return self.fc(x)
+
+    with pytest.raises(interop.TraceError, match=r"test_trace\.py:\d+: self\.fc\.bias\.data = (.|\n)*keeps its shape"):
+        interop.from_torch(Wrapped(forward, fc=torch.nn.Linear(3, 3)), torch.zeros(4, 3))
+
+
+class Clipped(torch.autograd.Function):
+    """Is its derivative as long as the incoming gradient is small."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad.clamp(-6, 6)
+
+
+class Saturated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(-10, 10)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Penalised(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad + 1e-5 * ctx.saved_tensors[0].sign()
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.scale = scale
+        with torch.no_grad():  # as PyTorch runs it anyway
+            return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.scale, None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: Clipped.apply(x),
+        lambda x: Saturated.apply(x),
+        lambda x: Penalised.apply(x),
+        lambda x: Scaled.apply(x, 1.0) + Scaled.apply(x * 2, -0.1),
+    ],
+)
+def test_a_backward_of_its_own_is_tried_at_several_sizes_and_in_every_call(function):
+    module = Wrapped(lambda self, x: function(self.fc(x)), fc=torch.nn.Linear(3, 3))
+    with pytest.raises(interop.TraceError, match=r"has a backward of its own that is not"):
+        interop.from_torch(module, torch.zeros(4, 3))
+
+
+def test_no_grad_inside_a_function_with_its_own_backward_means_nothing():
+    module = Wrapped(lambda self, x: self.fc(Scaled.apply(self.fc(x), 1.0)), fc=torch.nn.Linear(3, 3)).double()
+    x = normal(4, 3)
+    assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-9)
+
+
+def replaces_an_attribute(self, x):
+    self.total = self.total + x.detach().mean(0)
+    return self.fc(x) + self.total
+
+
+def replaces_a_buffer_by_its_table(self, x):
+    self._buffers["total"] = self._buffers["total"] + x.mean(0)
+    return self.fc(x) + self.total
+
+
+@pytest.mark.parametrize("function", [replaces_an_attribute, replaces_a_buffer_by_its_table])
+def test_tensors_that_are_read_and_replaced_are_refused(function):
+    module = Wrapped(function, fc=torch.nn.Linear(3, 3))
+    if function is replaces_an_attribute:
+        module.total = torch.zeros(3)
+    else:
+        module.register_buffer("total", torch.zeros(3))
+    with pytest.raises(interop.TraceError, match=r"Wrapped in train mode: forward replaces tensors.*: total\. "):
+        interop.from_torch(module, torch.zeros(4, 3))
+
+
+def test_numbers_that_change_and_numbers_drawn_in_python_are_named(caplog):
+    def forward(self, x):
+        self.calls += 1
+        self.cache = x.new_ones(3)  # replaced before it is read
+        self.size = tuple(x.shape)
+        keep = random.random() < 2 and np.random.rand() < 2
+        return self.fc(x) * self.calls * self.cache if keep else x
+
+    module = Wrapped(forward, fc=torch.nn.Linear(3, 3))
+    module.calls, module.cache, module.size = 0, torch.zeros(0), None
+    interop.from_torch(module, torch.zeros(4, 3))
+    assert "forward in train mode sets calls, which" in caplog.text
+    assert "draws from numpy.random and random" in caplog.text
+    assert module.calls == 0
+
+
+def test_layers_in_train_mode_inside_a_model_in_eval_mode_stay_so(caplog):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 100), torch.nn.Dropout(0.5), torch.nn.Dropout(0.5)).eval()
+    module[1].train()
+    model = interop.from_torch(module, torch.zeros(4, 3))
+    assert "inside a model in eval mode, and in its eval graph: 1" in caplog.text
+    operations = [node.operation for node in model._interop_model.eval.nodes]
+    assert sum("dropout" in operation for operation in operations) == 1
+    interop.from_torch(module.train(), torch.zeros(4, 3)).eval()

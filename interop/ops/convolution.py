@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from interop.ops.layout import Tensor, arranged, channels_last, laid, plain
 from interop.ops.registry import register
@@ -88,8 +90,10 @@ def _convolution(
 
     if groups == 1 or not x.size:
         return whole(x, weight)
-    formulation = _shifted if weight.shape[1] == 1 else _gathered
-    parts = functools.partial(formulation, stride=stride, pads=pads, dilation=dilation, groups=groups)
+
+    def parts(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return _grouped(x, weight, stride, tuple(pads), dilation, groups)
+
     if jax.default_backend() == "cpu":
         return parts(x, weight)
     # Beside an accelerator a program may still run on the CPU. Both are traced then (a MobileNetV2's step takes 1.5
@@ -97,23 +101,50 @@ def _convolution(
     return lax.platform_dependent(x, weight, cpu=parts, default=whole)
 
 
-def cut_windows(
-    x: jax.Array, kernel: Sequence[int], stride: Sequence[int], pads: Padding, dilation: Sequence[int], groups: int
-) -> Any:
-    """For each position in the kernel: its index, and what the kernel sees there, (N, out..., groups, C / groups)."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
+def _grouped(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: Any, groups: int) -> jax.Array:
+    """Derivatives keep the input as it is, not cut into windows: those are as many times larger as the kernel is."""
+    formulation = _shifted if weight.shape[1] == 1 else _gathered
+    return formulation(x, weight, stride, pads, dilation, groups)
+
+
+def _grouped_jvp(stride: Any, pads: Any, dilation: Any, groups: int, primals: Any, tangents: Any) -> Any:
+    (x, weight), (dx, dweight) = primals, tangents
+    how = stride, pads, dilation, groups
+    y, dy = _grouped(x, weight, *how), None
+    if not isinstance(dx, SymbolicZero):
+        dy = _grouped(dx, weight, *how)
+    if not isinstance(dweight, SymbolicZero):
+        of_weight = _by_tap(x, dweight, *how)
+        dy = of_weight if dy is None else dy + of_weight
+    return y, jnp.zeros_like(y) if dy is None else dy
+
+
+_grouped.defjvp(_grouped_jvp, symbolic_zeros=True)
+
+
+def _grouped_input(
+    x: jax.Array, kernel: Sequence[int], stride: Sequence[int], pads: Any, dilation: Sequence[int], groups: int
+) -> tuple[jax.Array, list[int]]:
+    """The padded input (N, in..., groups, C / groups), and the sizes of the result."""
     x = jnp.pad(x, [(0, 0), *pads, (0, 0)]) if any(map(any, pads)) else x
     x = x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
     sizes = x.shape[1 : 1 + len(kernel)]
-    out = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(sizes, kernel, stride, dilation, strict=True)]
+    return x, [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(sizes, kernel, stride, dilation, strict=True)]
+
+
+def cut_windows(
+    x: jax.Array, kernel: Sequence[int], stride: Sequence[int], pads: Any, dilation: Sequence[int], groups: int
+) -> Any:
+    """For each position in the kernel: its index, and what the kernel sees there, (N, out..., groups, C / groups)."""
+    x, out = _grouped_input(x, kernel, stride, pads, dilation, groups)
     for index in itertools.product(*map(range, kernel)):
         start = [i * d for i, d in zip(index, dilation, strict=True)]
         stop = [first + (n - 1) * s + 1 for first, n, s in zip(start, out, stride, strict=True)]
         yield index, lax.slice(x, (0, *start, 0, 0), (x.shape[0], *stop, *x.shape[-2:]), (1, *stride, 1, 1))
 
 
-def _shifted(
-    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
-) -> jax.Array:
+def _shifted(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: Any, groups: int) -> jax.Array:
     """One input channel for each group.
 
     A sum of shifted inputs, each times one number of the kernel for each channel.
@@ -126,20 +157,45 @@ def _shifted(
     return total.reshape(*total.shape[:-2], weight.shape[0])
 
 
-def _gathered(
-    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
-) -> jax.Array:
+def _taps(weight: jax.Array, groups: int) -> jax.Array:
+    """The kernel as (taps, groups, C / groups, O / groups)."""
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).transpose(3, 0, 2, 1)
+
+
+def _gathered(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: Any, groups: int) -> jax.Array:
     """What the kernel sees, gathered, times the kernel: one matrix product for each group, all in one batch."""
     seen = [piece for _, piece in cut_windows(x, weight.shape[2:], stride, pads, dilation, groups)]
     columns = jnp.stack(seen, axis=-2)  # N, out..., groups, taps, C / groups
     lead = columns.shape[: x.ndim - 1]
     columns = columns.reshape(math.prod(lead), groups, -1)
-    kernel = weight.reshape(
-        groups, weight.shape[0] // groups, weight.shape[1], -1
-    )  # groups, O / groups, C / groups, taps
-    kernel = kernel.transpose(0, 3, 2, 1).reshape(groups, -1, kernel.shape[1])
+    kernel = _taps(weight, groups).swapaxes(0, 1).reshape(groups, -1, weight.shape[0] // groups)
     result = lax.dot_general(columns, kernel, (((2,), (1,)), ((1,), (0,))))  # groups, N * out, O / groups
     return result.transpose(1, 0, 2).reshape(*lead, weight.shape[0])
+
+
+def _by_tap(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: Any, groups: int) -> jax.Array:
+    """The same, one position in the kernel after the other, in a loop.
+
+    Its transpose, the kernel's gradient, cuts one window at a time. XLA would cut all of them as soon as the input is
+    known, in the forward pass, and keep them until they are needed.
+    """
+    kernel = weight.shape[2:]
+    x, out = _grouped_input(x, kernel, stride, pads, dilation, groups)
+    size = (x.shape[0], *((n - 1) * s + 1 for n, s in zip(out, stride, strict=True)), *x.shape[-2:])
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def term(start: Any, tap: jax.Array) -> jax.Array:
+        seen = lax.dynamic_slice(x, start, size)
+        seen = lax.slice(seen, [0] * x.ndim, size, (1, *stride, 1, 1))
+        return seen * tap[:, 0] if tap.shape[1] == 1 else jnp.einsum("...gc,gco->...go", seen, tap)
+
+    taps = _taps(weight, groups)
+    starts = np.array([(0, *index, 0, 0) for index in itertools.product(*map(range, kernel))], np.int32)
+    starts *= np.array((1, *dilation, 1, 1), np.int32)
+    total = term(starts[0], taps[0])
+    if len(taps) > 1:
+        total, _ = lax.scan(lambda total, tap: (total + term(*tap), None), total, (starts[1:], taps[1:]))
+    return total.reshape(*total.shape[:-2], weight.shape[0])
 
 
 @register("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input", layout="aware")

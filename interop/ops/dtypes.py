@@ -53,6 +53,16 @@ def is_integer(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.integer))
 
 
+def lowest(dtype: Any) -> Any:
+    """What no number of the type is less than."""
+    return np.asarray(-np.inf if is_inexact(dtype) else jnp.iinfo(dtype).min, dtype)
+
+
+def highest(dtype: Any) -> Any:
+    """What no number of the type is greater than."""
+    return np.asarray(np.inf if is_inexact(dtype) else jnp.iinfo(dtype).max, dtype)
+
+
 def _category(dtype: Any) -> int:
     if dtype == jnp.bool_:
         return 0

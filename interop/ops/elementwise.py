@@ -124,14 +124,17 @@ def absolute(x: Any) -> Any:
 
 @register("aten.copysign.Tensor", "aten.copysign.Scalar", layout="elementwise")
 def copysign(x: Any, y: Any) -> Any:
-    return jnp.copysign(*promoted(x, y, inexact=True))
+    """|x| with the sign of y; the derivative at 0 is 0."""
+    x, y = promoted(x, y, inexact=True)
+    result = jnp.copysign(x, y)
+    return jnp.where(x == 0, lax.stop_gradient(result), result)
 
 
 @register("aten.logit.default", layout="elementwise")
 def logit(x: Any, eps: float | None = None) -> Any:
     x = floating(x)
     if eps is not None:
-        x = jnp.clip(x, eps, 1 - eps)
+        x = clamp(x, eps, 1 - eps)
     return jnp.log(x / (1 - x))
 
 
@@ -211,7 +214,8 @@ def power(x: Any, y: Any) -> Any:
         if float(y).is_integer() and abs(y) < 64 and (y >= 0 or is_inexact(dtype)):
             return lax.integer_pow(x, int(y))
         return jnp.power(x, y)
-    return jnp.power(*promoted(x, y))
+    x, y = promoted(x, y)
+    return jnp.power(jnp.where((x == 0) & (y == 0), jnp.ones((), x.dtype), x), y)  # 0 ** 0 has the derivative 0
 
 
 @register(
@@ -245,13 +249,15 @@ def xlogy(x: Any, y: Any) -> Any:
 
 @register("aten.fmax.default", layout="elementwise")
 def fmax(x: Any, y: Any) -> Any:
-    """The larger; the other one where one is not a number."""
-    return jnp.fmax(*promoted(x, y))
+    """The larger, the first of equals; the other one where one is not a number."""
+    x, y = promoted(x, y)
+    return jnp.where((x >= y) | jnp.isnan(y), x, y)
 
 
 @register("aten.fmin.default", layout="elementwise")
 def fmin(x: Any, y: Any) -> Any:
-    return jnp.fmin(*promoted(x, y))
+    x, y = promoted(x, y)
+    return jnp.where((x <= y) | jnp.isnan(y), x, y)
 
 
 @register("aten.maximum.default", "aten.max.other", layout="elementwise")
@@ -266,8 +272,12 @@ def minimum(x: Any, y: Any) -> Any:
 
 @register("aten.clamp.default", "aten.clamp.Tensor", "aten.clip.default", layout="elementwise")
 def clamp(x: Any, min: Any = None, max: Any = None) -> Any:
-    """x between min and max. The derivative is 1 where min <= x <= max, borders included (torch: clamp_backward)."""
+    """x between min and max. The derivative is 1 where min <= x <= max, borders included (torch: clamp_backward).
+
+    That leaves out what is no number.
+    """
     x, low, high = promoted(x, min, max)
+    x = jnp.where(jnp.isnan(x), lax.stop_gradient(x), x)
     if low is not None:
         x = jnp.where(x < low, low, x)
     if high is not None:

@@ -133,6 +133,16 @@ def triu_indices(row: int, col: int, offset: int = 0, **_: Any) -> Any:
     return jnp.stack(jnp.triu_indices(row, offset, col)).astype(jax_dtype(jnp.int64))
 
 
+@register("aten.fft_fftfreq.default")
+def fftfreq(n: int, d: float = 1.0, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.fft.fftfreq(n, d, dtype=_chosen(dtype))
+
+
+@register("aten.fft_rfftfreq.default")
+def rfftfreq(n: int, d: float = 1.0, *, dtype: Any = None, **_: Any) -> Any:
+    return jnp.fft.rfftfreq(n, d, dtype=_chosen(dtype))
+
+
 @register("aten.hann_window.default")
 def hann_window(length: int, *, dtype: Any = None, **_: Any) -> Any:
     return jnp.hanning(length + 1)[:-1].astype(_chosen(dtype))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from interop.ops.dtypes import jax_dtype
+from interop.ops.dtypes import highest, is_inexact, jax_dtype, lowest
+from interop.ops.elementwise import div_mode
 from interop.ops.layout import normal_dim
 from interop.ops.registry import register
 
@@ -65,25 +67,64 @@ def scatter_add(x: Any, dim: int, index: Any, src: Any) -> Any:
 
 @register("aten.scatter.reduce", "aten.scatter.value_reduce")
 def scatter_reduce_op(x: Any, dim: int, index: Any, src: Any, *, reduce: str) -> Any:
-    at = x.at[_places(index, dim)]
+    places = _places(index, dim)
+    at = x.at[places]
     source = _cropped(src, index, x.dtype)
-    return at.add(source) if reduce == "add" else at.multiply(source)
+    return at.add(source) if reduce == "add" else _multiplied(x, places, source)
 
 
 @register("aten.scatter_reduce.two")
 def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
-    places, source = _places(index, dim), _cropped(src, index, x.dtype)
-    neutral = {"sum": 0, "mean": 0, "prod": 1, "amax": -jnp.inf, "amin": jnp.inf}[reduce]
+    return _reduced(x, _places(index, dim), _cropped(src, index, x.dtype), reduce, include_self)
+
+
+@register("aten.index_reduce.default")
+def index_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
+    x, source = (jnp.moveaxis(a, dim, 0) for a in (x, source))
+    return jnp.moveaxis(_reduced(x, (index,), source, reduce, include_self), 0, dim)
+
+
+def _reduced(x: Any, places: tuple[Any, ...], source: Any, reduce: str, include_self: bool) -> Any:
+    """x, each place of it reduced with what of `source` is for it; without `include_self`, that alone."""
+    neutral = {"sum": 0, "mean": 0, "prod": 1, "amax": lowest(x.dtype), "amin": highest(x.dtype)}[reduce]
     start = x if include_self else x.at[places].set(jnp.asarray(neutral, x.dtype))
     at = start.at[places]
     if reduce in ("amax", "amin"):
         return at.max(source) if reduce == "amax" else at.min(source)
     if reduce == "prod":
-        return at.multiply(source)
+        return _multiplied(start, places, source)
     if reduce == "sum":
         return at.add(source)
     count = (jnp.ones_like(x) if include_self else jnp.zeros_like(x)).at[places].add(1)
-    return at.add(source) / jnp.maximum(count, 1)
+    return div_mode(at.add(source), jnp.maximum(count, 1), None if is_inexact(x.dtype) else "floor")
+
+
+@jax.custom_jvp
+def _multiplied(x: Any, places: tuple[Any, ...], source: Any) -> Any:
+    """x.at[places].multiply(source), which JAX derives only where no place is named twice."""
+    return x.at[places].multiply(source)
+
+
+@_multiplied.defjvp
+def _multiplied_jvp(primals: Any, tangents: Any) -> Any:
+    """Each factor's derivative is the product of the others: with a zero among them 0, else the product over it."""
+    x, places, source = primals
+    product = _nonzero(x).at[places].multiply(_nonzero(source))
+    zeros = (x == 0).astype(int).at[places].add(source == 0)
+
+    def others(factor: Any, product: Any, zeros: Any) -> Any:
+        return jnp.where(zeros == (factor == 0), product / _nonzero(factor), 0)
+
+    tangent = (
+        (tangents[0] * others(x, product, zeros))
+        .at[places]
+        .add(tangents[2] * others(source, product[places], zeros[places]))
+    )
+    return _multiplied(*primals), tangent
+
+
+def _nonzero(x: Any) -> Any:
+    return jnp.where(x == 0, jnp.ones((), x.dtype), x)
 
 
 def _cropped(src: Any, index: Any, dtype: Any) -> Any:
@@ -91,41 +132,38 @@ def _cropped(src: Any, index: Any, dtype: Any) -> Any:
     return src[tuple(slice(0, n) for n in index.shape)] if src.ndim else src
 
 
-@register("aten.index_add.default")
-def index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
+def _at(x: Any, dim: int, index: Any) -> tuple[Any, ...]:
+    """`index` along one dimension, all of the others."""
     at: list[Any] = [slice(None)] * x.ndim
     at[normal_dim(dim, x.ndim)] = index
-    return x.at[tuple(at)].add(alpha * source)
+    return tuple(at)
+
+
+@register("aten.index_add.default")
+def index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
+    return x.at[_at(x, dim, index)].add(alpha * source)
 
 
 @register("aten.index_copy.default")
 def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
-    at: list[Any] = [slice(None)] * x.ndim
-    at[normal_dim(dim, x.ndim)] = index
-    return x.at[tuple(at)].set(source)
+    return x.at[_at(x, dim, index)].set(source)
 
 
 @register("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
 def index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
-    at: list[Any] = [slice(None)] * x.ndim
-    at[normal_dim(dim, x.ndim)] = index
-    return x.at[tuple(at)].set(jnp.asarray(value, x.dtype))
+    return x.at[_at(x, dim, index)].set(jnp.asarray(value, x.dtype))
 
 
 @register("aten.slice_scatter.default")
 def slice_scatter(
     x: Any, src: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Any:
-    at: list[Any] = [slice(None)] * x.ndim
-    at[normal_dim(dim, x.ndim)] = slice(start, end, step)
-    return x.at[tuple(at)].set(src.astype(x.dtype))
+    return x.at[_at(x, dim, slice(start, end, step))].set(src.astype(x.dtype))
 
 
 @register("aten.select_scatter.default")
 def select_scatter(x: Any, src: Any, dim: int, index: int) -> Any:
-    at: list[Any] = [slice(None)] * x.ndim
-    at[normal_dim(dim, x.ndim)] = index
-    return x.at[tuple(at)].set(src.astype(x.dtype))
+    return x.at[_at(x, dim, index)].set(src.astype(x.dtype))
 
 
 @register("aten.diagonal_scatter.default")
@@ -192,8 +230,12 @@ def embedding_bag(
     counts = jnp.ones(len(indices), bool) if padding_idx < 0 else indices != padding_idx
     sizes = jax.ops.segment_sum(counts.astype(indices.dtype), bag, bags)
     if mode == 2:
-        low = jnp.where(counts[:, None], rows, -jnp.inf)
-        result = jnp.where(sizes[:, None] > 0, jax.ops.segment_max(low, bag, bags), 0).astype(rows.dtype)
+        low = jax.lax.stop_gradient(jnp.where(counts[:, None], rows, -jnp.inf))
+        largest = low == jax.ops.segment_max(low, bag, bags)[bag]
+        places = jnp.arange(len(indices))[:, None]
+        first = jax.ops.segment_min(jnp.where(largest, places, len(indices)), bag, bags)  # it gets the derivative
+        chosen = jnp.take_along_axis(rows, jnp.where(sizes[:, None] > 0, first, 0), 0)
+        result = jnp.where(sizes[:, None] > 0, chosen, 0)
     else:
         result = jax.ops.segment_sum(jnp.where(counts[:, None], rows, 0), bag, bags)
         if mode == 1:
@@ -211,6 +253,12 @@ def one_hot(x: Any, num_classes: int = -1) -> Any:
 @register("aten.take.default")
 def take(x: Any, index: Any) -> Any:
     return x.reshape(-1)[index]
+
+
+@register("aten.put.default")
+def put(x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
+    at = x.reshape(-1).at[index]
+    return (at.add(source) if accumulate else at.set(source)).reshape(x.shape)
 
 
 @register("aten.take_along_dim.default")
@@ -247,7 +295,7 @@ def diag_embed(x: Any, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
     return jnp.moveaxis(out.at[..., rows, columns].set(x), (-2, -1), (dim1, dim2))
 
 
-@register("aten.searchsorted.Tensor")
+@register("aten.searchsorted.Tensor", "aten.searchsorted.Scalar")
 def searchsorted(
     sorted_sequence: Any,
     values: Any,
@@ -257,7 +305,13 @@ def searchsorted(
     side: str | None = None,
     sorter: Any = None,
 ) -> Any:
-    found = jnp.searchsorted(sorted_sequence, values, side=side or ("right" if right else "left"))
+    """Where in the sorted last dimension each value belongs: one row for all values, or one for each row of them."""
+    if sorter is not None:
+        sorted_sequence = jnp.take_along_axis(sorted_sequence, sorter, -1)
+    search = functools.partial(jnp.searchsorted, side=side or ("right" if right else "left"))
+    for _ in range(sorted_sequence.ndim - 1):
+        search = jax.vmap(search)
+    found = search(sorted_sequence, values)
     return found.astype(jnp.int32 if out_int32 else jax_dtype(jnp.int64))
 
 

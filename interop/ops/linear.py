@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from interop.ops.dtypes import promoted
+from interop.ops.reductions import vector_norm
 from interop.ops.registry import register
 
 
@@ -103,6 +104,17 @@ def trace(x: Any) -> Any:
 @register("aten.cdist.default", "aten._cdist_forward.default")
 def cdist(a: Any, b: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
     """Distances between the rows of a and those of b; derivative 0 where the distance is 0."""
-    from interop.ops.reductions import vector_norm
-
     return vector_norm(a[..., :, None, :] - b[..., None, :, :], p, [-1])
+
+
+@register("aten.pdist.default", "aten._pdist_forward.default")
+def pdist(x: Any, p: float = 2.0) -> Any:
+    """Distances between every two rows, as `cdist` has them above its diagonal."""
+    first, second = jnp.triu_indices(len(x), 1)
+    return vector_norm(x[first] - x[second], p, [-1])
+
+
+@register("aten.dist.default")
+def dist(a: Any, b: Any, p: float = 2.0) -> Any:
+    """The norm of the difference, derivative 0 where it is 0."""
+    return vector_norm(a - b, p)

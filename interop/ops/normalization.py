@@ -111,9 +111,9 @@ def _batch_norm(
     y, moments = jaxnorm.batch_norm(array, weight, bias, axis=axis, epsilon=eps)
     variance = moments.m2 / moments.count
     if running_mean is not None:
-        unbiased = moments.m2 / (moments.count - 1)
-        running_mean = (1 - momentum) * running_mean + momentum * moments.mean.astype(running_mean.dtype)
-        running_var = (1 - momentum) * running_var + momentum * unbiased.astype(running_var.dtype)
+        new_mean, new_var = lax.stop_gradient((moments.mean, moments.variance(correction=1)))
+        running_mean = (1 - momentum) * running_mean + momentum * new_mean.astype(running_mean.dtype)
+        running_var = (1 - momentum) * running_var + momentum * new_var.astype(running_var.dtype)
     return laid(y.astype(array.dtype), order_of(x)), moments.mean, lax.rsqrt(variance + eps), running_mean, running_var
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from interop.ops.convolution import cut_windows, per_dim
-from interop.ops.dtypes import is_inexact, jax_dtype
+from interop.ops.dtypes import jax_dtype, lowest
 from interop.ops.layout import Tensor, arranged, channels_last, laid, plain
 from interop.ops.registry import register
 
@@ -67,10 +67,6 @@ def _batched(x: Tensor, spatial: int, function: Callable[[Any], Any]) -> Tensor:
     return laid(function(arranged(x, order)), order)
 
 
-def _lowest(dtype: Any) -> Any:
-    return np.asarray(-np.inf if is_inexact(dtype) else jnp.iinfo(dtype).min, dtype)
-
-
 def _max_pool(spatial: int) -> Callable[..., Any]:
     def apply(
         x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
@@ -79,7 +75,7 @@ def _max_pool(spatial: int) -> Callable[..., Any]:
             windows = _Windows(a.shape[1:-1], kernel_size, stride, padding, dilation, ceil_mode)
             if any(d > 1 for d in windows.dilation):
                 return _dilated_max(a, windows)
-            return windows.reduce(a, _lowest(a.dtype), lax.max)
+            return windows.reduce(a, lowest(a.dtype), lax.max)
 
         return _batched(x, spatial, pool)
 
@@ -89,7 +85,7 @@ def _max_pool(spatial: int) -> Callable[..., Any]:
 def _dilated_max(a: Any, windows: _Windows) -> Any:
     """The first largest element of each window; lax.reduce_window with dilation has no derivative."""
     a = lax.pad(
-        a, jnp.asarray(_lowest(a.dtype)), [(0, 0, 0), *((low, high, 0) for low, high in windows.pads), (0, 0, 0)]
+        a, jnp.asarray(lowest(a.dtype)), [(0, 0, 0), *((low, high, 0) for low, high in windows.pads), (0, 0, 0)]
     )
     none = [(0, 0)] * len(windows.kernel)
     seen = [w[..., 0, :] for _, w in cut_windows(a, windows.kernel, windows.stride, none, windows.dilation, 1)]
@@ -115,7 +111,7 @@ def _max_pool_indices(spatial: int) -> Callable[..., Any]:
 
         lead = (1,) * (flat.ndim - spatial)
         _, index = lax.reduce_window(
-            (flat, position), (_lowest(flat.dtype), np.asarray(math.prod(sizes), position.dtype)), first_largest,
+            (flat, position), (lowest(flat.dtype), np.asarray(math.prod(sizes), position.dtype)), first_largest,
             (*lead, *windows.kernel), (*lead, *windows.stride), [(0, 0)] * len(lead) + windows.pads,
             window_dilation=(*lead, *windows.dilation),
         )  # fmt: skip

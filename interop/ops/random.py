@@ -106,6 +106,11 @@ def randint_low(low: int, high: int, size: Sequence[int], *, dtype: Any = None, 
     return drawn.astype(jax_dtype(jnp.int64) if dtype is None else jax_dtype(dtype))
 
 
+@register("aten.randint_like.default", layout="elementwise", random=True)
+def randint_like_below(x: Any, high: int, *, dtype: Any = None, key: Any, **_: Any) -> Any:
+    return randint_like(x, 0, high, dtype=dtype, key=key)
+
+
 @register("aten.randint_like.low_dtype", layout="elementwise", random=True)
 def randint_like(x: Any, low: int, high: int, *, dtype: Any = None, key: Any, **_: Any) -> Any:
     return jax.random.randint(key, x.shape, low, high).astype(x.dtype if dtype is None else jax_dtype(dtype))
@@ -128,12 +133,25 @@ def normal_sized(mean: float, std: float, size: Sequence[int], *, dtype: Any = N
 
 @register("aten.normal.Tensor_float", "aten.normal.Tensor_Tensor", random=True)
 def normal_tensor(mean: Any, std: Any = 1.0, *, generator: Any = None, key: Any) -> Any:
+    """No derivative, neither by the mean nor by the deviation."""
+    mean, std = jax.lax.stop_gradient((mean, std))
     return mean + std * jax.random.normal(key, jnp.broadcast_shapes(mean.shape, jnp.shape(std)), mean.dtype)
 
 
 @register("aten.normal_functional.default", "aten.normal_.default", layout="elementwise", random=True)
 def normal(x: Any, mean: float = 0.0, std: float = 1.0, *, generator: Any = None, key: Any) -> Any:
     return mean + std * jax.random.normal(key, x.shape, x.dtype)
+
+
+@register("aten.log_normal.default", layout="elementwise", random=True)
+def log_normal(x: Any, mean: float = 1.0, std: float = 2.0, *, generator: Any = None, key: Any) -> Any:
+    return jnp.exp(normal(x, mean, std, key=key))
+
+
+@register("aten.poisson.default", layout="elementwise", random=True)
+def poisson(x: Any, generator: Any = None, *, key: Any) -> Any:
+    """Counts whose mean is x; no derivative."""
+    return jax.random.poisson(key, jax.lax.stop_gradient(x)).astype(x.dtype)
 
 
 @register("aten.exponential.default", layout="elementwise", random=True)
@@ -147,7 +165,7 @@ def rrelu(
 ) -> Any:
     """Leaky ReLU with a slope drawn for each element, or the mean slope outside training."""
     slope = jax.random.uniform(key, x.shape, x.dtype, lower, upper) if training else (lower + upper) / 2
-    return jnp.where(x >= 0, x, x * slope)
+    return jnp.where(x > 0, x, x * slope)
 
 
 @register("aten.multinomial.default", random=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from interop.ops.dtypes import is_inexact, jax_dtype
+from interop.ops.dtypes import is_inexact, jax_dtype, lowest
 from interop.ops.layout import Tensor, array_of, axis_of, inverse, laid, normal_dim, order_of, plain
 from interop.ops.registry import register
 
@@ -110,14 +110,18 @@ register("aten.argmax.default")(_position(jnp.argmax))
 register("aten.argmin.default")(_position(jnp.argmin))
 
 
-@register("aten.all.default", "aten.all.dim", "aten.all.dims", layout="aware")
-def all_(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-    return reduce(lambda a, axes, keep: jnp.all(a, axes, keepdims=keep), x, dim, keepdim)
+def _truth(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A boolean, but a byte of bytes."""
+
+    def apply(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+        dtype = x.dtype if x.dtype == jnp.uint8 else jnp.bool_
+        return reduce(lambda a, axes, keep: function(a, axes, keepdims=keep).astype(dtype), x, dim, keepdim)
+
+    return apply
 
 
-@register("aten.any.default", "aten.any.dim", "aten.any.dims", layout="aware")
-def any_(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-    return reduce(lambda a, axes, keep: jnp.any(a, axes, keepdims=keep), x, dim, keepdim)
+register("aten.all.default", "aten.all.dim", "aten.all.dims", layout="aware")(_truth(jnp.all))
+register("aten.any.default", "aten.any.dim", "aten.any.dims", layout="aware")(_truth(jnp.any))
 
 
 @register("aten.prod.default")
@@ -238,7 +242,8 @@ def _norm(x: Tensor, p: Any, dim: Any, keepdim: bool, dtype: Any = None) -> Tens
             return jnp.sum((a != 0).astype(a.dtype), axes, keepdims=keep)
         if p == 1:
             return jnp.sum(size, axes, keepdims=keep)
-        total = jnp.sum(jnp.where(size == 0, 0, jnp.where(size == 0, 1, size) ** p), axes, keepdims=keep)
+        of_zero = 0 if p > 0 else jnp.inf
+        total = jnp.sum(jnp.where(size == 0, of_zero, jnp.where(size == 0, 1, size) ** p), axes, keepdims=keep)
         return jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / p))
 
     return reduce(norm, x, dim, keepdim)
@@ -332,20 +337,31 @@ def topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = Tru
     return lax.slice_in_dim(values, 0, k, axis=dim % x.ndim), lax.slice_in_dim(index, 0, k, axis=dim % x.ndim)
 
 
-@register("aten.median.default")
-def median(x: Any) -> Any:
-    """The lower of the two middle elements."""
-    flat = jnp.sort(x.reshape(-1))
-    return flat[(flat.shape[0] - 1) // 2]
+def _median(past_nan: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The lower of the two middle elements: of all of x, and with its place along one dimension.
+
+    What is no number is the median, the first of several, or with `past_nan` does not count.
+    """
+
+    def along(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+        values, index = sort(jnp.atleast_1d(x), dim)  # what is no number comes last
+        numbers = jnp.sum(~jnp.isnan(values), dim, keepdims=True)
+        n = values.shape[dim]
+        middle = jnp.maximum(numbers - 1, 0) // 2 if past_nan else jnp.where(numbers == n, (n - 1) // 2, numbers)
+        values, index = (jnp.take_along_axis(y, middle, dim) for y in (values, index))
+        return (values, index) if keepdim and x.ndim else (jnp.squeeze(values, dim), jnp.squeeze(index, dim))
+
+    def of_all(x: Any) -> Any:
+        """Equal elements share the derivative (torch: evenly_distribute_backward)."""
+        middle = lax.stop_gradient(along(x.reshape(-1), 0)[0])
+        return jnp.where(jnp.isnan(middle), middle, jnp.max(x, where=x == middle, initial=lowest(x.dtype)))
+
+    return of_all, along
 
 
-@register("aten.median.dim")
-def median_dim(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
-    values, index = sort(x, dim)
-    middle = (x.shape[dim] - 1) // 2
-    values = lax.slice_in_dim(values, middle, middle + 1, axis=dim % x.ndim)
-    index = lax.slice_in_dim(index, middle, middle + 1, axis=dim % x.ndim)
-    return (values, index) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(index, dim))
+for _name, _functions in (("median", _median(False)), ("nanmedian", _median(True))):
+    register(f"aten.{_name}.default")(_functions[0])
+    register(f"aten.{_name}.dim")(_functions[1])
 
 
 @register("aten.diff.default")

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from interop.ops.activations import hardtanh
 from interop.ops.layout import Tensor, arranged, channels_last, laid
 from interop.ops.registry import register
 
@@ -75,12 +76,19 @@ def _antialiased_weights(kernel: Callable[[np.ndarray], np.ndarray], reach: floa
     return weights
 
 
-def _nearest_index(out: int, n: int, scale: float | None, exact: bool) -> np.ndarray:
-    ratio = _ratio(out, n, scale)
-    if not exact:
-        ratio = float(np.float32(ratio))  # computed in single precision there
-    position = (np.arange(out) + (0.5 if exact else 0.0)) * ratio
-    return np.minimum(np.floor(position).astype(int), n - 1)
+def _nearest_index(out: int, n: int, scale: float | None, exact: bool, real: Any, generic: bool) -> np.ndarray:
+    """Which element each output is, rounded as ATen does.
+
+    In its general kernel (aten/src/ATen/native/cpu/UpSampleKernel.cpp, HelperInterpNearest) positions are of type
+    `real`; in the other, for small images (UpSample.h, nearest_idx and nearest_exact_idx), in single precision.
+    """
+    if not (exact or generic) and out in (n, 2 * n):
+        return np.arange(out) * n // out
+    real = real if generic else np.float32
+    position = (np.arange(out) + (0.5 if exact else 0.0)) * float(real(_ratio(out, n, scale)))
+    if exact and generic:
+        position = np.maximum(position - 0.5, 0).astype(real) + 0.5
+    return np.minimum(np.floor(position.astype(np.float32)).astype(int), n - 1)
 
 
 Weights = Callable[[int, int, "float | None", bool], np.ndarray]
@@ -101,10 +109,12 @@ def _resized(x: Tensor, kind: str, sizes: Sequence[int], scales: Sequence[float 
     """One axis at a time: a choice of elements (nearest), or a matrix of weights."""
     order = channels_last(x.ndim)
     array = arranged(x, order)
+    real = np.float64 if array.dtype == jnp.float64 else np.float32
+    generic = len(sizes) != 2 or sum(sizes) > 128  # which of ATen's kernels (_use_vectorized_kernel_cond_2d)
     for axis, (out, scale) in enumerate(zip(sizes, scales, strict=True), start=1):
         n = array.shape[axis]
         if kind.startswith("nearest"):
-            array = _picked(array, axis, _nearest_index(out, n, scale, kind == "nearest_exact"))
+            array = _picked(array, axis, _nearest_index(out, n, scale, kind == "nearest_exact", real, generic))
         elif out != n or (scale not in (None, 1.0)):
             weights = jnp.asarray(_table(kind, out, n, scale, align_corners), array.dtype)
             array = jnp.moveaxis(jnp.tensordot(array, weights, (axis, 1)), -1, axis)
@@ -193,6 +203,11 @@ def _unnormalised(grid: Any, n: int, align_corners: bool) -> Any:
     return (grid + 1) / 2 * (n - 1) if align_corners else ((grid + 1) * n - 1) / 2
 
 
+def _clipped(x: Any, n: int) -> Any:
+    """x between 0 and n - 1; the derivative is 0 at both (GridSampler.h, clip_coordinates_set_grad)."""
+    return hardtanh(x, 0, n - 1)
+
+
 def _reflected(x: Any, n: int, align_corners: bool) -> Any:
     low, span = (0.0, n - 1) if align_corners else (-0.5, n)
     if span == 0:
@@ -200,7 +215,7 @@ def _reflected(x: Any, n: int, align_corners: bool) -> Any:
     distance = jnp.abs(x - low)
     turns = jnp.floor(distance / span)
     rest = distance - turns * span
-    return jnp.clip(jnp.where(turns % 2 == 0, rest + low, span - rest + low), 0, n - 1)
+    return _clipped(jnp.where(turns % 2 == 0, rest + low, span - rest + low), n)
 
 
 @register("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
@@ -213,7 +228,7 @@ def grid_sampler(x: Any, grid: Any, interpolation_mode: int, padding_mode: int, 
 
     def placed(position: Any, n: int) -> Any:
         if padding_mode == 1:
-            return jnp.clip(position, 0, n - 1)
+            return _clipped(position, n)
         return _reflected(position, n, align_corners) if padding_mode == 2 else position
 
     def pick(place: Sequence[Any]) -> Any:
