@@ -17,9 +17,9 @@ difference of that size says nothing of the import. Running statistics are drawn
 in eval mode; where PyTorch's own float32 outputs are then further than {TOLERANCE_FLOAT32 / 5:g} from its float64 ones,
 BatchNorm's scales are halved and its biases drawn from -1 to 1 (`calm` in benchmarks/coverage_models.py).
 """
-DRAWN_BEFORE = """Under the same tolerances, {count} models were measured with running statistics drawn otherwise: about those
-of training, or, those without a condition, without regard to the activations. Models were added over several versions of
-the library: a row is of the version of its day.
+DRAWN_BEFORE = """Under the same tolerances, {count} models were measured with running statistics drawn otherwise: about
+those of training, or, those without a condition, without regard to the activations. Models were added over several
+versions of the library: a row is of the version of its day.
 """
 
 
