@@ -181,8 +181,8 @@ def rows(seconds: float) -> tuple[list[str], list[float]]:
                 ratios.append(ratio)
             share = PASSES[mode] / 2 * median["copy"] / median["ours"]
             cost = [
-                f"{compiled[n].cost_analysis()['bytes accessed'] / jx.nbytes:.1f}, "
-                f"{compiled[n].memory_analysis().temp_size_in_bytes / jx.nbytes:.1f}"
+                f"{compiled[n].cost_analysis()['bytes accessed'] / jx.nbytes:.2f}, "
+                f"{compiled[n].memory_analysis().temp_size_in_bytes / jx.nbytes:.2f}"
                 for n in LAYERS
             ]
             shown = [f"{median[name]:.2f}" for name in steps if name != "copy"]

@@ -178,7 +178,7 @@ def _affine(
     mul = lax.rsqrt(variance)
     if scale is not None:
         mul = mul * scale
-    y = (x + -shift) * mul  # not x - shift: see shifted_moments
+    y = (x - shift) * mul
     if offset is not None:  # of the deviation's size, so that nothing cancels
         bias = -offset * mul if bias is None else bias - offset * mul
     if bias is not None:

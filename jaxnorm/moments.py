@@ -33,6 +33,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
 from jaxnorm.collectives import AxisName, Groups, gather_replicas, sum_replicas
 from jaxnorm.packing import pack, unpack
+from jaxnorm.sums import two_sums
 
 # One value in so many places the shift. That also bounds (shift - mean)^2/var, whatever the data.
 _SHIFT_PART = 512
@@ -167,15 +168,10 @@ def shifted_moments(
     groups: Groups | None,
 ) -> ShiftedMoments:
     """`batch_moments` with sums about `shift`, a constant for each channel."""
-    # XLA on a CPU writes out x - shift if it is used twice, but fuses it into each sum (and into the normalisation)
-    # where the expressions differ: so doubled for one sum, plain for the other, plus the negative shift in the
-    # normalisation. All of them round alike.
     centred = x - shift
-    doubled = 2 * x - 2 * shift
     if mask is not None:
-        doubled, centred = jnp.where(mask, doubled, 0), jnp.where(mask, centred, 0)
-    s1 = doubled.sum(reduced, keepdims=True) / 2
-    s2 = jnp.square(centred).sum(reduced, keepdims=True)
+        centred = jnp.where(mask, centred, 0)
+    s1, s2 = two_sums(centred, jnp.square(centred), reduced)
     count = _count(x, mask, reduced)
     delta = s1 / jnp.maximum(count, 1)
     m2 = jnp.maximum(s2 - s1 * delta, 0)
