@@ -6,6 +6,7 @@ from interop._from_torch import from_torch
 from interop._lint import lint
 from interop._state_dict import load_state_dict, state_dict
 from interop._suggest_rename import Suggestion, suggest_rename
+from interop._torch_errors import TraceError
 from interop.artifact import load, save
 from interop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from interop.lint_rules import Finding
@@ -13,7 +14,6 @@ from interop.module import TracedModule
 from interop.ops import register
 from interop.optimizer import load_optimizer_state, optax_from_torch, optimizer_state_dict, schedule_from_torch
 from interop.program import ProgramError
-from interop.trace import TraceError
 from interop.variables import Buffer, Constant, Frozen
 
 __all__ = [

@@ -15,11 +15,7 @@ import dataclasses
 import functools
 import inspect
 import logging
-import pathlib
-import re
-import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -31,7 +27,8 @@ from interop._torch_batch_norm import OPERATION as BATCH_NORM
 from interop._torch_batch_norm import opaque_batch_norms, unshare
 from interop._torch_custom_gradients import CustomGradientError, checked_gradients
 from interop._torch_decompositions import decomposed
-from interop._torch_graph import GraphReader, module_path, size_guards, source_line
+from interop._torch_errors import TraceError, explained, refuse_unknown_shapes, refuse_untraceable, some
+from interop._torch_graph import GraphReader, size_guards
 from interop._torch_hooks import beyond_observers, report_gradient_hooks
 from interop._torch_inplace import make_functional, stop_gradients
 from interop._torch_rewrites import rewritten
@@ -40,10 +37,6 @@ from interop.program import Model, Node, Program
 
 logger = logging.getLogger("interop")
 _lock = threading.RLock()
-
-
-class TraceError(ValueError):
-    """A module that cannot be turned into a program; the message says where and what to do."""
 
 
 def trace(
@@ -69,7 +62,7 @@ def trace(
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
-    _refuse_untraceable(module, args, kwargs)
+    refuse_untraceable(module, args, kwargs)
     args, keywords = _traceable_batch((args, dict(kwargs)))
     with _lock, _left_as_found(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
@@ -116,43 +109,6 @@ def trace(
     return model, arrays
 
 
-def _refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """What torch.export would answer in words that do not help."""
-    import torch
-    from torch.utils import _pytree
-
-    problems = []
-    scripted = [path or "the module" for path, x in module.named_modules() if isinstance(x, torch.jit.ScriptModule)]
-    if scripted:
-        problems.append(
-            f"TorchScript cannot be traced by torch.export: {_some(scripted)}. Give the torch.nn.Module that was "
-            "scripted, and load the weights into that"
-        )
-    packed = [
-        path or "the module"
-        for path, layer in module.named_modules()
-        if any(isinstance(value, torch.ScriptObject) for value in vars(layer).values())
-    ]
-    if packed:
-        problems.append(
-            f"objects of PyTorch's C++, as quantised layers hold them, cannot be traced: {_some(packed)}. Import the "
-            "module before it is quantised"
-        )
-    state = [*module.named_parameters(), *module.named_buffers()]
-    empty = [name for name, tensor in state if tensor.device.type == "meta"]
-    if empty:
-        problems.append(f"tensors on the meta device have no values: {_some(empty)}. Load the weights first")
-    arrays = [
-        f"{_pytree.keystr(path)} is a {type(leaf).__module__}.{type(leaf).__name__}"
-        for path, leaf in _pytree.tree_flatten_with_path((args, dict(kwargs)))[0]
-        if hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, torch.Tensor)
-    ]
-    if arrays:
-        problems.append(f"example inputs are torch.Tensors (torch.from_numpy makes one): {_some(arrays)}")
-    if problems:
-        raise TraceError("\n".join(problems))
-
-
 def _evaluate(module: Any, modes: Mapping[Any, bool]) -> None:
     """To eval mode; a module that was in it keeps the layers that were in train mode all the same (dropout that samples
     in evaluation, say)."""
@@ -165,30 +121,7 @@ def _evaluate(module: Any, modes: Mapping[Any, bool]) -> None:
         layer.training = training
     names = [path for path, layer in module.named_modules() if layer.training and not isinstance(layer, _BatchNorm)]
     if names:
-        logger.warning("in train mode at import inside a model in eval mode, and in its eval graph: %s", _some(names))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + ", ..." * (len(names) > 8)
-
-
-def _refuse_unknown_shapes(module: Any, exported: Any, mode: str) -> None:
-    """Shapes that depend on values, which XLA has none of."""
-    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-
-    lines = []
-    for node in exported.graph.nodes:
-        shape = getattr(node.meta.get("val"), "shape", None)
-        if node.op == "call_function" and shape is not None and free_unbacked_symbols(shape):
-            lines.append(f"  {node.target}, in {module_path(node) or 'the module itself'} ({source_line(node)})")
-    if lines:
-        message = (
-            f"{type(module).__name__} in {mode} mode has shapes that depend on values (boolean indices, nonzero, ...), "
-            "which jax.jit cannot compile; torch.where keeps the shape:\n" + "\n".join(lines)
-        )
-        if mode == "train":
-            raise TraceError(message)
-        logger.warning("%s", message)  # what follows the network in eval can run outside jit
+        logger.warning("in train mode at import inside a model in eval mode, and in its eval graph: %s", some(names))
 
 
 def _traceable_batch(inputs: Any) -> Any:
@@ -268,11 +201,11 @@ def _record(
             except CustomGradientError as error:
                 raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
             except Exception as error:
-                raise TraceError(_explained(module, mode, error)) from error
+                raise TraceError(explained(module, mode, error)) from error
         if counters.own <= own_counters:
             break
         own_counters |= counters.own
-    _refuse_unknown_shapes(module, exported, mode)
+    refuse_unknown_shapes(module, exported, mode)
     try:
         changes.report(exported, mode)
     except ValueError as error:
@@ -328,39 +261,6 @@ def _plain(result: Any) -> Any:
     if type(result) in (tuple, list):
         return type(result)(_plain(item) for item in result)
     return result
-
-
-def _explained(module: Any, mode: str, error: Exception) -> str:
-    text = str(error).strip().split("\n\nThe following call raised")[0]
-    if type(error).__name__.startswith("GuardOnDataDependent"):
-        text = text.partition("\n")[0]  # how to debug torch.export follows
-    advice = "Shapes and control flow may depend on the shapes of the inputs, not on their values."
-    if unknown := re.search(r"Found <class '(.+?)'> in output", text):
-        text = f"it returns a {unknown[1]}"
-        advice = (
-            "Results are tensors, numbers, and tuples, lists, dicts and dataclasses of them. Have the module leave it "
-            "out (config.use_cache = False, say), or register its type with torch.utils._pytree.register_pytree_node"
-        )
-    place = _users_line(error)
-    return (
-        f"torch.export cannot record {type(module).__name__} in {mode} mode{place}\n{type(error).__name__}: {text}\n"
-        f"{advice}"
-    )
-
-
-def _users_line(error: BaseException | None) -> str:
-    """Where the module's own code was when it happened: the innermost line that is no other's."""
-    # Other code that may be on the way there.
-    packages = [sys.modules[name] for name in ("torch", "interop", "jaxtyping") if name in sys.modules]
-    others = ("<", *(str(pathlib.Path(str(package.__file__)).parent) for package in packages))
-    found = ""
-    while error is not None:  # to the first cause: what torch.export raises itself was not raised in that code
-        for frame in traceback.extract_tb(error.__traceback__):
-            path = pathlib.Path(frame.filename)
-            if not frame.filename.startswith(others) and path.name not in ("contextlib.py", "functools.py"):
-                found = f" at {path.parent.name}/{path.name}:{frame.lineno}: {frame.line}"
-        error = error.__cause__
-    return found
 
 
 def _program(
