@@ -22,7 +22,8 @@ def from_torch(
         model = interop.from_torch(torchvision.models.resnet18(), torch.zeros(2, 3, 224, 224))
         logits = model(images)                                # (N, 3, 224, 224), any N
 
-    The module is recorded by `torch.export`, in both modes; it is left as it was. Arrays are copied.
+    The module is recorded by `torch.export`, in both modes; it is left as it was. Arrays are copied. What its code
+    does only for a batch of one is not in the record; the import warns where it sees such code.
 
     Args:
         module: a `torch.nn.Module`. Its mode is the model's mode at first; layers in eval mode inside a training

@@ -278,6 +278,12 @@ def _opened(optimizer: Any) -> Mapping[str, Any]:
                 f"the optimizer's state dict has no {key!r}; it has {', '.join(map(str, source))}. Give the whole of "
                 "what optimizer.state_dict() returned"
             )
+    bare = [str(g) for g, group in enumerate(source["param_groups"]) if "params" not in group]
+    if bare:
+        raise ValueError(
+            f"groups without the numbers of their parameters ('params'): {', '.join(bare)}. Give what "
+            "optimizer.state_dict() returned"
+        )
     numbers = Counter(number for group in source["param_groups"] for number in group["params"])
     repeated = [str(number) for number, times in numbers.items() if times > 1]
     if repeated:

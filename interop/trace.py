@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import inspect
 import logging
+import random
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ from interop._torch_graph import GraphReader, size_guards
 from interop._torch_hooks import beyond_observers, report_gradient_hooks
 from interop._torch_inplace import make_functional, stop_gradients
 from interop._torch_rewrites import rewritten
+from interop._torch_single import report_single
 from interop._torch_state import Changes, Constants, read_batch_norms, read_state
 from interop.program import Model, Node, Program
 
@@ -138,10 +140,10 @@ def _traceable_batch(inputs: Any) -> Any:
 
 @contextlib.contextmanager
 def _left_as_found(module: Any) -> Iterator[None]:
-    """Puts back every attribute of every layer, and torch's random state."""
+    """Puts back every attribute of every layer, and random states."""
     import torch
 
-    random_state = torch.get_rng_state()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     found = []
     for layer in module.modules():
         attributes = dict(vars(layer))
@@ -154,7 +156,8 @@ def _left_as_found(module: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_rng_state(random_state)
+        for put_back, state in zip((torch.set_rng_state, random.setstate, np.random.set_state), states, strict=True):
+            put_back(state)
         for layer, attributes, containers in found:
             vars(layer).clear()
             vars(layer).update(attributes)
@@ -210,6 +213,8 @@ def _record(
         changes.report(exported, mode)
     except ValueError as error:
         raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
+    if mode == "eval":
+        report_single(module, exported, args, kwargs, _plain)
     return _program(module, exported, args, kwargs, constants, guards), counters.left_alone
 
 

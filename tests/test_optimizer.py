@@ -403,6 +403,7 @@ BROKEN = {
     "number": (lambda s: s["state"].update({99: s["state"][0]}), r"state of parameters in no group: 99"),
     "twice": (lambda s: s["param_groups"][0].update(params=[0, 1, 1, 3]), r"parameters more than once: 1"),
     "no state": (lambda s: s.pop("state"), r"no 'state'.*it has param_groups"),
+    "bare group": (lambda s: s["param_groups"][0].pop("params"), r"groups without .*'params'.*: 0\. Give what"),
     "no groups": (lambda s: s.pop("param_groups"), r"no 'param_groups'.*it has state"),
     "nan": (lambda s: s["state"][1].update(step=float("nan")), r"step of a.bias .*nan"),
     "large": (lambda s: s["state"][1].update(step=2**40), r"step of a.bias .*1099511627776"),

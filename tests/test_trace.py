@@ -4,6 +4,7 @@ import collections
 import copy
 import dataclasses
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ def snapshot(module):
     arrays = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     hooks = [len(layer._forward_hooks) for layer in module.modules()]
     names = [sorted(vars(layer)) for layer in module.modules()]
-    return flags, arrays, hooks, names, torch.get_rng_state()
+    states = torch.get_rng_state().numpy(), np.random.get_state()[1:3]  # not random's: the types' checker draws from it
+    return flags, arrays, hooks, names, states
 
 
 def assert_untouched(module, before):
@@ -51,7 +53,8 @@ def assert_untouched(module, before):
     assert after[0] == before[0]
     assert after[2:4] == before[2:4]
     assert all((after[1][name] == value).all() for name, value in before[1].items())
-    assert (after[4] == before[4]).all()
+    for state, expected in zip(after[4], before[4], strict=True):
+        np.testing.assert_equal(state, expected)
     assert "forward" not in vars(module)
 
 
@@ -60,6 +63,7 @@ def assert_untouched(module, before):
 def test_the_module_is_left_as_it_was(fails, training):
     def function(self, x):
         x = self.net(x)
+        random.random(), np.random.rand(), torch.rand(1)
         return x * (2.0 if fails and float(x.sum()) > 0 else 1.0)
 
     module = Wrapped(function, net=conv_bn(momentum=None)).train(training)
@@ -510,13 +514,18 @@ def test_a_backward_that_is_the_derivative_of_its_forward_is_no_obstacle():
     assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-12)
 
 
-@pytest.mark.parametrize("function", [lambda x: StraightThrough.apply(x), lambda x: Reversed.apply(x, 0.5)])
+straight_through = StraightThrough.apply
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: StraightThrough.apply(x), lambda x: straight_through(x), lambda x: Reversed.apply(x, 0.5)]
+)
 def test_a_backward_of_its_own_is_not_lost_in_silence(function):
-    apply = torch.autograd.Function.apply
+    apply, code = torch.autograd.Function.apply, torch.autograd.Function.apply.__code__
     module = Wrapped(lambda self, x: function(self.conv(x)), conv=torch.nn.Conv2d(3, 4, 3))
     with pytest.raises(interop.TraceError, match=r"(StraightThrough|Reversed) has a backward of its own that is not"):
         interop.from_torch(module, torch.zeros(2, 3, 6, 6))
-    assert torch.autograd.Function.apply == apply
+    assert torch.autograd.Function.apply == apply and apply.__code__ is code
 
 
 def test_what_hooks_keep_in_lists_is_as_it_was():
@@ -996,3 +1005,34 @@ def test_layers_in_train_mode_inside_a_model_in_eval_mode_stay_so(caplog):
     operations = [node.operation for node in model._interop_model.eval.nodes]
     assert sum("dropout" in operation for operation in operations) == 1
     interop.from_torch(module.train(), torch.zeros(4, 3)).eval()
+
+
+class Caching(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cache = {}
+
+    def forward(self, x):
+        if "table" not in self.cache:
+            self.cache["table"] = torch.arange(4.0) * 2
+        return x + self.cache["table"]
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+@pytest.mark.parametrize(
+    ("function", "does"),
+    [
+        (lambda self, x: self.fc(x).squeeze(), r"returns \[\[4\]\] where the imported model returns \[\[1, 4\]\]"),
+        (lambda self, x: self.fc(x) * 2 if x.size(0) == 1 else self.fc(x), "branches"),
+        (lambda self, x: self.fc(x if x.shape[0] > 1 else x + 1), "branches"),
+        (lambda self, x: self.fc(x).flatten(1), None),
+        (lambda self, x: self.caching(self.fc(x)), None),
+    ],
+)
+def test_what_a_module_does_with_one_example_alone_is_reported(function, does, examples, caplog):
+    module = Wrapped(function, fc=torch.nn.Linear(3, 4), caching=Caching())
+    interop.from_torch(module, torch.zeros(examples, 3))
+    reports = [record.getMessage() for record in caplog.records if "batch of one" in record.getMessage()]
+    assert len(reports) == (does is not None)
+    if does is not None:
+        assert re.match(f"given a batch of one, Wrapped {does}: ", reports[0])

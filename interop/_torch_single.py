@@ -1,0 +1,90 @@
+"""A batch of one: torch.export records what code does with several examples, and with one it may do something else."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+logger = logging.getLogger("interop")
+
+
+def report_single(
+    module: Any, exported: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], plain: Callable[[Any], Any]
+) -> None:
+    """Warns if `module` calls other functions for one example than for two (`if x.shape[0] == 1`), or returns other
+    shapes than the exported program (`x.squeeze()`).
+
+    The calls compute shapes alone (FakeTensorMode). Where they fail nothing is said: then PyTorch fails too, or the
+    module looks at values.
+
+    Args:
+        args, kwargs: of the call that was exported.
+        plain: makes pytrees of the module's results, as it did for the export.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    recorded = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+    leaves, spec = _pytree.tree_flatten((args, dict(kwargs)))
+    batches = [_batch(recorded.get(name)) for name in exported.graph_signature.user_inputs]
+    if not any(batches) or len(batches) != len(leaves):
+        return
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+    def call(count: int) -> tuple[list[str], list[list[Any]]]:
+        few = [leaf[:count] if batch else leaf for leaf, batch in zip(leaves, batches, strict=True)]
+        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+            state = {name: fake.from_tensor(tensor) for name, tensor in own.items()}
+            fakes = [fake.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in few]
+            positional, keywords = _pytree.tree_unflatten(fakes, spec)
+            with _calls() as names:
+                results = plain(torch.func.functional_call(module, state, positional, keywords))
+        return names, [list(x.shape) for x in _pytree.tree_leaves(results) if isinstance(x, torch.Tensor)]
+
+    try:
+        names, shapes = call(1)
+        # What the first call leaves in caches the second does not compute: so once more before anything is said.
+        branches = names != call(2)[0] and call(1)[0] != call(2)[0]
+    except Exception as error:
+        logger.debug("not tried with a batch of one: %s", error)
+        return
+    one = {batch: 1 for batch in batches if batch}
+    results = [recorded.get(name) for name in exported.graph_signature.user_outputs]
+    expected = [
+        [n.node.expr.xreplace(one) if isinstance(n, torch.SymInt) else n for n in x.shape]
+        for x in results
+        if isinstance(x, torch.Tensor)
+    ]
+    if branches or shapes != expected:
+        does = f"returns {shapes} where the imported model returns {expected}" if shapes != expected else "branches"
+        logger.warning(
+            "given a batch of one, %s %s: the imported model treats one example as it treats several",
+            type(module).__name__,
+            does,
+        )
+
+
+def _batch(tensor: Any) -> Any:
+    """The symbol of a tensor's varying batch size, if it has one."""
+    import torch
+
+    size = tensor.shape[0] if isinstance(tensor, torch.Tensor) and tensor.ndim else None
+    return size.node.expr if isinstance(size, torch.SymInt) and size.node.expr.is_symbol else None
+
+
+@contextlib.contextmanager
+def _calls() -> Iterator[list[str]]:
+    """The names of the functions of torch that are called, in order."""
+    from torch.overrides import TorchFunctionMode
+
+    names: list[str] = []
+
+    class Listing(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(getattr(function, "__name__", str(function)))
+            return function(*args, **(kwargs or {}))
+
+    with Listing():
+        yield names
