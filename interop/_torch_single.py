@@ -28,9 +28,15 @@ def report_single(
 
     recorded = {node.name: node.meta.get("val") for node in exported.graph.nodes}
     leaves, spec = _pytree.tree_flatten((args, dict(kwargs)))
-    batches = [_batch(recorded.get(name)) for name in exported.graph_signature.user_inputs]
-    if not any(batches) or len(batches) != len(leaves):
+    inputs = [recorded.get(name) for name in exported.graph_signature.user_inputs]
+    batches = [_symbols(x).get(0) for x in inputs]
+    if not any(batches) or len(inputs) != len(leaves):
         return
+    # What the sizes that vary are when there is one example.
+    sizes = {
+        symbol: leaf.shape[dim] for leaf, x in zip(leaves, inputs, strict=True) for dim, symbol in _symbols(x).items()
+    }
+    sizes |= {batch: 1 for batch in batches if batch}
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
     def call(count: int) -> tuple[list[str], list[list[Any]]]:
@@ -50,13 +56,14 @@ def report_single(
     except Exception as error:
         logger.debug("not tried with a batch of one: %s", error)
         return
-    one = {batch: 1 for batch in batches if batch}
     results = [recorded.get(name) for name in exported.graph_signature.user_outputs]
     expected = [
-        [n.node.expr.xreplace(one) if isinstance(n, torch.SymInt) else n for n in x.shape]
+        [n.node.expr.xreplace(sizes) if isinstance(n, torch.SymInt) else n for n in x.shape]
         for x in results
         if isinstance(x, torch.Tensor)
     ]
+    if any(getattr(n, "free_symbols", None) for shape in expected for n in shape):  # depends on values
+        expected = shapes
     if branches or shapes != expected:
         does = f"returns {shapes} where the imported model returns {expected}" if shapes != expected else "branches"
         logger.warning(
@@ -66,12 +73,13 @@ def report_single(
         )
 
 
-def _batch(tensor: Any) -> Any:
-    """The symbol of a tensor's varying batch size, if it has one."""
+def _symbols(tensor: Any) -> dict[int, Any]:
+    """The symbols of a tensor's varying sizes, by dimension."""
     import torch
 
-    size = tensor.shape[0] if isinstance(tensor, torch.Tensor) and tensor.ndim else None
-    return size.node.expr if isinstance(size, torch.SymInt) and size.node.expr.is_symbol else None
+    shape = tensor.shape if isinstance(tensor, torch.Tensor) else ()
+    symbols = {dim: size.node.expr for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)}
+    return {dim: symbol for dim, symbol in symbols.items() if symbol.is_symbol}
 
 
 @contextlib.contextmanager

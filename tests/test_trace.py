@@ -1036,3 +1036,10 @@ def test_what_a_module_does_with_one_example_alone_is_reported(function, does, e
     assert len(reports) == (does is not None)
     if does is not None:
         assert re.match(f"given a batch of one, Wrapped {does}: ", reports[0])
+
+
+def test_sizes_that_vary_too_are_no_difference(caplog):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.ReLU())
+    interop.from_torch(module, torch.zeros(2, 3, 9, 12), dynamic_dims=(0, 2, 3))
+    interop.from_torch(Wrapped(lambda self, x, y: (x + y, y)), torch.zeros(3, 5), torch.zeros(3, 5))
+    assert not [record for record in caplog.records if "batch of one" in record.getMessage()]
