@@ -13,7 +13,9 @@ Milliseconds for 16x112x112x64, JAX 0.10, 2 cores (each form as it is called in 
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -23,6 +25,8 @@ _ROWS = 32  # from about 40 on LLVM no longer unrolls
 _FEWEST = 4  # with less than that the steps gain nothing
 
 
+# Outside jit, too, compiled once for each shape: the branches below are new functions, and new programs, at each call.
+@partial(jax.jit, static_argnums=2)
 def two_sums(
     a: Float[Array, "..."], b: Float[Array, "..."], axes: tuple[int, ...]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
