@@ -11,7 +11,6 @@ operators load, or there is no torchvision, nothing is done.
 
 import importlib.util
 import pathlib
-from importlib.machinery import EXTENSION_SUFFIXES
 
 import torch
 
@@ -23,15 +22,18 @@ _SCHEMAS = (
 
 
 def _real_operators_load(package: pathlib.Path) -> bool:
-    """Whether torchvision's C++ library loads into this PyTorch (as torchvision/extension.py finds it)."""
-    for library in (package / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES):
-        if library.exists():
-            try:
-                torch.ops.load_library(str(library))
-            except OSError:
-                return False
-            return True
-    return False
+    """Whether torchvision's C++ library loads into this PyTorch.
+
+    torchvision/extension.py names it `_C`, and since torchvision 0.29 `_C_stable`. A schema must not be declared where
+    that library will be loaded: PyTorch ends the process at an operator that is registered twice.
+    """
+    libraries = [path for path in package.glob("_C*") if path.suffix in (".so", ".pyd", ".dll", ".dylib")]
+    for library in libraries:
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            return False
+    return bool(libraries)
 
 
 def _declare_missing() -> torch.library.Library | None:

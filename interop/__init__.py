@@ -6,9 +6,9 @@ from interop._from_torch import from_torch
 from interop._lint import lint
 from interop._state_dict import load_state_dict, state_dict
 from interop._suggest_rename import Suggestion, suggest_rename
-from interop._torch_errors import TraceError
 from interop.artifact import load, save
 from interop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from interop.errors import TraceError
 from interop.lint_rules import Finding
 from interop.module import TracedModule
 from interop.ops import register

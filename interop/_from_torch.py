@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from interop import versions
 from interop.module import TracedModule
 
 
@@ -36,12 +37,14 @@ def from_torch(
             size where the module allows it.
 
     Raises:
-        interop.TraceError: if PyTorch cannot record the module.
+        interop.TraceError: if PyTorch cannot record the module, or if this torch is one in which what tracing needs
+            has moved.
         NotImplementedError: for operations without a JAX function, all at once with the layers that use them; see
             `interop.register`.
         ValueError: for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64).
     """
     from interop.trace import trace
 
+    versions.warn_untried()
     model, arrays = trace(module, example_inputs, example_kwargs, dynamic_dims)
     return TracedModule(model, arrays, training=module.training, rngs=rngs, compute_dtype=compute_dtype)

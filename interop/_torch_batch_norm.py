@@ -15,6 +15,8 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
+from interop import _torch_private as private
+
 OPERATION = "jaxnorm.batch_norm.default"
 
 
@@ -31,7 +33,7 @@ def _operation() -> Callable[[Any, str], Any]:
     custom = torch.library.custom_op("jaxnorm::batch_norm", batch_norm, mutates_args=(), schema=schema)
     custom.register_fake(lambda x, path: torch.empty_like(x))
     # Where nothing uses its output, the layer's statistics move all the same: the node stays.
-    torch.fx.has_side_effect(torch.ops.jaxnorm.batch_norm.default)
+    private.keep(torch.ops.jaxnorm.batch_norm.default)
     return custom
 
 
@@ -41,7 +43,6 @@ def unshare(root: Any) -> None:
     torch.export cannot make a graph functional in which the buffers of a BatchNorm layer have two names.
     """
     import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
 
     class StandIn(torch.nn.Module):
         """Calls a layer that is no part of it."""
@@ -56,11 +57,12 @@ def unshare(root: Any) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(vars(self)["layer"], name)
 
+    batch_norm = private.batch_norm_class()
     seen: set[Any] = set()
     for parent in list(root.modules()):
-        for name, layer in parent._modules.items():
-            if layer is not None and layer in seen and any(isinstance(part, _BatchNorm) for part in layer.modules()):
-                parent._modules[name] = StandIn(layer)
+        for name, layer in private.children(parent).items():
+            if layer is not None and layer in seen and any(isinstance(part, batch_norm) for part in layer.modules()):
+                private.children(parent)[name] = StandIn(layer)
             seen.add(layer)
 
 
@@ -94,7 +96,7 @@ def _tensors(layer: Any) -> list[Any]:
 
     That is a weight which a parametrization, pruning or the module's own code computes.
     """
-    held = {**vars(layer)["_parameters"], **vars(layer)["_buffers"]}
+    held = {**private.parameters(layer), **private.buffers(layer)}
     return [held.get(name, object()) for name in ("running_mean", "running_var", "weight", "bias")]
 
 
@@ -115,14 +117,11 @@ class _Watch:
         self._inputs: dict[Any, list[Any]] = {}
 
     def begin(self, *_: Any) -> None:
-        from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
-
-        mode: Any = get_proxy_mode()
         for layer in self.layers:
             self.tensors[layer] = _tensors(layer)
             names = ("running_mean", "running_var", "num_batches_tracked")
-            buffers = [buffer for name in names if (buffer := layer._buffers.get(name)) is not None]
-            self._inputs[layer] = [get_proxy_slot(buffer, mode.tracer).proxy.node for buffer in buffers]
+            buffers = [buffer for name in names if (buffer := private.buffers(layer).get(name)) is not None]
+            self._inputs[layer] = private.graph_inputs(buffers)
 
     def used(self, layer: Any) -> bool:
         """Whether anything but the layer's own nodes reads or writes its buffers."""
@@ -140,10 +139,10 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
     where it is such a layer, since no module of the tree stands for it.
     """
     import torch
-    from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
+    batch_norm, sync_batch_norm = private.batch_norm_class(), torch.nn.SyncBatchNorm
     emit = _operation()
-    layers = {layer: path for path, layer in root.named_modules() if path and isinstance(layer, _BatchNorm)}
+    layers = {layer: path for path, layer in root.named_modules() if path and isinstance(layer, batch_norm)}
     # By their __dict__: where any layer is shared, an activation say, torch.export hands out proxies of all layers
     # (_ModuleStackTracer.AttrProxy), which have a layer's __dict__ and an identity of their own.
     known = {id(vars(layer)): layer for layer in layers}
@@ -166,10 +165,10 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
         mine = known.get(id(vars(layer)))  # None where the user's code calls a layer that is no part of the tree
         if mine is not None and layers[mine] not in own_counters:
             if as_imported(mine):
-                layer._check_input_dim(input)
+                private.input_check(layer)(input)
                 return node(mine, input)
             counters.own.add(layers[mine])
-        original = originals[SyncBatchNorm if isinstance(layer, SyncBatchNorm) else _BatchNorm]
+        original = originals[sync_batch_norm if isinstance(layer, sync_batch_norm) else batch_norm]
         averages = layer.momentum is None and layer.num_batches_tracked is not None
         if not (averages and layer.training and layer.track_running_stats):
             return original(layer, input)
@@ -229,21 +228,21 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
     def end(*_: Any) -> None:
         counters.own.update(layers[layer] for layer in emitted if watch.used(layer))
 
-    originals = {_BatchNorm: _BatchNorm.forward, SyncBatchNorm: SyncBatchNorm.forward}
+    originals = {cls: cls.forward for cls in (batch_norm, sync_batch_norm)}
     masked = []
     hooks = [root.register_forward_pre_hook(watch.begin, prepend=True), root.register_forward_hook(end)]
     try:
         for layer in layers:
             if type(layer).forward not in originals.values() or "forward" in vars(layer):
-                masked.append((layer, layer._buffers.get("num_batches_tracked"), vars(layer).get("forward")))
+                masked.append((layer, private.buffers(layer).get("num_batches_tracked"), vars(layer).get("forward")))
                 layer.forward = own(layer, layer.forward)
                 if layers[layer] in own_counters:
                     continue
                 layer.momentum = 0.1 if layer.momentum is None else layer.momentum
-                if layer._buffers.pop("num_batches_tracked", None) is not None:
+                if private.buffers(layer).pop("num_batches_tracked", None) is not None:
                     vars(layer)["num_batches_tracked"] = _Counter()
                 else:
-                    layer._buffers["num_batches_tracked"] = None
+                    private.buffers(layer)["num_batches_tracked"] = None
         for layer in layers:  # in eval, the layers of the imported model all are, whatever PyTorch's do
             expected[layer] = {**_flags(layer), "training": layer.training and root.training}
         for cls in originals:
@@ -261,7 +260,7 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
             if isinstance(stand_in, _Counter) and (layer in normalised) != stand_in.counted:
                 (counters.own if stand_in.counted else counters.left_alone).add(layers[layer])
             if layers[layer] not in own_counters:
-                layer._buffers["num_batches_tracked"] = counter
+                private.buffers(layer)["num_batches_tracked"] = counter
             if forward is None:
                 del layer.forward
             else:

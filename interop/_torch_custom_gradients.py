@@ -7,9 +7,10 @@ for a function that is there to save memory, and another for one that is there t
 from __future__ import annotations
 
 import contextlib
-import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from interop import _torch_private as private
 
 _TOLERANCE = 1e-3  # relative, in the inputs' own dtype: a straight-through estimator is off by 1
 # Of the inputs, of the gradients that come back: what is clipped differs where numbers are large, what is added where
@@ -26,68 +27,126 @@ def checked_gradients() -> Iterator[None]:
     """For the time of a trace: a function is called on random numbers of the same shapes, with its own backward and
     with that of its forward's operations; where the gradients differ the trace stops.
 
+    Every class has another `forward` for that time, for that is where PyTorch ends up however a function is called:
+    `Ste.apply`, or an `apply` that was bound before the import. So has a class that is made in that time.
+
     `torch.utils.checkpoint` with `use_reentrant=True`, a function that calls others with their gradients, is the plain
     call of these.
     """
     import torch
-    from torch.utils._python_dispatch import _disable_current_modes
-    from torch.utils.checkpoint import CheckpointFunction
 
-    function = torch.autograd.Function.__dict__["apply"].__func__
-    code = function.__code__
-    original = types.FunctionType(code, function.__globals__, "apply", function.__defaults__, function.__closure__)
-    checked: set[Any] = set()
+    function = torch.autograd.Function
+    calls = _Calls()
+    replaced: list[tuple[Any, Any]] = []
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls is CheckpointFunction:
-            run, _, *given = args
-            return run(*given)
-        call = (cls, *map(_description, args))
-        with _gradients_as_they_are():
-            if call not in checked and not cls.__module__.startswith("torch."):
-                checked.add(call)
-                with torch._C.DisableTorchFunction(), _disable_current_modes():
-                    _refuse_other_gradients(cls, lambda *a: original(cls, *a, **kwargs), args)
-            return original(cls, *args, **kwargs)
+    def watch(cls: Any) -> None:
+        own = vars(cls).get("forward")
+        replaced.append((cls, own))
+        cls.forward = staticmethod(calls.of(cls, cls.forward))
 
-    _calls.append(apply)
-    function.__code__ = _redirected()  # and not another attribute: `f = MyFunction.apply` may have been read long ago
+    def watch_new(cls: Any, /, **kwargs: Any) -> None:
+        super(function, cls).__init_subclass__(**kwargs)
+        watch(cls)
+
+    for cls in _subclasses(function):
+        if cls is private.checkpoint_function() or not cls.__module__.startswith("torch."):
+            watch(cls)
+    function.__init_subclass__ = classmethod(watch_new)
     try:
         yield
     finally:
-        function.__code__ = code
-        _calls.pop()
+        del function.__init_subclass__
+        for cls, own in reversed(replaced):
+            if own is None:
+                del cls.forward
+            else:
+                cls.forward = own
 
 
-_calls: list[Any] = []  # who gets the calls of `Function.apply` now
+def _subclasses(cls: Any) -> list[Any]:
+    """All of them, each once, a class before those that inherit from it are looked at."""
+    found: dict[Any, None] = {}
+    waiting = [cls]
+    while waiting:
+        for below in waiting.pop().__subclasses__():
+            if below not in found:
+                found[below] = None
+                waiting.append(below)
+    return list(found)
 
 
-def _redirected() -> types.CodeType:
-    """The code of a function that passes its call on. It has the free variable of the code that it stands in for, and
-    that code's globals, not ours."""
-    __class__ = None
-    apply = lambda cls, *args, **kwargs: (  # noqa: E731
-        __class__ and __import__("sys").modules["interop._torch_custom_gradients"]._calls[-1](cls, *args, **kwargs)
-    )
-    return apply.__code__
+class _Calls:
+    """The calls of functions with a backward of their own during one trace."""
+
+    def __init__(self) -> None:
+        self._checked: set[Any] = set()
+        self._trying = False
+        self._running: list[Any] = []
+
+    def of(self, cls: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward that stands in for the class's own."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            by_a_subclass = bool(self._running) and self._running[-1] is not cls and issubclass(self._running[-1], cls)
+            if self._trying or by_a_subclass:  # super().forward(...) is part of a function that is checked whole
+                return original(*args, **kwargs)
+            given = args[1:] if _takes_context(cls) else args
+            if cls is private.checkpoint_function():
+                run, _, *inputs = given
+                with _gradients_on():
+                    return run(*inputs)
+            self._check(cls, given)
+            self._running.append(cls)
+            try:
+                # PyTorch runs a forward without gradients, so that `torch.no_grad()` means nothing inside; in a graph
+                # it would.
+                with private.grad_mode_kept():
+                    return original(*args, **kwargs)
+            finally:
+                self._running.pop()
+
+        return forward
+
+    def _check(self, cls: Any, args: tuple[Any, ...]) -> None:
+        call = (cls, *map(_description, args))
+        if call in self._checked:
+            return
+        self._checked.add(call)
+        self._trying = True
+        try:
+            with private.outside_the_trace():
+                _refuse_other_gradients(cls, args)
+        finally:
+            self._trying = False
 
 
 @contextlib.contextmanager
-def _gradients_as_they_are() -> Iterator[None]:
-    """PyTorch runs a function's forward without gradients, so that `torch.no_grad()` means nothing inside; in a graph
-    it would."""
+def _gradients_on() -> Iterator[None]:
+    """As outside the function that turned them off, and not recorded."""
     import torch
 
-    switch = torch._C._set_grad_enabled
-    torch._C._set_grad_enabled = lambda _: None
+    before = torch.is_grad_enabled()
+    _switch(True)
     try:
         yield
     finally:
-        torch._C._set_grad_enabled = switch
+        _switch(before)
+
+
+def _switch(mode: bool) -> None:
+    with private.outside_the_trace():
+        private.set_grad_enabled(mode)
+
+
+def _takes_context(cls: Any) -> bool:
+    """Whether forward's first argument is `ctx`; a class with a `setup_context` gets it there."""
+    import torch
+
+    return cls.setup_context is torch.autograd.Function.setup_context
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    return tuple(n if isinstance(n, int) else n.node.hint for n in x.shape)
+    return tuple(n if isinstance(n, int) else private.example_size(n) for n in x.shape)
 
 
 def _description(x: Any) -> Any:
@@ -97,7 +156,7 @@ def _description(x: Any) -> Any:
     return (_shape(x), x.dtype) if isinstance(x, torch.Tensor) else repr(x)
 
 
-def _refuse_other_gradients(cls: Any, apply: Any, args: tuple[Any, ...]) -> None:
+def _refuse_other_gradients(cls: Any, args: tuple[Any, ...]) -> None:
     import torch
 
     name = f"{cls.__module__}.{cls.__qualname__}"
@@ -126,7 +185,7 @@ def _refuse_other_gradients(cls: Any, apply: Any, args: tuple[Any, ...]) -> None
     pairs: list[tuple[Any, Any]] = []
     try:
         for sizes in _SIZES:
-            own, recorded = gradients(apply, *sizes), gradients(lambda *a: _forward(cls, a), *sizes)
+            own, recorded = gradients(cls.apply, *sizes), gradients(lambda *a: _forward(cls, a), *sizes)
             pairs += zip(own, recorded, strict=True)
     except Exception as error:
         raise CustomGradientError(
@@ -170,8 +229,5 @@ class _Context:
 
 def _forward(cls: Any, args: tuple[Any, ...]) -> Any:
     """The forward's operations, seen by autograd."""
-    import torch
-
-    if cls.setup_context is torch.autograd.Function.setup_context:
-        return cls.forward(_Context(), *args)
-    return cls.forward(*args)
+    with private.grad_mode_kept():
+        return cls.forward(_Context(), *args) if _takes_context(cls) else cls.forward(*args)

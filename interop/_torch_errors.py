@@ -10,19 +10,16 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from interop import _torch_private as private
 from interop._torch_graph import module_path, source_line
+from interop.errors import TraceError
 
 logger = logging.getLogger("interop")
-
-
-class TraceError(ValueError):
-    """A module that cannot be turned into a program; the message says where and what to do."""
 
 
 def refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """What torch.export would answer in words that do not help."""
     import torch
-    from torch.utils import _pytree
 
     problems = []
     scripted = [path or "the module" for path, x in module.named_modules() if isinstance(x, torch.jit.ScriptModule)]
@@ -34,7 +31,7 @@ def refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, 
     packed = [
         path or "the module"
         for path, layer in module.named_modules()
-        if any(isinstance(value, torch.ScriptObject) for value in vars(layer).values())
+        if any(private.is_script_object(value) for value in vars(layer).values())
     ]
     if packed:
         problems.append(
@@ -46,8 +43,8 @@ def refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, 
     if empty:
         problems.append(f"tensors on the meta device have no values: {some(empty)}. Load the weights first")
     arrays = [
-        f"{_pytree.keystr(path)} is a {type(leaf).__module__}.{type(leaf).__name__}"
-        for path, leaf in _pytree.tree_flatten_with_path((args, dict(kwargs)))[0]
+        f"{name} is a {type(leaf).__module__}.{type(leaf).__name__}"
+        for name, leaf in private.flatten_with_names((args, dict(kwargs)))
         if hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not isinstance(leaf, torch.Tensor)
     ]
     if arrays:
@@ -58,12 +55,10 @@ def refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 def refuse_unknown_shapes(module: Any, exported: Any, mode: str) -> None:
     """Shapes that depend on values, which XLA has none of."""
-    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-
     lines = []
     for node in exported.graph.nodes:
         shape = getattr(node.meta.get("val"), "shape", None)
-        if node.op == "call_function" and shape is not None and free_unbacked_symbols(shape):
+        if node.op == "call_function" and shape is not None and private.depends_on_values(shape):
             lines.append(f"  {node.target}, in {module_path(node) or 'the module itself'} ({source_line(node)})")
     if lines:
         message = (
@@ -84,7 +79,7 @@ def explained(module: Any, mode: str, error: Exception) -> str:
         text = f"it returns a {unknown[1]}"
         advice = (
             "Results are tensors, numbers, and tuples, lists, dicts and dataclasses of them. Have the module leave it "
-            "out (config.use_cache = False, say), or register its type with torch.utils._pytree.register_pytree_node"
+            f"out (config.use_cache = False, say), or register its type with {private.REGISTER_TYPES}"
         )
     place = _users_line(error)
     return (

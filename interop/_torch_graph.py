@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from interop import _torch_private as private
 from interop._torch_state import Constants, dtype_name
 from interop.program import DType, Input, Node, State, Value
 
@@ -28,9 +29,7 @@ _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "requir
 
 def operation_name(target: Any) -> str:
     """`aten.conv2d.default`, `operator.add`, `math.floor`, `torch.sym_max`: what names an operation in a program."""
-    import torch
-
-    if isinstance(target, torch._ops.OpOverload):
+    if private.is_operation(target):
         return str(target)
     module = getattr(target, "__module__", "") or ""
     name = getattr(target, "__name__", str(target))
@@ -125,17 +124,17 @@ class GraphReader:
 
         results = []
         for spec, item in zip(self._exported.graph_signature.output_specs, node.args[0], strict=True):
-            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+            if spec.kind in private.mutations():
                 self.updates[spec.target] = self._argument(item)
             elif spec.kind is OutputKind.USER_OUTPUT:
                 results.append(spec.arg.value if isinstance(spec.arg, ConstantArgument) else self._argument(item))
-        self.output = self.structure(self._exported.call_spec.out_spec, iter(results))
+        self.output = self.structure(private.call_structure(self._exported)[1], iter(results))
 
     def structure(self, spec: Any, leaves: Iterator[Any]) -> Any:
         """A TreeSpec of torch as `interop.structure` writes it."""
         if spec.is_leaf():
             return ("leaf", next(leaves))
-        items = [self.structure(child, leaves) for child in _children(spec)]
+        items = [self.structure(child, leaves) for child in private.parts(spec)]
         if spec.type is tuple:
             return ("tuple", items)
         if spec.type is list:
@@ -153,16 +152,15 @@ class GraphReader:
 def size_guards(exported: Any) -> tuple[str, ...]:
     """What torch.export assumed of the sizes that vary when it recorded the code's branches (see `interop.guards`)."""
     import torch
-    from torch.utils._sympy.printers import PythonPrinter
 
     placeholders = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"]
     sizes = [size for tensor in placeholders for size in getattr(tensor, "shape", ()) if isinstance(size, torch.SymInt)]
-    varying = {size.node.expr for size in sizes if size.node.expr.is_symbol}
+    varying = {symbol for symbol in map(private.expression, sizes) if symbol.is_symbol}
     if not varying:
         return ()
-    conditions = [guard.expr for guard in sizes[0].node.shape_env.guards]
+    conditions = private.assumptions(sizes[0])
     return tuple(
-        dict.fromkeys(PythonPrinter().doprint(c) for c in conditions if c.free_symbols and c.free_symbols <= varying)
+        dict.fromkeys(private.as_python(c) for c in conditions if c.free_symbols and c.free_symbols <= varying)
     )
 
 
@@ -170,12 +168,8 @@ def _size(size: Any) -> int | str:
     """A number, also where torch.export found that a varying size has to be this one; otherwise its name."""
     if isinstance(size, int):
         return size
-    return int(size.node.expr) if size.node.expr.is_number else str(size)
-
-
-def _children(spec: Any) -> list[Any]:
-    children = spec.children
-    return list(children() if callable(children) else spec.children_specs)
+    expression = private.expression(size)
+    return int(expression) if expression.is_number else str(size)
 
 
 def _keys(context: Any, count: int) -> list[Any] | None:

@@ -12,9 +12,10 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from interop import _torch_private as private
+
 logger = logging.getLogger("interop")
 Result = TypeVar("Result")
-_TABLES = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class Hook(NamedTuple):
@@ -27,16 +28,8 @@ class Hook(NamedTuple):
 
 def report_gradient_hooks(module: Any) -> None:
     """Warns of hooks on gradients, which no graph of a forward has: they may observe, or change what is learnt."""
-    places = [
-        path or "the model itself"
-        for path, layer in module.named_modules()
-        if layer._backward_hooks or layer._backward_pre_hooks
-    ]
-    places += [
-        name
-        for name, parameter in module.named_parameters()
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks
-    ]
+    places = [path or "the model itself" for path, layer in module.named_modules() if private.has_gradient_hooks(layer)]
+    places += [name for name, parameter in module.named_parameters() if private.has_tensor_hooks(parameter)]
     if places:
         logger.warning(
             "hooks on gradients are no part of the imported model (%s): where they change gradients, do so to those of "
@@ -68,10 +61,10 @@ def observers(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     import torch
 
     hooks = [
-        Hook(path, getattr(layer, table), key)
+        Hook(path, table, key)
         for path, layer in module.named_modules()
-        for table in _TABLES
-        for key in getattr(layer, table)
+        for table in private.forward_hooks(layer)
+        for key in table
     ]
     if not hooks:
         return []
@@ -109,12 +102,12 @@ def _watched(hook: Callable[..., Any], verdict: Callable[[bool], None]) -> Calla
 def _fingerprint(layer: Any, args: Any) -> Any:
     """Which tensors the hook sees, in which version, and what its layer holds."""
     import torch
-    from torch.utils import _pytree
 
-    seen = [leaf for leaf in _pytree.tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    seen = [leaf for leaf in private.flatten(args)[0] if isinstance(leaf, torch.Tensor)]
     held = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
-    attributes = {name: id(value) for name, value in vars(layer).items() if name not in _TABLES}
-    return [(id(tensor), tensor._version) for tensor in (*seen, *held)], attributes
+    tables = private.forward_hooks(layer)
+    attributes = {name: id(value) for name, value in vars(layer).items() if not any(value is table for table in tables)}
+    return [(id(tensor), private.version(tensor)) for tensor in (*seen, *held)], attributes
 
 
 @contextlib.contextmanager

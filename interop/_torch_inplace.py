@@ -14,6 +14,7 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 import interop.ops
+from interop import _torch_private as private
 from interop._torch_batch_norm import OPERATION as BATCH_NORM
 from interop._torch_graph import DROPPED, operation_name
 
@@ -50,7 +51,8 @@ def _functional_form(node: Any) -> Any:
     none with a JAX function."""
     import torch
 
-    name, schema = operation_name(node.target), getattr(node.target, "_schema", None)
+    name = operation_name(node.target)
+    schema = private.schema(node.target) if private.is_operation(node.target) else None
     if name in DROPPED or name == BATCH_NORM:
         return node.target
     if schema is None or not schema.is_mutable:
@@ -58,7 +60,7 @@ def _functional_form(node: Any) -> Any:
     library, base, overload = name.split(".")
     packet = getattr(getattr(torch.ops, library), base.removesuffix("_"), None)
     form = getattr(packet, overload, None) if base.endswith("_") else None
-    if form is None or form._schema.is_mutable or not interop.ops.lookup(str(form)):
+    if form is None or private.schema(form).is_mutable or not interop.ops.lookup(str(form)):
         return None
     # An in-place operation keeps its tensor's type and shape, a functional one promotes and broadcasts.
     tensors = [item.meta.get("val") for item in node.all_input_nodes]
@@ -102,7 +104,7 @@ def _storages(node: Any) -> Iterator[int]:
     values = node.meta.get("val")
     for value in values if isinstance(values, (tuple, list)) else (values,):
         if isinstance(value, torch.Tensor):
-            yield value.untyped_storage()._cdata
+            yield private.storage(value)
 
 
 def stop_gradients(graph_module: Any) -> None:
@@ -129,7 +131,7 @@ def _inlined(graph_module: Any) -> dict[Any, None]:
     found: dict[Any, None] = {}
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if getattr(node.target, "__name__", "") != "wrap_with_set_grad_enabled":
+        if not private.is_gradient_region(node):
             continue
         enabled, body, *given = node.args
         inner = getattr(graph_module, body.target)
@@ -155,10 +157,10 @@ def _written(node: Any) -> list[Any]:
     """The floating tensors that the node writes to."""
     import torch
 
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target is torch.ops.aten.detach_.default:
+    if not private.is_operation(node.target) or node.target is torch.ops.aten.detach_.default:
         return []
     found: list[Any] = []
-    for index, argument in enumerate(node.target._schema.arguments):
+    for index, argument in enumerate(private.schema(node.target).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
             found += given if isinstance(given, (list, tuple)) else [given]
@@ -181,7 +183,7 @@ def _write_unseen(node: Any, tensor: Any, unseen: Container[Any]) -> None:
     with graph.inserting_after(node):
         write = graph.call_function(_overwrite, (attached, copy))
     copy.meta = write.meta = _place(node)
-    if len(node.target._schema.returns) == 1:
+    if len(private.schema(node.target).returns) == 1:
         node.replace_all_uses_with(tensor)
     node.replace_input_with(tensor, copy)
 

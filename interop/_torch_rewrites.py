@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from interop import _torch_private as private
+
 
 @contextlib.contextmanager
 def rewritten() -> Iterator[None]:
@@ -16,12 +18,11 @@ def rewritten() -> Iterator[None]:
     - `torch.inference_mode()` is `torch.no_grad()`, which a graph can express.
     - `F.instance_norm` writes running statistics though its schema does not say so, and torch.export loses them:
       they are written out, as in aten/src/ATen/native/Normalization.cpp (`instance_norm`).
-    - `nn.Transformer` and its layers look whether a mask is the causal one (`_detect_is_causal_mask` in
-      torch/nn/modules/transformer.py), a question about values. The answer is a hint: the mask is applied either way.
+    - `nn.Transformer` and its layers look whether a mask is the causal one, a question about values. The answer is a
+      hint: the mask is applied either way.
     - Hooks on the gradient of a tensor inside `forward` are refused: a graph has no place for them.
     """
     import torch
-    from torch.nn.modules import transformer
 
     read, assign = torch.Tensor.data.__get__, torch.Tensor.data.__set__
     hooks = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
@@ -30,10 +31,10 @@ def rewritten() -> Iterator[None]:
 
     def enter(self: Any) -> None:
         self.outside = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(not self.mode)
+        private.set_grad_enabled(not self.mode)
 
     def leave(self: Any, *_: Any) -> None:
-        torch._C._set_grad_enabled(self.outside)
+        private.set_grad_enabled(self.outside)
 
     class Rewriting(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -50,14 +51,11 @@ def rewritten() -> Iterator[None]:
                 return _instance_norm(*args, **(kwargs or {}))
             return func(*args, **(kwargs or {}))
 
-    detect = transformer._detect_is_causal_mask
-    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
     inference_mode.__enter__, inference_mode.__exit__ = enter, leave
     try:
-        with Rewriting():
+        with private.causal_masks_believed(), Rewriting():
             yield
     finally:
-        transformer._detect_is_causal_mask = detect
         inference_mode.__enter__, inference_mode.__exit__ = entered, left
 
 

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from interop import _torch_private as private
+
 logger = logging.getLogger("interop")
 
 
@@ -24,10 +26,9 @@ def report_single(
         plain: makes pytrees of the module's results, as it did for the export.
     """
     import torch
-    from torch.utils import _pytree
 
     recorded = {node.name: node.meta.get("val") for node in exported.graph.nodes}
-    leaves, spec = _pytree.tree_flatten((args, dict(kwargs)))
+    leaves, spec = private.flatten((args, dict(kwargs)))
     inputs = [recorded.get(name) for name in exported.graph_signature.user_inputs]
     batches = [_symbols(x).get(0) for x in inputs]
     if not any(batches) or len(inputs) != len(leaves):
@@ -41,13 +42,13 @@ def report_single(
 
     def call(count: int) -> tuple[list[str], list[list[Any]]]:
         few = [leaf[:count] if batch else leaf for leaf, batch in zip(leaves, batches, strict=True)]
-        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+        with private.shapes_alone() as fake, torch.no_grad():
             state = {name: fake.from_tensor(tensor) for name, tensor in own.items()}
             fakes = [fake.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in few]
-            positional, keywords = _pytree.tree_unflatten(fakes, spec)
+            positional, keywords = private.unflatten(fakes, spec)
             with _calls() as names:
                 results = plain(torch.func.functional_call(module, state, positional, keywords))
-        return names, [list(x.shape) for x in _pytree.tree_leaves(results) if isinstance(x, torch.Tensor)]
+        return names, [list(x.shape) for x in private.flatten(results)[0] if isinstance(x, torch.Tensor)]
 
     try:
         names, shapes = call(1)
@@ -58,7 +59,7 @@ def report_single(
         return
     results = [recorded.get(name) for name in exported.graph_signature.user_outputs]
     expected = [
-        [n.node.expr.xreplace(sizes) if isinstance(n, torch.SymInt) else n for n in x.shape]
+        [private.expression(n).xreplace(sizes) if isinstance(n, torch.SymInt) else n for n in x.shape]
         for x in results
         if isinstance(x, torch.Tensor)
     ]
@@ -78,7 +79,7 @@ def _symbols(tensor: Any) -> dict[int, Any]:
     import torch
 
     shape = tensor.shape if isinstance(tensor, torch.Tensor) else ()
-    symbols = {dim: size.node.expr for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)}
+    symbols = {dim: private.expression(size) for dim, size in enumerate(shape) if isinstance(size, torch.SymInt)}
     return {dim: symbol for dim, symbol in symbols.items() if symbol.is_symbol}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from interop import _torch_private as private
 from interop.program import BatchNormLayer, Entry
 
 logger = logging.getLogger("interop")
@@ -40,9 +41,7 @@ def read_state(module: Any) -> tuple[list[Entry], dict[str, np.ndarray]]:
     """
     import torch
 
-    uninitialised = [
-        name for name, value in _named(module) if isinstance(value, torch.nn.parameter.UninitializedTensorMixin)
-    ]
+    uninitialised = [name for name, value in _named(module) if private.is_uninitialised(value)]
     if uninitialised:
         raise ValueError(
             f"parameters of lazy layers have no shape yet: {uninitialised}; call the module once before importing it"
@@ -75,12 +74,11 @@ def _named(module: Any) -> list[tuple[str, Any]]:
 
 def read_batch_norms(module: Any) -> tuple[BatchNormLayer, ...]:
     """The BatchNorm layers with their flags as they are now."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
+    batch_norm = private.batch_norm_class()
     first: dict[int, str] = {}
     layers = []
     for path, layer in module.named_modules(remove_duplicate=False):
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, batch_norm):
             same_as = first.setdefault(id(layer), path)
             layers.append(
                 BatchNormLayer(
@@ -143,8 +141,8 @@ class Changes:
             for path, layer in self._module.named_modules()
             for kind, table in (
                 ("attribute", vars(layer)),
-                ("parameter", layer._parameters),
-                ("buffer", layer._buffers),
+                ("parameter", private.parameters(layer)),
+                ("buffer", private.buffers(layer)),
             )
             for name, value in table.items()
         }

@@ -23,18 +23,20 @@ from typing import Any
 
 import numpy as np
 
+from interop import _torch_private as private
 from interop import structure
 from interop._torch_batch_norm import OPERATION as BATCH_NORM
 from interop._torch_batch_norm import opaque_batch_norms, unshare
 from interop._torch_custom_gradients import CustomGradientError, checked_gradients
 from interop._torch_decompositions import decomposed
-from interop._torch_errors import TraceError, explained, refuse_unknown_shapes, refuse_untraceable, some
+from interop._torch_errors import explained, refuse_unknown_shapes, refuse_untraceable, some
 from interop._torch_graph import GraphReader, size_guards
 from interop._torch_hooks import beyond_observers, report_gradient_hooks
 from interop._torch_inplace import make_functional, stop_gradients
 from interop._torch_rewrites import rewritten
 from interop._torch_single import report_single
 from interop._torch_state import Changes, Constants, read_batch_norms, read_state
+from interop.errors import TorchVersionError, TraceError
 from interop.program import Model, Node, Program
 
 logger = logging.getLogger("interop")
@@ -114,14 +116,13 @@ def trace(
 def _evaluate(module: Any, modes: Mapping[Any, bool]) -> None:
     """To eval mode; a module that was in it keeps the layers that were in train mode all the same (dropout that samples
     in evaluation, say)."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
     module.eval()
     if modes[module]:
         return
     for layer, training in modes.items():
         layer.training = training
-    names = [path for path, layer in module.named_modules() if layer.training and not isinstance(layer, _BatchNorm)]
+    batch_norm = private.batch_norm_class()
+    names = [path for path, layer in module.named_modules() if layer.training and not isinstance(layer, batch_norm)]
     if names:
         logger.warning("in train mode at import inside a model in eval mode, and in its eval graph: %s", some(names))
 
@@ -129,13 +130,12 @@ def _evaluate(module: Any, modes: Mapping[Any, bool]) -> None:
 def _traceable_batch(inputs: Any) -> Any:
     """Inputs with one example, doubled: torch.export takes a size of 1 for a constant."""
     import torch
-    from torch.utils import _pytree
 
-    leaves, spec = _pytree.tree_flatten(inputs)
+    leaves, spec = private.flatten(inputs)
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim]
     if tensors and all(tensor.shape[0] == 1 for tensor in tensors):
         leaves = [torch.cat([leaf, leaf]) if isinstance(leaf, torch.Tensor) and leaf.ndim else leaf for leaf in leaves]
-    return _pytree.tree_unflatten(leaves, spec)
+    return private.unflatten(leaves, spec)
 
 
 @contextlib.contextmanager
@@ -176,14 +176,14 @@ def _record(
 ) -> tuple[Program, set[str]]:
     """The graph of one mode, and the BatchNorm layers that leave their counter alone in it."""
     import torch
-    from torch.utils import _pytree
 
     def sizes(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return None
         return {dim: torch.export.Dim.AUTO for dim in dynamic_dims if dim < leaf.ndim and leaf.shape[dim] > 1}
 
-    shapes = _pytree.tree_map(sizes, (args, kwargs))
+    leaves, spec = private.flatten((args, kwargs))
+    shapes = private.unflatten([sizes(leaf) for leaf in leaves], spec)
     signature = _called_signature(module, args, kwargs)
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     own_counters: set[str] = set()
@@ -203,6 +203,8 @@ def _record(
                     exported = decomposed(exported.run_decompositions({}))
             except CustomGradientError as error:
                 raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
+            except TorchVersionError:
+                raise
             except Exception as error:
                 raise TraceError(explained(module, mode, error)) from error
         if counters.own <= own_counters:
@@ -305,7 +307,7 @@ def _signature(module: Any, exported: Any, reader: GraphReader, args: Any, kwarg
 
     Positional and keyword arguments, and the names under which positional ones may come too.
     """
-    tree = reader.structure(exported.call_spec.in_spec, iter(reader.user_inputs))
+    tree = reader.structure(private.call_structure(exported)[0], iter(reader.user_inputs))
     (positional, keywords) = tree[1]
     parameters = inspect.signature(module.forward).parameters.values()
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

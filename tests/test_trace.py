@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import random
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -517,15 +518,56 @@ def test_a_backward_that_is_the_derivative_of_its_forward_is_no_obstacle():
 straight_through = StraightThrough.apply
 
 
+class Rounding(torch.nn.Module):
+    """A function with a backward of its own, bound when the class was made, in a submodule."""
+
+    apply_to = StraightThrough.apply
+
+    def forward(self, x):
+        return type(self).apply_to(x)
+
+
+class Inherited(StraightThrough):
+    """Has its forward and its backward from another."""
+
+
+def made_in_forward(x):
+    class StraightThrough(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.round()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    return StraightThrough.apply(x)
+
+
 @pytest.mark.parametrize(
-    "function", [lambda x: StraightThrough.apply(x), lambda x: straight_through(x), lambda x: Reversed.apply(x, 0.5)]
+    "function",
+    [
+        lambda x: StraightThrough.apply(x),
+        lambda x: straight_through(x),
+        lambda x: Reversed.apply(x, 0.5),
+        lambda x: Rounding()(x),
+        lambda x: torch.nn.Sequential(Rounding(), torch.nn.ReLU())(x),
+        lambda x: Inherited.apply(x),
+        lambda x: made_in_forward(x),
+        lambda x: torch.utils.checkpoint.checkpoint(straight_through, x, use_reentrant=True),
+        lambda x: torch.utils.checkpoint.checkpoint(straight_through, x, use_reentrant=False),
+        lambda x: torch.utils.checkpoint.checkpoint(Rounding(), x, use_reentrant=True),
+    ],
 )
 def test_a_backward_of_its_own_is_not_lost_in_silence(function):
-    apply, code = torch.autograd.Function.apply, torch.autograd.Function.apply.__code__
+    before = [vars(cls)["forward"] for cls in (StraightThrough, Reversed)]
     module = Wrapped(lambda self, x: function(self.conv(x)), conv=torch.nn.Conv2d(3, 4, 3))
-    with pytest.raises(interop.TraceError, match=r"(StraightThrough|Reversed) has a backward of its own that is not"):
+    with pytest.raises(
+        interop.TraceError, match=r"(StraightThrough|Reversed|Inherited) has a backward of its own that is not"
+    ):
         interop.from_torch(module, torch.zeros(2, 3, 6, 6))
-    assert torch.autograd.Function.apply == apply and apply.__code__ is code
+    assert [vars(cls)["forward"] for cls in (StraightThrough, Reversed)] == before
+    assert "__init_subclass__" not in vars(torch.autograd.Function)
 
 
 def test_what_hooks_keep_in_lists_is_as_it_was():
@@ -538,7 +580,8 @@ def test_what_hooks_keep_in_lists_is_as_it_was():
 
 def test_torchscript_is_refused_by_name():
     module = torch.nn.Sequential(conv_bn(), torch.nn.ReLU())
-    with pytest.warns(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a deprecation
         scripted = torch.jit.script(torch.nn.Sequential(torch.nn.ReLU()))
     module[1] = scripted
     with pytest.raises(interop.TraceError, match=r"TorchScript cannot be traced by torch.export: 1, 1\.0\. Give the"):

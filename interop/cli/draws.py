@@ -10,6 +10,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
+from interop import _torch_private as private
 from interop.program import Program
 
 OTHER = ("randint", "randint_like", "randperm", "exponential", "rrelu", "multinomial")
@@ -25,12 +26,11 @@ def uncovered(program: Program) -> list[str]:
 def same_draws(torch: Any) -> Iterator[None]:
     """For the time of a comparison, in PyTorch and in JAX: Bernoulli variables are 1 (dropout drops nothing), uniform
     ones lie in the middle and normal ones at the mean."""
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     def full(size: Any, value: float, kwargs: dict[str, Any]) -> Any:
         return torch.full(size, value, **{key: kwargs[key] for key in ("dtype", "device") if key in kwargs})
 
-    class Fixed(TorchDispatchMode):  # type: ignore[misc,unused-ignore]
+    class Fixed(private.dispatch_mode()):  # type: ignore[misc,unused-ignore]
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             match function.__name__.partition(".")[0]:
