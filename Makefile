@@ -1,22 +1,26 @@
 # make demo   the main job: a PyTorch checkpoint in, fine-tuned on 8 replicas, and home again
 # make test   lint, types, tests
-# Both set up .venv first, and again only when pyproject.toml or constraints.txt has changed.
+# make lowest, make newest-torch, make newest   the tests with other versions: docs/versions.md
+# All set up .venv first, and again only when pyproject.toml or constraints.txt has changed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Compiling takes longer than running in nearly every test. XLA ends at flags that it does not know: for the JAX that
-# constraints.txt pins.
+# Compiling takes longer than running in nearly every test. XLA ends at flags that it does not know: lanes.py tries these,
+# and passes those on that the XLA at hand accepts.
 QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lowest newest-torch newest lint types clean
 
 demo: $(READY)
 	$(BIN)/python examples/finetune.py $(OPTIONS)
 
 test: lint types
-	XLA_FLAGS="$(QUICK) $$XLA_FLAGS" $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	QUICK="$(QUICK)" $(BIN)/python lanes.py locked $(OPTIONS)
+
+lowest newest-torch newest: $(READY)
+	QUICK="$(QUICK)" $(BIN)/nox -s $@ -- $(OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -33,4 +37,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist out
+	rm -rf $(VENV) .nox build dist out

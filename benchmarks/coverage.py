@@ -48,6 +48,7 @@ def measure(name):
     import torch
 
     import interop
+    from interop import _torch_private as private
 
     row = {"model": name, "stage": "build", "ok": False}
     watch = Watch(row)
@@ -62,7 +63,7 @@ def measure(name):
             module.load_state_dict(initial)
             del initial
             row["input"] = list(shape)
-            row["batch_norms"] = sum(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in module.modules())
+            row["batch_norms"] = sum(isinstance(m, private.batch_norm_class()) for m in module.modules())
             images = tools.normal(*shape)
             models.randomise_statistics(module, images, torch)
             row["weights"] = WEIGHTS

@@ -81,6 +81,8 @@ def uniform(like, low, high, generator):
 
 def prepare(module, torch):
     """In float64, every constant parameter shaken, everything random off."""
+    from interop import _torch_private as private
+
     generator = torch.Generator().manual_seed(0)
     module = module.double()
     with torch.no_grad():
@@ -88,7 +90,7 @@ def prepare(module, torch):
             if parameter.numel() and parameter.min() == parameter.max():
                 parameter.add_(uniform(parameter, -0.3, 0.3, generator))
         for layer in module.modules():
-            if isinstance(layer, torch.nn.modules.dropout._DropoutNd):
+            if isinstance(layer, private.dropout_class()):
                 layer.p = 0.0
             for attribute in RANDOM:
                 if isinstance(getattr(layer, attribute, None), float):
@@ -105,6 +107,8 @@ def randomise_statistics(module, images, torch):
     Statistics that know nothing of the activations, or only of training's, let these grow or die out from layer to
     layer, and few examples leave channels with hardly a variance, which then amplify rounding: hence more of them.
     """
+    from interop import _torch_private as private
+
     generator = torch.Generator().manual_seed(1)
 
     def draw(layer, values):
@@ -112,7 +116,7 @@ def randomise_statistics(module, images, torch):
         layer.running_mean.copy_(mean + uniform(mean, -0.3, 0.3, generator) * variance.sqrt())
         layer.running_var.copy_(variance * uniform(variance, 0.5, 1.5, generator))
 
-    layers = [m for m in module.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    layers = [m for m in module.modules() if isinstance(m, private.batch_norm_class())]
     layers = [layer for layer in layers if layer.running_mean is not None]
     hooks = []
     for layer in layers:
@@ -131,10 +135,12 @@ def calm(module, torch):
 
     For deep chains that magnify rounding from layer to layer; whether one does is asked of PyTorch alone.
     """
+    from interop import _torch_private as private
+
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for layer in module.modules():
-            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.weight is not None:
+            if isinstance(layer, private.batch_norm_class()) and layer.weight is not None:
                 layer.weight.mul_(0.5)
                 layer.bias.copy_(uniform(layer.bias, -1, 1, generator))
 

@@ -29,5 +29,7 @@ def decomposed(exported: Any) -> Any:
 
 
 def _unknown(target: Any) -> bool:
+    import torch
+
     name = operation_name(target)
-    return name not in DROPPED and name != BATCH_NORM and interop.ops.lookup(name) is None
+    return name not in DROPPED and name != BATCH_NORM and interop.ops.lookup(name, torch.__version__) is None

@@ -56,11 +56,11 @@ def _functional_form(node: Any) -> Any:
     if name in DROPPED or name == BATCH_NORM:
         return node.target
     if schema is None or not schema.is_mutable:
-        return node.target if interop.ops.lookup(name) and name not in _WRITE_UNSEEN else None
+        return node.target if interop.ops.lookup(name, torch.__version__) and name not in _WRITE_UNSEEN else None
     library, base, overload = name.split(".")
     packet = getattr(getattr(torch.ops, library), base.removesuffix("_"), None)
     form = getattr(packet, overload, None) if base.endswith("_") else None
-    if form is None or private.schema(form).is_mutable or not interop.ops.lookup(str(form)):
+    if form is None or private.schema(form).is_mutable or not interop.ops.lookup(str(form), torch.__version__):
         return None
     # An in-place operation keeps its tensor's type and shape, a functional one promotes and broadcasts.
     tensors = [item.meta.get("val") for item in node.all_input_nodes]

@@ -154,10 +154,8 @@ def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
 
 @_needed("to read the structure of arguments and results")
 def parts(spec: Any) -> list[Any]:
-    """The children of a TreeSpec: an attribute, and a method in some versions; `children_specs` up to 2.9."""
-    found = getattr(spec, "children", None)
-    found = spec.children_specs if found is None else found
-    return list(spec.children_specs if callable(found) else found)
+    """The children of a TreeSpec: `children()` since 2.10, where the attribute of before is deprecated."""
+    return list(spec.children() if hasattr(spec, "children") else spec.children_specs)
 
 
 @_needed("to read the structure of a call's arguments and result")

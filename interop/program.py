@@ -20,6 +20,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from interop.versions import release
+
 FORMAT = "jaxnorm.program"
 VERSION = 2
 
@@ -162,7 +164,9 @@ class BatchNormLayer:
 class Model:
     """What is known of a PyTorch module: its state, its BatchNorm layers, the flags of its layers, and its programs.
 
-    `modules` maps the path of every module to its training flag at import.
+    `modules` maps the path of every module to its training flag at import. `torch` is the version of PyTorch that
+    recorded the programs, whose rules hold in them (see `interop.ops.registry`). A file that does not say is of the
+    time when 2.13.0 was the only one, and one of 2.13.0 does not say.
     """
 
     name: str
@@ -171,6 +175,7 @@ class Model:
     modules: Mapping[str, bool]
     train: Program
     eval: Program
+    torch: str = dataclasses.field(default="2.13.0", metadata={"written": "where it is not the default"})
 
     @functools.cached_property
     def digest(self) -> str:
@@ -225,7 +230,7 @@ _RECORDS: dict[str, type] = {
 
 
 _FIELDS: dict[str, Any] = {
-    **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path"), str),
+    **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path", "torch"), str),
     **dict.fromkeys(("args", "shape", "inputs", "nodes", "entries", "batch_norms", "guards"), tuple),
     **dict.fromkeys(("kwargs", "signature", "updates", "modules"), dict),
     **dict.fromkeys(("persistent", "affine", "track_running_stats", "training", "frozen", "counts"), bool),
@@ -253,7 +258,11 @@ def encode(value: Any) -> Any:
         return {"$map": [[encode(key), encode(item)] for key, item in value.items()]}
     name = type(value).__name__
     if name in _RECORDS and dataclasses.is_dataclass(value):
-        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {
+            field.name: encode(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not field.metadata or getattr(value, field.name) != field.default
+        }
         return {"$" + name: fields}
     raise ProgramError(f"a program cannot hold {value!r} of type {type(value).__qualname__}")
 
@@ -321,6 +330,10 @@ def decode_model(data: Any) -> Model:
 def validate(model: Model) -> None:
     """Raises ProgramError with every fault found: names used before they are defined, unknown entries, wrong types."""
     faults: list[str] = []
+    try:
+        release(model.torch)
+    except ValueError as error:
+        faults.append(f"torch: {error}")
     entries = {entry.name for entry in _typed(model.entries, Entry, "entries", faults)}
     for entry in model.entries:
         if isinstance(entry, Entry):

@@ -26,7 +26,7 @@ def unsupported(model: Model) -> None:
     where: dict[str, dict[str, None]] = {}
     for program in (model.train, model.eval):
         for node in program.nodes:
-            if node.operation != BATCH_NORM and interop.ops.lookup(node.operation) is None:
+            if node.operation != BATCH_NORM and interop.ops.lookup(node.operation, model.torch) is None:
                 where.setdefault(node.operation, {})[_place(node)] = None
     if not where:
         return
@@ -53,6 +53,7 @@ class Context(NamedTuple):
     layer: Callable[[str], Any]  # the BatchNorm layer at a path
     key: Callable[[], Any]  # a key to draw from
     dtype: Any  # the type computed in; None for the arrays' own
+    torch: str  # the version of PyTorch whose rules hold
 
 
 def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
@@ -71,7 +72,7 @@ def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
             read[name] = _computing(variable(root, name)[...], dtype)
         return read[name]
 
-    context = Context(program, state, functools.partial(module_at, root), _keys(root), dtype)
+    context = Context(program, state, functools.partial(module_at, root), _keys(root), dtype, root._interop_model.torch)
     values: dict[str, Any] = {name: _computing(x, dtype) for name, x in inputs.items()}
     for part, recomputed in segments(program, root._interop_checkpoint):
         if recomputed:
@@ -105,7 +106,7 @@ def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
     try:
         if node.operation == BATCH_NORM:
             return _batch_norm(context.layer(args[1]), args[0])
-        result = _apply(node.operation, args, kwargs, context.key)
+        result = _apply(node.operation, args, kwargs, context)
     except Exception as error:
         error.add_note(f"in the operation {node.operation} of {_place(node)}")
         raise
@@ -141,12 +142,12 @@ def _narrowed(result: Any, node: Node, values: Mapping[str, Any], context: Conte
     return jax.tree.map(narrow, result, is_leaf=is_tensor)
 
 
-def _apply(name: str, args: Any, kwargs: dict[str, Any], keys: Callable[[], Any]) -> Any:
-    operation = interop.ops.lookup(name)
+def _apply(name: str, args: Any, kwargs: dict[str, Any], context: Context) -> Any:
+    operation = interop.ops.lookup(name, context.torch)
     if operation is None:
         raise NotImplementedError(f"{name} has no JAX function")
     if operation.random:
-        kwargs["key"] = keys()
+        kwargs["key"] = context.key()
     if operation.layout == "aware":
         return operation.function(*args, **kwargs)
     if operation.layout == "elementwise":

@@ -64,7 +64,7 @@ def checkpointed(part: range, values: dict[str, Any], context: Context, policy: 
         map_leaves(read, (node.args, node.kwargs))
     norms = {node.args[1]: context.layer(node.args[1]) for node in nodes if node.operation == BATCH_NORM}
     split = {path: nnx.split(layer) for path, layer in norms.items()}
-    operations = [interop.ops.lookup(node.operation) for node in nodes]
+    operations = [interop.ops.lookup(node.operation, context.torch) for node in nodes]
     keys = [context.key() for operation in operations if operation is not None and operation.random]
     given, taken_of = _parts(taken)
     result_of: list[Callable[[Any], dict[str, Any]]] = []

@@ -109,6 +109,7 @@ def trace(
         modules=flags,
         train=programs["train"],
         eval=programs["eval"],
+        torch=torch.__version__,
     )
     return model, arrays
 

@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 
 import interop
+from interop import _torch_private as private
 from interop.names import named_variables
 
 FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than running here
@@ -25,7 +26,7 @@ def randomised(module, seed=0):
 
     with torch.no_grad():
         for layer in module.modules():
-            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            if isinstance(layer, private.batch_norm_class()):
                 for tensor, low, high in (
                     (layer.weight, 0.5, 1.5),
                     (layer.bias, -0.5, 0.5),

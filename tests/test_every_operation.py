@@ -14,6 +14,7 @@ from test_ops import call, check, draw, to_torch, torch_operation, whole
 
 import interop.ops.registry as registry
 from interop.program import DType
+from interop.versions import release
 
 X, Y, POSITIVE, UNIT = draw(3, 4), draw(3, 4, seed=1), draw(3, 4, low=0.2, high=3.0), draw(3, 4, low=-0.9, high=0.9)
 MATRIX, SQUARE, CUBE, IMAGES = draw(3, 4), draw(2, 3, 3) + 3 * jnp.eye(3), draw(2, 3, 4), draw(2, 4, 6, 5)
@@ -325,6 +326,16 @@ CASES = [
     *named("hann_window", 6, dtype=DType("float64")),
 ]  # fmt: skip
 
+# What newer versions of PyTorch have no more, and the first of these; programs of older ones go on.
+GONE = {"aten.cholesky.default": "2.14"}
+
+
+def gone(name):
+    return name in GONE and release(torch.__version__) >= release(GONE[name])
+
+
+CASES = [case for case in CASES if not gone(case[0])]
+
 SIZED = {"empty.memory_format": ([2, 3],), "empty_like.default": (X,), "new_empty.default": (X, [2, 3]),
          "empty_permuted.default": ([2, 3], [1, 0]), "empty_strided.default": ([2, 3], [3, 1])}  # fmt: skip
 
@@ -420,9 +431,9 @@ def test_every_operation_has_a_case_and_exists_in_pytorch():
         library, base, *_ = name.split(".")
         if library not in ("aten", "prims"):
             continue
-        if name not in here and not re.search(rf"\b{base}\b", written):
+        if name not in here and not gone(name) and not re.search(rf"\b{base}\b", written):
             untested.append(name)
-        if not hasattr(getattr(getattr(torch.ops, library), base, None), name.split(".")[2]):
+        if not gone(name) and not hasattr(getattr(getattr(torch.ops, library), base, None), name.split(".")[2]):
             unknown.append(name)
     assert not untested
     assert not unknown

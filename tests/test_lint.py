@@ -14,6 +14,7 @@ from torch import nn
 
 import interop
 import jaxnorm
+from interop import _torch_private as private
 from interop import lint
 from interop.lint_rules import RULES
 
@@ -48,7 +49,7 @@ def state(original):
 
 
 def norms(module):
-    return [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in module.modules() if isinstance(layer, private.batch_norm_class())]
 
 
 def only(findings, rule, severity, count=1):

@@ -39,7 +39,6 @@ for _name, _function in {
     "cosh": jnp.cosh,
     "tanh": jnp.tanh,
     "asinh": jnp.arcsinh,
-    "acosh": jnp.arccosh,
     "atanh": jnp.arctanh,
     "sqrt": jnp.sqrt,
     "rsqrt": lax.rsqrt,
@@ -47,8 +46,6 @@ for _name, _function in {
     "erf": lax.erf,
     "erfc": lax.erfc,
     "erfinv": lax.erf_inv,
-    "lgamma": lax.lgamma,
-    "digamma": lax.digamma,
     "sigmoid": jax.nn.sigmoid,
     "special_expit": jax.nn.sigmoid,
     "deg2rad": jnp.deg2rad,
@@ -74,12 +71,61 @@ for _name, _function in {
     "isfinite": jnp.isfinite,
     "logical_not": jnp.logical_not,
     "bitwise_not": jnp.bitwise_not,
-    "angle": jnp.angle,
+    "angle": lambda x: jnp.angle(x) if is_complex(x.dtype) else jnp.angle(lax.stop_gradient(x)),
     "signbit": jnp.signbit,
     "isposinf": jnp.isposinf,
     "isneginf": jnp.isneginf,
 }.items():
     _unary(_name, _function, float_result=False)
+
+
+@jax.custom_jvp
+def _acosh(x: Any) -> Any:
+    return jnp.arccosh(x)
+
+
+@_acosh.defjvp
+def _acosh_jvp(primals: Any, tangents: Any) -> Any:
+    """1 / sqrt(x^2 - 1), below -1 too, where the function is no number: as PyTorch, and as JAX up to 0.11."""
+    (x,) = primals
+    return _acosh(x), tangents[0] * lax.rsqrt(x * x - 1)
+
+
+@register("aten.acosh.default", layout="elementwise")
+def acosh(x: Any) -> Any:
+    return _acosh(floating(x))
+
+
+@register("aten.digamma.default", "aten.special_digamma.default", layout="elementwise")
+def digamma(x: Any) -> Any:
+    """The derivative of `lgamma`."""
+    return _digamma(floating(x))
+
+
+@register("aten.lgamma.default", layout="elementwise")
+def lgamma(x: Any) -> Any:
+    return _lgamma(floating(x))
+
+
+@jax.custom_jvp
+def _digamma(x: Any) -> Any:
+    """At 0 it is infinite, with the sign that 0 has not (torch: calc_digamma in aten/src/ATen/native/Math.h)."""
+    return jnp.where(x == 0, -jnp.copysign(jnp.inf, x), lax.digamma(x)).astype(x.dtype)
+
+
+@_digamma.defjvp
+def _digamma_jvp(primals: Any, tangents: Any) -> Any:
+    return _digamma(primals[0]), tangents[0] * jax.scipy.special.polygamma(1, primals[0])
+
+
+@jax.custom_jvp
+def _lgamma(x: Any) -> Any:
+    return lax.lgamma(x)
+
+
+@_lgamma.defjvp
+def _lgamma_jvp(primals: Any, tangents: Any) -> Any:
+    return lax.lgamma(primals[0]), tangents[0] * _digamma(primals[0])
 
 
 def _sign(x: Any) -> Any:
@@ -132,10 +178,23 @@ def copysign(x: Any, y: Any) -> Any:
 
 @register("aten.logit.default", layout="elementwise")
 def logit(x: Any, eps: float | None = None) -> Any:
+    """log(x / (1 - x)), of x between eps and 1 - eps; the derivative is that of the function at these too."""
     x = floating(x)
     if eps is not None:
         x = clamp(x, eps, 1 - eps)
+    return _logit(x)
+
+
+@jax.custom_jvp
+def _logit(x: Any) -> Any:
     return jnp.log(x / (1 - x))
+
+
+@_logit.defjvp
+def _logit_jvp(primals: Any, tangents: Any) -> Any:
+    (x,), (tangent,) = primals, tangents
+    slope = 1 / (x * (1 - x))  # infinite at 0 and 1, and none outside (torch: logit_backward)
+    return _logit(x), tangent * jnp.where((x < 0) | (x > 1), jnp.full((), jnp.nan, x.dtype), slope)
 
 
 @register("aten.add.Tensor", "aten.add.Scalar", layout="elementwise")
@@ -215,7 +274,22 @@ def power(x: Any, y: Any) -> Any:
             return lax.integer_pow(x, int(y))
         return jnp.power(x, y)
     x, y = promoted(x, y)
-    return jnp.power(jnp.where((x == 0) & (y == 0), jnp.ones((), x.dtype), x), y)  # 0 ** 0 has the derivative 0
+    return _power(*jnp.broadcast_arrays(x, y)) if is_inexact(x.dtype) else jnp.power(x, y)
+
+
+@jax.custom_jvp
+def _power(x: Any, y: Any) -> Any:
+    return jnp.power(x, y)
+
+
+@_power.defjvp
+def _power_jvp(primals: Any, tangents: Any) -> Any:
+    """By x it is 0 for y = 0, by y it is 0 for x = 0 <= y (torch: pow_backward_self, pow_backward_exponent)."""
+    x, y = primals
+    result, zero = jnp.power(x, y), jnp.zeros((), x.dtype)
+    by_x = jnp.where(y == 0, zero, y * jnp.power(x, y - 1))
+    by_y = jnp.where((x == 0) & (jnp.real(y) >= 0), zero, result * jnp.log(x))
+    return result, by_x * tangents[0] + by_y * tangents[1]
 
 
 @register(
@@ -229,12 +303,41 @@ def float_power(x: Any, y: Any) -> Any:
 
 @register("aten.atan2.default", layout="elementwise")
 def atan2(x: Any, y: Any) -> Any:
-    return jnp.arctan2(*promoted(x, y, inexact=True))
+    """The angle of (y, x); the derivative at (0, 0) is 0 (torch: atan2_backward)."""
+    x, y = jnp.broadcast_arrays(*promoted(x, y, inexact=True))
+    return _atan2(x, y)
+
+
+@jax.custom_jvp
+def _atan2(x: Any, y: Any) -> Any:
+    return jnp.arctan2(x, y)
+
+
+@_atan2.defjvp
+def _atan2_jvp(primals: Any, tangents: Any) -> Any:
+    x, y = primals
+    square = x * x + y * y
+    inverse = jnp.where(square == 0, jnp.zeros((), x.dtype), 1 / square)
+    return _atan2(x, y), (y * inverse) * tangents[0] - (x * inverse) * tangents[1]
 
 
 @register("aten.hypot.default", layout="elementwise")
 def hypot(x: Any, y: Any) -> Any:
-    return jnp.hypot(*promoted(x, y))
+    """The root of x^2 + y^2; its derivative is x / hypot, no number at (0, 0)."""
+    x, y = jnp.broadcast_arrays(*promoted(x, y))
+    return _hypot(x, y)
+
+
+@jax.custom_jvp
+def _hypot(x: Any, y: Any) -> Any:
+    return jnp.hypot(x, y)
+
+
+@_hypot.defjvp
+def _hypot_jvp(primals: Any, tangents: Any) -> Any:
+    x, y = primals
+    result = _hypot(x, y)
+    return result, (x / result) * tangents[0] + (y / result) * tangents[1]
 
 
 @register("aten.logaddexp.default", layout="elementwise")
@@ -244,7 +347,21 @@ def logaddexp(x: Any, y: Any) -> Any:
 
 @register("aten.xlogy.Tensor", "aten.xlogy.Scalar_Other", "aten.special_xlogy.default", layout="elementwise")
 def xlogy(x: Any, y: Any) -> Any:
-    return jax.scipy.special.xlogy(*promoted(x, y, inexact=True))
+    """x log(y), 0 for x = 0; the derivative by x is 0 where x = 0 and y <= 0 (torch: derivatives.yaml, xlogy)."""
+    x, y = jnp.broadcast_arrays(*promoted(x, y, inexact=True))
+    return _xlogy(x, y)
+
+
+@jax.custom_jvp
+def _xlogy(x: Any, y: Any) -> Any:
+    return jax.scipy.special.xlogy(x, y)
+
+
+@_xlogy.defjvp
+def _xlogy_jvp(primals: Any, tangents: Any) -> Any:
+    x, y = primals
+    by_x = jnp.where((x == 0) & (y <= 0), jnp.zeros((), x.dtype), jnp.log(y))
+    return _xlogy(x, y), by_x * tangents[0] + (x / y) * tangents[1]
 
 
 @register("aten.fmax.default", layout="elementwise")
@@ -260,6 +377,69 @@ def fmin(x: Any, y: Any) -> Any:
     return jnp.where((x <= y) | jnp.isnan(y), x, y)
 
 
+@jax.custom_jvp
+def _shared(value: Any, weights: Any, operands: Any) -> Any:
+    """`value`; its derivative is the sum of the weights times the operands' derivatives.
+
+    The rules of PyTorch for minima, maxima and limits, which give each operand 1, a half or nothing.
+    """
+    return value
+
+
+@_shared.defjvp
+def _shared_jvp(primals: Any, tangents: Any) -> Any:
+    value, weights, _ = primals
+    shares = [
+        jnp.where(weight == 0, jnp.zeros((), value.dtype), weight * tangent)
+        for weight, tangent in zip(weights, tangents[2], strict=True)
+    ]
+    return value, jnp.broadcast_to(sum(shares[1:], shares[0]), value.shape)
+
+
+def _with_weights(value: Any, *parts: tuple[Any, Any]) -> Any:
+    """`value`, of the operands and weights in `parts`; integers have no derivative."""
+    if not is_float(value.dtype):
+        return value
+    weights = [jnp.asarray(weight, value.dtype) for _, weight in parts]
+    return _shared(*lax.stop_gradient((value, weights)), [operand for operand, _ in parts])
+
+
+def _halves(x: Any, y: Any) -> Any:
+    """x's weight in the larger of x and y as PyTorch has it: a half of equals, 1 where one is no number
+    (tools/autograd/derivatives.yaml, maximum)."""
+    return jnp.where(x == y, 0.5, jnp.where(x < y, 0.0, 1.0))
+
+
+@register("aten.fmax.default", layout="elementwise", since="2.14")
+def fmax_2_14(x: Any, y: Any) -> Any:
+    """As `fmax`; the derivative is that of `maximum`."""
+    x, y = promoted(x, y)
+    return _with_weights(fmax(x, y), (x, _halves(x, y)), (y, _halves(y, x)))
+
+
+@register("aten.fmin.default", layout="elementwise", since="2.14")
+def fmin_2_14(x: Any, y: Any) -> Any:
+    x, y = promoted(x, y)
+    return _with_weights(fmin(x, y), (x, _halves(y, x)), (y, _halves(x, y)))
+
+
+@register("aten.fmax.default", layout="elementwise", since="2.15")
+def fmax_2_15(x: Any, y: Any) -> Any:
+    """As `fmax`; equals share the derivative."""
+    x, y = promoted(x, y)
+    return _equals_share(fmax(x, y), x, y, (x > y) | jnp.isnan(y))
+
+
+@register("aten.fmin.default", layout="elementwise", since="2.15")
+def fmin_2_15(x: Any, y: Any) -> Any:
+    x, y = promoted(x, y)
+    return _equals_share(fmin(x, y), x, y, (x < y) | jnp.isnan(y))
+
+
+def _equals_share(value: Any, x: Any, y: Any, is_x: Any) -> Any:
+    return _with_weights(value, (x, jnp.where(x == y, 0.5, is_x)), (y, jnp.where(x == y, 0.5, ~is_x)))
+
+
 @register("aten.maximum.default", "aten.max.other", layout="elementwise")
 def maximum(x: Any, y: Any) -> Any:
     return jnp.maximum(*promoted(x, y))
@@ -270,7 +450,7 @@ def minimum(x: Any, y: Any) -> Any:
     return jnp.minimum(*promoted(x, y))
 
 
-@register("aten.clamp.default", "aten.clamp.Tensor", "aten.clip.default", layout="elementwise")
+@register("aten.clamp.default", "aten.clip.default", layout="elementwise")
 def clamp(x: Any, min: Any = None, max: Any = None) -> Any:
     """x between min and max. The derivative is 1 where min <= x <= max, borders included (torch: clamp_backward).
 
@@ -285,14 +465,88 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Any:
     return x
 
 
-@register("aten.clamp_min.default", "aten.clamp_min.Tensor", layout="elementwise")
+@register("aten.clamp.Tensor", "aten.clip.Tensor", layout="elementwise")
+def clamp_tensor(x: Any, min: Any = None, max: Any = None) -> Any:
+    """As `clamp`; a limit has the derivative beyond it, the lower one not where the limits are equal or cross."""
+    x, low, high = promoted(x, min, max)
+    parts = [(x, (True if low is None else x >= low) & (True if high is None else x <= high))]
+    if low is not None:
+        parts.append((low, (x < low) & (True if high is None else low < high)))
+    if high is not None:
+        parts.append((high, (x > high) | (False if low is None else high < low)))
+    return _with_weights(clamp(x, low, high), *parts)
+
+
+@register("aten.clamp_min.Tensor", layout="elementwise")
+def clamp_min_tensor(x: Any, min: Any) -> Any:
+    return clamp_tensor(x, min)
+
+
+@register("aten.clamp_max.Tensor", layout="elementwise")
+def clamp_max_tensor(x: Any, max: Any) -> Any:
+    return clamp_tensor(x, None, max)
+
+
+@register("aten.clamp_min.default", layout="elementwise")
 def clamp_min(x: Any, min: Any) -> Any:
     return clamp(x, min)
 
 
-@register("aten.clamp_max.default", "aten.clamp_max.Tensor", layout="elementwise")
+@register("aten.clamp_max.default", layout="elementwise")
 def clamp_max(x: Any, max: Any) -> Any:
     return clamp(x, None, max)
+
+
+@register("aten.clamp.default", "aten.clip.default", layout="elementwise", since="2.14")
+def clamp_2_14(x: Any, min: Any = None, max: Any = None) -> Any:
+    """As `clamp`; the derivative is 0 at the limits."""
+    x, low, high = promoted(x, min, max)
+    x = jnp.where(jnp.isnan(x), lax.stop_gradient(x), x)
+    if low is not None:
+        x = jnp.where(x <= low, low, x)
+    if high is not None:
+        x = jnp.where(x >= high, high, x)
+    return x
+
+
+@register("aten.clamp_min.default", layout="elementwise", since="2.14")
+def clamp_min_2_14(x: Any, min: Any) -> Any:
+    return clamp_2_14(x, min)
+
+
+@register("aten.clamp_max.default", layout="elementwise", since="2.14")
+def clamp_max_2_14(x: Any, max: Any) -> Any:
+    return clamp_2_14(x, None, max)
+
+
+@register("aten.clamp.Tensor", "aten.clip.Tensor", layout="elementwise", since="2.14")
+def clamp_tensor_2_14(x: Any, min: Any = None, max: Any = None) -> Any:
+    """As `clamp`; x shares the derivative with a limit that it equals.
+
+    With both limits, x and the lower one have no part where the limits cross, and x has all of it where all three are
+    equal. What is no number has the part that these comparisons leave it.
+    """
+    x, low, high = promoted(x, min, max)
+    value = clamp(x, low, high)
+    if low is None or high is None:
+        if low is not None:
+            return _with_weights(value, (x, _halves(x, low)), (low, _halves(low, x)))
+        return value if high is None else _with_weights(value, (x, _halves(high, x)), (high, _halves(x, high)))
+    apart = low < high
+    of_x = jnp.where((x < low) | (x > high), 0.0, jnp.where(apart & ((x == low) | (x == high)), 0.5, 1.0))
+    of_low = jnp.where(apart & (x == low), 0.5, (x < low) & (low <= high))
+    of_high = jnp.where(apart & (x == high), 0.5, (low > high) | ((x > high) & (low <= high)))
+    return _with_weights(value, (x, of_x), (low, of_low), (high, of_high))
+
+
+@register("aten.clamp_min.Tensor", layout="elementwise", since="2.14")
+def clamp_min_tensor_2_14(x: Any, min: Any) -> Any:
+    return clamp_tensor_2_14(x, min)
+
+
+@register("aten.clamp_max.Tensor", layout="elementwise", since="2.14")
+def clamp_max_tensor_2_14(x: Any, max: Any) -> Any:
+    return clamp_tensor_2_14(x, None, max)
 
 
 @register("aten.lerp.Scalar", "aten.lerp.Tensor", layout="elementwise")

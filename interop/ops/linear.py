@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,14 +105,26 @@ def trace(x: Any) -> Any:
 @register("aten.cdist.default", "aten._cdist_forward.default")
 def cdist(a: Any, b: Any, p: float = 2.0, compute_mode: int | None = None) -> Any:
     """Distances between the rows of a and those of b; derivative 0 where the distance is 0."""
-    return vector_norm(a[..., :, None, :] - b[..., None, :, :], p, [-1])
+    return _distance(a[..., :, None, :] - b[..., None, :, :], p)
+
+
+def _distance(difference: Any, p: float) -> Any:
+    """The norm along the last dimension. For p = inf each of the largest has the whole derivative, not its share
+    (aten/src/ATen/native/cpu/DistanceOpsKernel.cpp, idist_calc)."""
+    if p != math.inf:
+        return vector_norm(difference, p, [-1])
+    fixed = lax.stop_gradient(difference)
+    largest = jnp.abs(fixed).max(-1)
+    slopes = jnp.where(jnp.abs(fixed) == largest[..., None], jnp.sign(fixed), 0)
+    sloped = jnp.sum(slopes * difference, -1)
+    return largest + jnp.where(jnp.isfinite(sloped), sloped - lax.stop_gradient(sloped), 0)
 
 
 @register("aten.pdist.default", "aten._pdist_forward.default")
 def pdist(x: Any, p: float = 2.0) -> Any:
     """Distances between every two rows, as `cdist` has them above its diagonal."""
     first, second = jnp.triu_indices(len(x), 1)
-    return vector_norm(x[first] - x[second], p, [-1])
+    return _distance(x[first] - x[second], p)
 
 
 @register("aten.dist.default")

@@ -172,7 +172,7 @@ def var_correction(x: Tensor, dim: Any = None, *, correction: Any = None, keepdi
 
 @register("aten.std.default")
 def std(x: Any, unbiased: bool = True) -> Any:
-    return jnp.sqrt(_variance(x, None, int(unbiased), False))
+    return plain(_root(_variance(x, None, int(unbiased), False)))
 
 
 @register("aten.std.dim", layout="aware")
@@ -271,7 +271,20 @@ def linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False,
     dims = [dim] if isinstance(dim, int) else list(range(x.ndim)) if not dim else list(dim)
     if ord is None or len(dims) == 1:
         return plain(_norm(x, ord, dims, keepdim))
-    return jnp.linalg.norm(x, ord, tuple(dims), keepdim)
+    return _matrix_norm(x, ord, dims, keepdim)
+
+
+def _matrix_norm(x: Any, ord: Any, dims: list[int], keepdim: bool) -> Any:
+    """Of the matrices along two dimensions: sums of |x| in columns or rows and the largest or smallest of them, or of
+    the singular values."""
+    if ord == "fro":
+        return plain(_norm(x, 2, dims, keepdim))
+    if ord not in (1, -1, math.inf, -math.inf):
+        return jnp.linalg.norm(x, ord, tuple(dims), keepdim)
+    summed, left = dims if abs(ord) == 1 else dims[::-1]
+    sums = _norm(x, 1, [summed], True)
+    result = plain((amax if ord > 0 else amin)(sums, [left], True))
+    return result if keepdim else jnp.squeeze(result, tuple(dims))
 
 
 @register("aten.norm.ScalarOpt_dim", layout="aware")

@@ -10,6 +10,9 @@ How a function takes activations is said by `layout`:
 - "aware": arrays or `Laid` values, as they come; the function answers for the order itself (see `interop.ops.layout`).
 
 A function registered with `random=True` takes a `key`.
+
+What an operation does at a corner or a tie can differ between versions of PyTorch. A program goes by the PyTorch that
+recorded it: `@register("aten.clamp.default", since="2.14")` is the operation of programs of that version and newer.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
+
+from interop.versions import release
 
 Layout = Literal["plain", "elementwise", "aware"]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -31,9 +36,10 @@ class Operation:
     function: Callable[..., Any]
     layout: Layout
     random: bool
+    since: tuple[int, ...] = ()  # the first version of PyTorch whose operation this is
 
 
-_operations: dict[str, Operation] = {}
+_operations: dict[str, dict[tuple[int, ...], Operation]] = {}  # by name, and by `since`
 
 
 def normalised(name: str) -> str:
@@ -45,13 +51,20 @@ def normalised(name: str) -> str:
     return name if name.count(".") == 2 or library in ("operator", "math", "torch", "builtins") else f"{name}.default"
 
 
-def register(*names: str, layout: Layout = "plain", random: bool = False) -> Callable[[Function], Function]:
+def register(
+    *names: str, layout: Layout = "plain", random: bool = False, since: str | None = None
+) -> Callable[[Function], Function]:
     """Makes a function the JAX side of the operations `names`; it replaces one that is registered already.
 
     Arguments:
         names: PyTorch's names, `mylib::op` or `mylib::op.overload`.
         layout: how the function takes activations; "plain" means with PyTorch's order of dimensions.
         random: whether the function takes a `key=` to draw from.
+        since: the first version of PyTorch that does this, "2.14" say; programs of older ones keep the function that
+            is registered for them. None: whatever the version.
+
+    Raises:
+        ValueError: for a name, a layout or a version that is none.
 
     Example::
 
@@ -62,18 +75,24 @@ def register(*names: str, layout: Layout = "plain", random: bool = False) -> Cal
     if layout not in ("plain", "elementwise", "aware"):
         raise ValueError(f'layout is "plain", "elementwise" or "aware", found {layout!r}')
 
+    first = () if since is None else release(since)
+
     def add(function: Function) -> Function:
         for name in names:
             key = normalised(name)
-            _operations[key] = Operation(key, function, layout, random)
+            versions = _operations.setdefault(key, {})
+            if since is None:
+                versions.clear()
+            versions[first] = Operation(key, function, layout, random, first)
         return function
 
     return add
 
 
-def lookup(name: str) -> Operation | None:
-    """The operation of that name, if there is one."""
-    return _operations.get(name)
+def lookup(name: str, torch: str) -> Operation | None:
+    """The operation of that name as the version `torch` of PyTorch has it, if there is one."""
+    found = [operation for first, operation in _operations.get(name, {}).items() if first <= release(torch)]
+    return max(found, key=lambda operation: operation.since, default=None)
 
 
 def names() -> Iterator[str]:
