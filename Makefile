@@ -1,6 +1,7 @@
 # make demo   the main job: a PyTorch checkpoint in, fine-tuned on 8 replicas, and home again
 # make test   lint, types, tests
 # make lowest, make newest-torch, make newest   the tests with other versions: docs/versions.md
+# make fuzz   other random examples than the suite's, and twenty times as many; SEED=... repeats a run
 # All set up .venv first, and again only when pyproject.toml or constraints.txt has changed.
 
 PYTHON ?= python3
@@ -11,7 +12,11 @@ READY := $(VENV)/.ready
 # and passes those on that the XLA at hand accepts.
 QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false
 
-.PHONY: demo test lowest newest-torch newest lint types clean
+ifndef SEED
+SEED := $(shell $(PYTHON) -c 'import secrets; print(secrets.randbelow(2**32))')
+endif
+
+.PHONY: demo test lowest newest-torch newest fuzz lint types clean
 
 demo: $(READY)
 	$(BIN)/python examples/finetune.py $(OPTIONS)
@@ -21,6 +26,11 @@ test: lint types
 
 lowest newest-torch newest: $(READY)
 	QUICK="$(QUICK)" $(BIN)/nox -s $@ -- $(OPTIONS)
+
+fuzz: $(READY)
+	@echo "make fuzz SEED=$(SEED)"
+	JAXNORM_FUZZ=20 XLA_FLAGS="$(QUICK) $$XLA_FLAGS" $(BIN)/python -m pytest -q -n 2 --dist worksteal -m hypothesis \
+		--hypothesis-seed=$(SEED) $(OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff check

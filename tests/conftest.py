@@ -20,11 +20,18 @@ jax.config.update("jax_default_matmul_precision", "highest")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import torchvision_cpu  # noqa: E402, F401
+from fuzzing import TIMES  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-# Compilation makes first examples slow. CI draws the same examples each time; elsewhere they are new ones.
+# Compilation makes first examples slow. The suite draws the same examples each time, `make fuzz` new ones.
 settings.register_profile(
-    "jaxnorm", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+    "jaxnorm",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=100 * TIMES,
+    derandomize=TIMES == 1,
+    database=None,
+    print_blob=True,
 )
 settings.load_profile("jaxnorm")
 

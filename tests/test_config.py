@@ -11,7 +11,8 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
-from hypothesis import example, given, settings
+from fuzzing import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -230,7 +231,7 @@ def test_a_training_state_has_its_models_settings():
 MODEL, MODULE = InNnx(), in_torch()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.floats(0, 1), st.floats(0, 1e3))
 @example(0.1, 1e-5)
 @example(1e-20, 1e-3)

@@ -4,7 +4,8 @@ import hypothesis.extra.numpy as hnp
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnorm
@@ -18,7 +19,7 @@ def samples(rows):
     return hnp.arrays(np.float64, st.tuples(rows, st.just(3)), elements=VALUES)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(samples(st.sampled_from([1, 2, 33])))
 def test_moments_are_those_of_numpy(x):
     found = jaxnorm.moments(jnp.asarray(x))
@@ -28,7 +29,7 @@ def test_moments_are_those_of_numpy(x):
     np.testing.assert_allclose(found.variance(), x.var(0), rtol=1e-10, atol=1e-14 * scale**2 / len(x) + TINY)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(samples(st.sampled_from([0, 1, 7])), min_size=1, max_size=3))
 def test_merged_parts_are_the_whole_uneven_and_empty_ones_included(parts):
     whole = np.concatenate(parts)
@@ -49,7 +50,7 @@ def test_complex_parts_are_merged_by_their_absolute_squares():
     np.testing.assert_allclose(merged.variance(), whole.var(0), rtol=1e-13)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(samples(st.just(12)), hnp.arrays(bool, (12, 3)), st.sampled_from([(12, 3), (12, 1)]))
 def test_a_mask_is_the_same_as_leaving_values_out(x, mask, shape):
     mask = mask[:, : shape[1]]

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnorm
 from jaxnorm.sums import two_sums
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 7, 12, 16, 48]), min_size=1, max_size=4), st.data())
 def test_they_are_the_sums_over_any_axes(shape, data):
     axes = tuple(sorted(data.draw(st.sets(st.sampled_from(range(len(shape)))))))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from interop.ops.dtypes import as_array
 from interop.ops.layout import Tensor, array_of, axis_of, laid, order_of, plain
 from interop.ops.registry import register
 
@@ -145,7 +146,7 @@ def softshrink(x: Any, lambd: Any = 0.5) -> Any:
 
 @register("aten.threshold.default", layout="elementwise")
 def threshold(x: Any, threshold: Any, value: Any) -> Any:
-    return jnp.where(x <= threshold, jnp.asarray(value, x.dtype), x)
+    return jnp.where(x <= threshold, as_array(value, x.dtype), x)
 
 
 @register("aten.glu.default", layout="aware")

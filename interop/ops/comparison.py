@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from interop.ops.dtypes import promoted
+from interop.ops.dtypes import as_array, promoted
 from interop.ops.registry import register
 
 
@@ -72,9 +72,10 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 @register("aten.masked_fill.Scalar", "aten.masked_fill.Tensor", layout="elementwise")
 def masked_fill(x: Any, mask: Any, value: Any) -> Any:
     """`value` where `mask` holds; the result has the type of x."""
-    return jnp.where(mask, jnp.asarray(value, x.dtype), x)
+    return jnp.where(mask, as_array(value, x.dtype), x)
 
 
 @register("aten.heaviside.default", layout="elementwise")
 def heaviside(x: Any, values: Any) -> Any:
-    return jnp.heaviside(*promoted(x, values))
+    x, values = promoted(x, values)
+    return jnp.heaviside(x, values).astype(x.dtype)

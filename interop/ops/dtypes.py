@@ -112,10 +112,10 @@ def promoted(*operands: Any, inexact: bool = False) -> tuple[Any, ...]:
     dtype = result_type(*operands)
     if inexact and not is_inexact(dtype):
         dtype = default_float()
-    return tuple(None if x is None else _as_array(x, dtype) for x in operands)
+    return tuple(None if x is None else as_array(x, dtype) for x in operands)
 
 
-def _as_array(x: Any, dtype: Any) -> Any:
+def as_array(x: Any, dtype: Any) -> Any:
     """x as an array; a Python integer that the type cannot hold wraps around, as in PyTorch."""
     if isinstance(x, int) and is_integer(dtype):
         return jnp.asarray(np.asarray(x, np.int64).astype(dtype))

@@ -9,7 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from interop.ops.dtypes import floating, is_complex, is_float, is_inexact, is_integer, jax_dtype, promoted, result_type
+from interop.ops.dtypes import (
+    as_array,
+    floating,
+    is_complex,
+    is_float,
+    is_inexact,
+    is_integer,
+    jax_dtype,
+    promoted,
+    result_type,
+)
 from interop.ops.layout import Tensor, array_of, laid, order_of
 from interop.ops.registry import register
 
@@ -201,7 +211,7 @@ def _logit_jvp(primals: Any, tangents: Any) -> Any:
 def add(x: Any, y: Any, alpha: Any = 1) -> Any:
     x, y = promoted(x, y)
     if x.dtype == jnp.bool_:
-        return jnp.logical_or(x, y)
+        return jnp.logical_or(x, y if _is_one(alpha) else jnp.logical_and(y, alpha))
     return x + (y if _is_one(alpha) else y * alpha)
 
 
@@ -274,7 +284,18 @@ def power(x: Any, y: Any) -> Any:
             return lax.integer_pow(x, int(y))
         return jnp.power(x, y)
     x, y = promoted(x, y)
-    return _power(*jnp.broadcast_arrays(x, y)) if is_inexact(x.dtype) else jnp.power(x, y)
+    x, y = jnp.broadcast_arrays(x, y)
+    return _power(x, y) if is_inexact(x.dtype) else _whole_power(x, y)
+
+
+def _whole_power(x: Any, y: Any) -> Any:
+    """x ** y of integers or of booleans; with y < 0 it is 0 but for x = 1 and x = -1 (torch: powi)."""
+    if x.dtype == jnp.bool_:
+        return x | ~y
+    if jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+        return jnp.power(x, y)
+    inverse = jnp.where(x == 1, 1, jnp.where(x == -1, 1 - 2 * (y & 1), 0)).astype(x.dtype)
+    return jnp.where(y < 0, inverse, jnp.power(x, jnp.maximum(y, 0)))
 
 
 @jax.custom_jvp
@@ -551,20 +572,20 @@ def clamp_max_tensor_2_14(x: Any, max: Any) -> Any:
 
 @register("aten.lerp.Scalar", "aten.lerp.Tensor", layout="elementwise")
 def lerp(start: Any, end: Any, weight: Any) -> Any:
-    start, end = promoted(start, end)
+    start, end, weight = promoted(start, end, weight)
     return start + weight * (end - start)
 
 
 @register("aten.addcmul.default", layout="elementwise")
 def addcmul(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
     x, a, b = promoted(x, a, b)
-    return x + value * a * b
+    return x + as_array(value, x.dtype) * a * b
 
 
 @register("aten.addcdiv.default", layout="elementwise")
 def addcdiv(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
     x, a, b = promoted(x, a, b)
-    return x + value * a / b
+    return x + as_array(value, x.dtype) * a / b
 
 
 @register("aten.nan_to_num.default", layout="elementwise")

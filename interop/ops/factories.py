@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from interop.ops.dtypes import default_float, jax_dtype
+from interop.ops.dtypes import as_array, default_float, jax_dtype
 from interop.ops.registry import register
 
 
@@ -80,7 +80,7 @@ def ones_like(x: Any, *, dtype: Any = None, **_: Any) -> Any:
 
 @register("aten.fill.Scalar", "aten.fill.Tensor", layout="elementwise")
 def fill(x: Any, value: Any) -> Any:
-    return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
+    return jnp.broadcast_to(as_array(value, x.dtype), x.shape)
 
 
 @register("aten.new_full.default")

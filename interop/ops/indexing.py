@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from interop.ops.dtypes import highest, is_inexact, jax_dtype, lowest
+from interop.ops.dtypes import as_array, highest, is_inexact, jax_dtype, lowest
 from interop.ops.elementwise import div_mode
 from interop.ops.layout import normal_dim
 from interop.ops.registry import register
@@ -128,7 +128,7 @@ def _nonzero(x: Any) -> Any:
 
 
 def _cropped(src: Any, index: Any, dtype: Any) -> Any:
-    src = jnp.asarray(src, dtype)
+    src = as_array(src, dtype)
     return src[tuple(slice(0, n) for n in index.shape)] if src.ndim else src
 
 
@@ -151,7 +151,7 @@ def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
 
 @register("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
 def index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
-    return x.at[_at(x, dim, index)].set(jnp.asarray(value, x.dtype))
+    return x.at[_at(x, dim, index)].set(as_array(value, x.dtype))
 
 
 @register("aten.slice_scatter.default")

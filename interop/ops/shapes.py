@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from interop.ops.dtypes import jax_dtype, promoted
+from interop.ops.dtypes import as_array, jax_dtype, promoted
 from interop.ops.layout import (
     Tensor,
     arranged,
@@ -313,7 +313,7 @@ def _pads(x: Tensor, pad: Sequence[int]) -> list[tuple[int, int]]:
 def constant_pad_nd(x: Tensor, pad: Sequence[int], value: Any = 0) -> Tensor:
     """Negative pads cut."""
     array = array_of(x)
-    filler = jnp.asarray(0 if value is None else value, array.dtype)
+    filler = as_array(0 if value is None else value, array.dtype)
     return laid(lax.pad(array, filler, [(low, high, 0) for low, high in _pads(x, pad)]), order_of(x))
 
 
