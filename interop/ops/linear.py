@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from interop.ops.dtypes import promoted
-from interop.ops.reductions import vector_norm
+from interop.ops.norms import vector_norm
 from interop.ops.registry import register
 
 

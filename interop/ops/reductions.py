@@ -37,7 +37,7 @@ def reduce(function: Callable[..., Any], x: Tensor, dim: Any, keepdim: bool) -> 
     return laid(result, [ranks[d] for d in kept])
 
 
-def _typed(x: Tensor, dtype: Any, integers: Any = None) -> Tensor:
+def typed(x: Tensor, dtype: Any, integers: Any = None) -> Tensor:
     """x as `dtype`; without one, integers and booleans as `integers`."""
     if dtype is None and integers is not None and not is_inexact(x.dtype):
         dtype = integers
@@ -46,18 +46,18 @@ def _typed(x: Tensor, dtype: Any, integers: Any = None) -> Tensor:
 
 @register("aten.sum.default", "aten.sum.dim_IntList", layout="aware")
 def sum_(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    x = _typed(x, dtype, jnp.int64)
+    x = typed(x, dtype, jnp.int64)
     return reduce(lambda a, axes, keep: jnp.sum(a, axes, keepdims=keep, dtype=a.dtype), x, dim, keepdim)
 
 
 @register("aten.mean.default", "aten.mean.dim", layout="aware")
 def mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    return reduce(lambda a, axes, keep: jnp.mean(a, axes, keepdims=keep), _typed(x, dtype), dim, keepdim)
+    return reduce(lambda a, axes, keep: jnp.mean(a, axes, keepdims=keep), typed(x, dtype), dim, keepdim)
 
 
 @register("aten.nansum.default", layout="aware")
 def nansum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    return reduce(lambda a, axes, keep: jnp.nansum(a, axes, keepdims=keep), _typed(x, dtype, jnp.int64), dim, keepdim)
+    return reduce(lambda a, axes, keep: jnp.nansum(a, axes, keepdims=keep), typed(x, dtype, jnp.int64), dim, keepdim)
 
 
 @register("aten.amax.default", layout="aware")
@@ -126,12 +126,12 @@ register("aten.any.default", "aten.any.dim", "aten.any.dims", layout="aware")(_t
 
 @register("aten.prod.default")
 def prod(x: Any, *, dtype: Any = None) -> Any:
-    return jnp.prod(_typed(x, dtype, jnp.int64))
+    return jnp.prod(typed(x, dtype, jnp.int64))
 
 
 @register("aten.prod.dim_int")
 def prod_dim(x: Any, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    return jnp.prod(_typed(x, dtype, jnp.int64), axis=dim, keepdims=keepdim)
+    return jnp.prod(typed(x, dtype, jnp.int64), axis=dim, keepdims=keepdim)
 
 
 @register("aten.count_nonzero.default", "aten.count_nonzero.dim_IntList", layout="aware")
@@ -172,17 +172,17 @@ def var_correction(x: Tensor, dim: Any = None, *, correction: Any = None, keepdi
 
 @register("aten.std.default")
 def std(x: Any, unbiased: bool = True) -> Any:
-    return plain(_root(_variance(x, None, int(unbiased), False)))
+    return plain(root(_variance(x, None, int(unbiased), False)))
 
 
 @register("aten.std.dim", layout="aware")
 def std_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Tensor:
-    return _root(_variance(x, dim, int(unbiased), keepdim))
+    return root(_variance(x, dim, int(unbiased), keepdim))
 
 
 @register("aten.std.correction", layout="aware")
 def std_correction(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
-    return _root(_variance(x, dim, _correction(None, correction), keepdim))
+    return root(_variance(x, dim, _correction(None, correction), keepdim))
 
 
 @register("aten.var_mean.correction", layout="aware")
@@ -217,79 +217,12 @@ def _root_or_zero_jvp(primals: Any, tangents: Any) -> Any:
     return root, jnp.where(root == 0, jnp.zeros_like(root), tangents[0] / (2 * safe))
 
 
-def _root(x: Tensor) -> Tensor:
+def root(x: Tensor) -> Tensor:
     """The square root, with derivative 0 at 0, as PyTorch gives std and norms (tools/autograd.
 
     Std_backward, norm_backward).
     """
     return laid(_root_or_zero(array_of(x)), order_of(x))
-
-
-def _norm(x: Tensor, p: Any, dim: Any, keepdim: bool, dtype: Any = None) -> Tensor:
-    x = _typed(x, dtype)
-    p = 2 if p is None else p
-    if p == 2 or p == "fro":
-        squares = reduce(lambda a, axes, keep: jnp.sum(jnp.real(a * jnp.conj(a)), axes, keepdims=keep), x, dim, keepdim)
-        return _root(squares)
-
-    def norm(a: Any, axes: tuple[int, ...], keep: bool) -> Any:
-        size = a * jnp.sign(a) if is_inexact(a.dtype) and not jnp.iscomplexobj(a) else jnp.abs(a)
-        if p == math.inf:
-            return jnp.max(size, axes, keepdims=keep)
-        if p == -math.inf:
-            return jnp.min(size, axes, keepdims=keep)
-        if p == 0:
-            return jnp.sum((a != 0).astype(a.dtype), axes, keepdims=keep)
-        if p == 1:
-            return jnp.sum(size, axes, keepdims=keep)
-        of_zero = 0 if p > 0 else jnp.inf
-        total = jnp.sum(jnp.where(size == 0, of_zero, jnp.where(size == 0, 1, size) ** p), axes, keepdims=keep)
-        return jnp.where(total == 0, 0, jnp.where(total == 0, 1, total) ** (1 / p))
-
-    return reduce(norm, x, dim, keepdim)
-
-
-@register("aten.linalg_vector_norm.default", layout="aware")
-def vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    return _norm(x, ord, dim, keepdim, dtype)
-
-
-@register("aten.norm.Scalar", layout="aware")
-def norm_all(x: Tensor, p: Any = 2) -> Tensor:
-    return _norm(x, p, None, False)
-
-
-@register("aten.frobenius_norm.dim", layout="aware")
-def frobenius_norm(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
-    return _norm(x, 2, dim, keepdim)
-
-
-@register("aten.linalg_norm.default", "aten.linalg_norm.ord_str")
-def linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Of all elements without `ord`; with it, of a vector along one dimension, or of a matrix along two."""
-    x = _typed(x, dtype)
-    dims = [dim] if isinstance(dim, int) else list(range(x.ndim)) if not dim else list(dim)
-    if ord is None or len(dims) == 1:
-        return plain(_norm(x, ord, dims, keepdim))
-    return _matrix_norm(x, ord, dims, keepdim)
-
-
-def _matrix_norm(x: Any, ord: Any, dims: list[int], keepdim: bool) -> Any:
-    """Of the matrices along two dimensions: sums of |x| in columns or rows and the largest or smallest of them, or of
-    the singular values."""
-    if ord == "fro":
-        return plain(_norm(x, 2, dims, keepdim))
-    if ord not in (1, -1, math.inf, -math.inf):
-        return jnp.linalg.norm(x, ord, tuple(dims), keepdim)
-    summed, left = dims if abs(ord) == 1 else dims[::-1]
-    sums = _norm(x, 1, [summed], True)
-    result = plain((amax if ord > 0 else amin)(sums, [left], True))
-    return result if keepdim else jnp.squeeze(result, tuple(dims))
-
-
-@register("aten.norm.ScalarOpt_dim", layout="aware")
-def norm_dim(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    return _norm(x, p, dim, keepdim, dtype)
 
 
 @register("aten.logsumexp.default", layout="aware")
@@ -302,7 +235,7 @@ def _softmax_like(function: Callable[..., Any], *names: str) -> None:
         dtype = keywords.get("dtype", dtype)
         if isinstance(dtype, bool):  # _softmax(x, dim, half_to_float)
             dtype = jnp.float32 if dtype else None
-        x = _typed(x, dtype)
+        x = typed(x, dtype)
         if x.ndim == 0:
             return function(x[None], 0)[0]
         return laid(function(array_of(x), axis_of(x, dim)), order_of(x))
@@ -316,13 +249,13 @@ _softmax_like(lambda a, axis: jax.nn.log_softmax(a, axis), "aten.log_softmax.int
 
 @register("aten.cumsum.default")
 def cumsum(x: Any, dim: int, *, dtype: Any = None) -> Any:
-    x = _typed(x, dtype, jnp.int64)
+    x = typed(x, dtype, jnp.int64)
     return x if x.ndim == 0 else jnp.cumsum(x, axis=dim, dtype=x.dtype)
 
 
 @register("aten.cumprod.default")
 def cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
-    x = _typed(x, dtype, jnp.int64)
+    x = typed(x, dtype, jnp.int64)
     return x if x.ndim == 0 else jnp.cumprod(x, axis=dim, dtype=x.dtype)
 
 
@@ -380,24 +313,3 @@ for _name, _functions in (("median", _median(False)), ("nanmedian", _median(True
 @register("aten.diff.default")
 def diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
     return jnp.diff(x, n, dim, prepend, append)
-
-
-@register("aten._weight_norm.default")
-def weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
-    """g v / |v|, the norm taken over all dimensions but `dim`."""
-    dims = [d for d in range(v.ndim) if d != dim % v.ndim] if dim != -1 else list(range(v.ndim))
-    return v * (g / plain(_norm(v, 2, dims, True)))
-
-
-@register("aten._weight_norm_interface.default")
-def weight_norm_interface(v: Any, g: Any, dim: int = 0) -> tuple[Any, Any]:
-    dims = [d for d in range(v.ndim) if d != dim % v.ndim]
-    norm = plain(_norm(v, 2, dims, True))
-    return v * (g / norm), norm
-
-
-@register("aten.cosine_similarity.default")
-def cosine_similarity(a: Any, b: Any, dim: int = 1, eps: float = 1e-8) -> Any:
-    """a.b / (max(|a|, eps) max(|b|, eps)) (aten/src/ATen/native/Distance.cpp)."""
-    lengths = [jnp.maximum(plain(_norm(x, 2, [dim], True)), eps) for x in (a, b)]
-    return jnp.sum((a / lengths[0]) * (b / lengths[1]), dim)
