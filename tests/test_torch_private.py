@@ -10,9 +10,9 @@ import torch
 from torch.export import Dim
 
 import interop
-from interop import _torch_private as private
-from interop import versions
 from interop.errors import TorchVersionError
+from interop.program import versions
+from interop.tracing import private
 
 ROOT = pathlib.Path(__file__).parent.parent
 

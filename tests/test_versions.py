@@ -14,8 +14,8 @@ import torch
 
 import interop
 import interop.ops
-from interop import versions
-from interop.program import ProgramError, decode_model, encode_model
+from interop.program import versions
+from interop.program.nodes import ProgramError, decode_model, encode_model
 
 TABLE = pathlib.Path(__file__).parent.parent / versions.TABLE
 

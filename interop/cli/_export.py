@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from interop import artifact
-from interop.checkpoint import save_checkpoint
+from interop.files.checkpoint import save_checkpoint
+from interop.running import artifact
 
 
 def export(

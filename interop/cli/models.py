@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from interop import dtypes
-from interop.checkpoint import Checkpoint
 from interop.cli.output import require
+from interop.files.checkpoint import Checkpoint
 
 LIBRARIES = ("timm", "torchvision", "ultralytics")
 _TASKS = {"-seg": "SegmentationModel", "-pose": "PoseModel", "-cls": "ClassificationModel", "-obb": "OBBModel"}
