@@ -11,8 +11,9 @@ import numpy as np
 from flax import nnx
 
 import jaxnorm
+from interop.arrays import to_numpy as as_numpy
 from interop.conventions import torch_momentum
-from interop.files.checkpoint import Checkpoint, as_numpy, load_checkpoint
+from interop.files.checkpoint import Checkpoint, load_checkpoint
 from interop.files.disk import span
 from interop.files.tensors import Tensor
 from interop.variables import Frozen, to_numpy

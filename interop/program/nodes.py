@@ -20,14 +20,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from interop.errors import ProgramError
 from interop.program.versions import release
 
 FORMAT = "jaxnorm.program"
 VERSION = 2
-
-
-class ProgramError(ValueError):
-    """A program that cannot be read, or that cannot run."""
 
 
 @dataclasses.dataclass(frozen=True)

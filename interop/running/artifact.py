@@ -17,10 +17,12 @@ import numpy as np
 from flax import nnx
 
 from interop.conventions import torch_momentum
+from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
 from interop.files.disk import CheckpointError, Data, replacing
-from interop.program.nodes import BatchNormLayer, Model, ProgramError, decode_model, encode_model
-from interop.running.module import TracedModule, module_at, variable
+from interop.program.nodes import BatchNormLayer, Model, decode_model, encode_model
+from interop.running.module import TracedModule
+from interop.running.places import module_at, variable
 from interop.variables import to_numpy
 
 _PROGRAM, _ARRAYS = "program.json", "model.safetensors"

@@ -13,8 +13,8 @@ from flax import nnx
 import interop.ops
 from interop.ops.layout import array_of, is_tensor, laid, order_of
 from interop.program.nodes import Program, State, map_leaves, value_names
-from interop.running.run import Context, evaluate
-from interop.tracing.batch_norm import OPERATION as BATCH_NORM
+from interop.program.operations import BATCH_NORM
+from interop.running.evaluate import Context, evaluate
 
 
 def segments(program: Program, patterns: tuple[str, ...]) -> Iterator[tuple[range, bool]]:

@@ -17,8 +17,6 @@ from typing import Any
 
 from interop.tracing import private
 
-OPERATION = "jaxnorm.batch_norm.default"
-
 
 @functools.cache
 def _operation() -> Callable[[Any, str], Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import interop.ops
-from interop.tracing.batch_norm import OPERATION as BATCH_NORM
-from interop.tracing.graph import DROPPED, operation_name
+from interop.program.operations import BATCH_NORM, DROPPED
+from interop.tracing.graph import operation_name
 
 _ROUNDS = 4  # a definition may use operations that need one of their own
 

@@ -6,20 +6,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from interop.arrays import dtype_name
 from interop.program.nodes import DType, Input, Node, State, Value
+from interop.program.operations import DROPPED
 from interop.tracing import private
-from interop.tracing.state import Constants, dtype_name
+from interop.tracing.state import Constants
 
-# Checks and hints that compute nothing.
-DROPPED = frozenset(
-    {
-        "aten._assert_scalar.default",
-        "aten._assert_async.msg",
-        "aten._assert_tensor_metadata.default",
-        "aten.sym_constrain_range.default",
-        "aten.sym_constrain_range_for_size.default",
-    }
-)
 # (x, p, train) -> x unless they train with p > 0.
 _DROPOUTS = frozenset(f"aten.{kind}dropout.default" for kind in ("", "alpha_", "feature_", "feature_alpha_"))
 _HERE = os.path.dirname(__file__)
@@ -150,7 +142,7 @@ class GraphReader:
 
 
 def size_guards(exported: Any) -> tuple[str, ...]:
-    """What torch.export assumed of the sizes that vary when it recorded the code's branches (`interop.program.guards`)."""
+    """What torch.export assumed of the sizes that vary when it recorded the code's branches: `program/guards.py`."""
     import torch
 
     placeholders = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"]

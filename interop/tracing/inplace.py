@@ -14,9 +14,9 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 import interop.ops
+from interop.program.operations import BATCH_NORM, DROPPED
 from interop.tracing import private
-from interop.tracing.batch_norm import OPERATION as BATCH_NORM
-from interop.tracing.graph import DROPPED, operation_name
+from interop.tracing.graph import operation_name
 
 # Functions that write running statistics though their schemas do not say so.
 _WRITE_UNSEEN = frozenset({"aten.batch_norm.default", "aten.instance_norm.default", "aten.cudnn_batch_norm.default"})

@@ -10,28 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from interop.arrays import dtype_name, to_numpy
 from interop.program.nodes import BatchNormLayer, Entry
 from interop.tracing import private
 
 logger = logging.getLogger("interop")
 _NUMBERS = (bool, int, float, complex)
-
-
-def dtype_name(dtype: Any) -> str:
-    """`torch.float32` -> "float32"."""
-    return str(dtype).removeprefix("torch.")
-
-
-def to_numpy(tensor: Any) -> np.ndarray:
-    """The tensor's values; bfloat16 through ml_dtypes. Shares memory where it can."""
-    import torch
-
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype is torch.bfloat16:
-        import ml_dtypes
-
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
 
 
 def read_state(module: Any) -> tuple[list[Entry], dict[str, np.ndarray]]:

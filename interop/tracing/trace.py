@@ -26,8 +26,8 @@ import numpy as np
 from interop.errors import TorchVersionError, TraceError
 from interop.program import structure
 from interop.program.nodes import Model, Node, Program
+from interop.program.operations import BATCH_NORM
 from interop.tracing import private
-from interop.tracing.batch_norm import OPERATION as BATCH_NORM
 from interop.tracing.batch_norm import opaque_batch_norms, unshare
 from interop.tracing.batch_of_one import report_single
 from interop.tracing.custom_gradients import CustomGradientError, checked_gradients

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from interop.dtypes import TORCH
+from interop.arrays import to_numpy
 from interop.weights import nnx_tree as layers
 from interop.weights.linen_observe import Inputs
 from interop.weights.linen_tree import linen_tree
@@ -33,9 +33,9 @@ def state_dict(
 
     An imported model gives `module.state_dict()`'s entries in its order; arrays that have not changed since the import
     come back bit for bit, and `num_batches_tracked` is int64 again. Of a hand-written model the layers' kinds say what
-    their arrays are in PyTorch (interop/weights/layouts.py has the table), and the names are the paths in the model with
-    PyTorch's name for the array: `layer1.0.conv1.weight`. Variables of other layers go as they are. A BatchNorm layer
-    without a counter gives none: PyTorch's `load_state_dict(strict=True)` takes that, and its own stays as it is.
+    their arrays are in PyTorch (the table is in interop/weights/layouts.py), and the names are the paths in the model
+    with PyTorch's name for the array: `layer1.0.conv1.weight`. Variables of other layers go as they are. A BatchNorm
+    layer without a counter gives none: PyTorch's `load_state_dict(strict=True)` takes that, and its own stays as it is.
 
     Args:
         target: an NNX model; Linen's `(module, variables)`, or variables alone where their names leave no doubt; or a
@@ -257,17 +257,7 @@ def _arrays(entries: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str
 
 
 def _array(value: Any) -> np.ndarray:
-    if type(value).__module__.split(".")[0] == "torch" or hasattr(value, "detach"):
-        import torch
-
-        from interop.tracing.state import dtype_name
-        from interop.tracing.state import to_numpy as from_tensor
-
-        name = dtype_name(value.dtype)
-        if name.startswith("float8"):  # NumPy has the bytes, ml_dtypes their meaning
-            return from_tensor(value.view(torch.uint8)).view(TORCH[name])
-        return from_tensor(value)
-    return np.asarray(value)
+    return to_numpy(value) if hasattr(value, "detach") else np.asarray(value)
 
 
 def _lost(value: np.ndarray, dtype: Any) -> str | None:

@@ -1,25 +1,20 @@
-"""Optimizers in mid-training: torch.optim's rule as an optax chain, its state into that chain's, and back."""
+"""The state of a torch optimizer in mid-training as that of its optax chain, and back."""
 
 import copy
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from interop.optimizers import chains
 from interop.optimizers.parameters import Parameters
 from interop.weights.linen_observe import Inputs
 from interop.weights.nnx_tree import Layouts
 from interop.weights.rename import Rename
 from jaxnorm import TrainState
 from jaxnorm._typing import PyTree
-
-Schedule = Callable[[Any], Any]
 
 # Fields of optax states and the entries of a torch optimizer's state for one parameter.
 # The first entry found in the torch state is taken: RMSprop's mu is its grad_avg, Adam's is its exp_avg.
@@ -38,105 +33,6 @@ _COUNTS = ("count", "t")  # numbers of steps; "t" is optax.ScaleByAdanState's
 _NEGATED = "neg_pre_grad"
 # Fields that begin with a case of their own, where they stand beside a count: SGD's with dampening, and Adan's.
 _FIRST_APART = ("trace", "g")
-
-
-def optax_from_torch(
-    optimizer: Any,
-    *,
-    names: Any = None,
-    model: Any = None,
-    learning_rate: Schedule | Sequence[Schedule] | None = None,
-    rename: Rename | None = None,
-    layouts: Layouts | None = None,
-    inputs: Inputs = None,
-) -> optax.GradientTransformation:
-    """The optax chain that takes the same steps as a torch optimizer.
-
-    ```python
-    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    state = jaxnorm.TrainState.create(model, interop.optax_from_torch(optimizer))
-    state = interop.load_optimizer_state(state, optimizer, names=module)
-    ...
-    optimizer.load_state_dict(interop.optimizer_state_dict(state, optimizer, names=module))
-    ```
-
-    torch.optim: SGD, Adam, AdamW, NAdam, RAdam, Adagrad, RMSprop. timm.optim: RMSpropTF, Lion, Adan, Lamb.
-
-    | PyTorch | optax |
-    |---|---|
-    | SGD | `trace`; with dampening a rule of ours, whose first value is undampened |
-    | Adam, AdamW | `scale_by_adam`; with amsgrad a rule of ours (the maximum is taken before the bias correction) |
-    | RMSprop | `scale_by_rms(eps_in_sqrt=False)`, or `scale_by_stddev`; then `trace`, then the rate |
-    | timm RMSpropTF | `scale_by_rms(eps_in_sqrt=True, initial_scale=1)`; the rate, then `trace` |
-    | timm Lion | `scale_by_lion` |
-    | timm Lamb | `clip_by_global_norm`, adam, `add_decayed_weights`, `scale_by_trust_ratio` |
-    | NAdam, RAdam, Adagrad, timm Adan | rules of ours: optax's momentum, place of eps, or difference is another |
-
-    Weight decay is added to the gradient, or decoupled and multiplied by the rate, as the optimizer says.
-
-    **Arguments:**
-
-    - `optimizer`: the torch optimizer. Its hyperparameters as they are now; its state is not read.
-    - `names`, `model`: needed with several parameter groups that differ, to know which parameter of the JAX model is
-      in which group. `names` as in `load_optimizer_state`; `model` is what `TrainState.create` takes.
-    - `learning_rate`: instead of the groups' `lr`, a schedule (number of steps so far -> rate), or one for each group;
-      see `schedule_from_torch`.
-    - `rename`, `layouts`, `inputs`: as in `load_state_dict`.
-
-    **Raises:** `ValueError` for an optimizer or an option that has no counterpart here, naming them all.
-    """
-    groups = optimizer.param_groups
-    kind = type(optimizer).__name__
-    chains.refuse_unknown(kind, groups)
-    rates = chains.rates(groups, learning_rate)
-    parts = [chains.chain(kind, group, rate) for group, rate in zip(groups, rates, strict=True)]
-    alike = all(
-        _hyperparameters(g) == _hyperparameters(groups[0]) and r == rates[0] for g, r in zip(groups, rates, strict=True)
-    )
-    if alike:
-        chain = parts[0]
-    else:
-        if model is None:
-            raise ValueError(
-                f"the optimizer has {len(groups)} parameter groups that differ: give model= (what TrainState.create "
-                "takes) and names= (the torch module), so that each parameter's group is known"
-            )
-        parameters = Parameters(TrainState.create(model, optax.identity()), layouts, inputs)
-        labels = _group_of_each(optimizer, parameters, parameters.by_number(optimizer, names, rename))
-        chain = optax.partition({str(i): c for i, c in enumerate(parts)}, labels)
-    largest = optimizer.defaults.get("max_grad_norm") if kind == "Lamb" else None
-    return chain if largest is None else optax.chain(optax.clip_by_global_norm(largest), chain)
-
-
-def schedule_from_torch(scheduler: Any, steps: int, *, every: int = 1) -> Schedule | list[Schedule]:
-    """The learning rates of a torch scheduler as an optax schedule, a list of them for several parameter groups.
-
-    A copy of the scheduler is stepped and its rates are written down: exact for every scheduler whose rates do not
-    depend on what is measured (ReduceLROnPlateau's do).
-
-    **Arguments:**
-
-    - `scheduler`: at the point of the hand-over; it is left as it is.
-    - `steps`: for how many further optimizer steps. Later ones keep the last rate.
-    - `every`: optimizer steps for each step of the scheduler (those of an epoch, say).
-    """
-    if type(scheduler).__name__ == "ReduceLROnPlateau":
-        raise ValueError("ReduceLROnPlateau's rates depend on what is measured; there is no schedule to be had from it")
-    start = scheduler.last_epoch * every
-    scheduler = copy.deepcopy(scheduler)
-    rates = [[float(group["lr"]) for group in scheduler.optimizer.param_groups]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the copy's optimizer takes no steps
-        for _ in range(-(-steps // every)):
-            scheduler.step()
-            rates.append([float(group["lr"]) for group in scheduler.optimizer.param_groups])
-    tables = np.asarray(rates).T
-
-    def schedule(table: Any) -> Schedule:
-        return lambda count: jnp.asarray(table)[jnp.clip((count - start) // every, 0, len(table) - 1)]
-
-    schedules = [schedule(table) for table in tables]
-    return schedules[0] if len(schedules) == 1 else schedules
 
 
 def load_optimizer_state(
@@ -265,10 +161,6 @@ def optimizer_state_dict(
     return {"state": result, "param_groups": like["param_groups"]}
 
 
-def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in group.items() if k not in ("params", "param_names", "lr", "initial_lr", "step")}
-
-
 def _opened(optimizer: Any) -> Mapping[str, Any]:
     """The optimizer's state dict."""
     source = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
@@ -297,19 +189,6 @@ def _opened(optimizer: Any) -> Mapping[str, Any]:
 def _counts(group: Mapping[str, Any]) -> bool:
     # SGD and Lion keep no count.
     return "dampening" not in group and ("eps" in group or "lr_decay" in group)
-
-
-def _group_of_each(optimizer: Any, parameters: Parameters, order: Mapping[int, str]) -> PyTree:
-    labels, i = {}, 0
-    for g, group in enumerate(optimizer.param_groups):
-        for _ in group["params"]:
-            labels[order[i]] = np.full(parameters.shapes[order[i]], float(g))
-            i += 1
-    params = parameters.to_params(labels)
-    unset = [name for name in parameters.names if name not in labels]
-    if unset:
-        raise ValueError(f"in no parameter group of the optimizer: {', '.join(unset)}")
-    return jax.tree.map(lambda x: str(int(np.asarray(x).flat[0])), params)
 
 
 def _by_entry(source: Mapping[str, Any], order: Mapping[int, str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
