@@ -29,7 +29,7 @@ def state_dict(
 ) -> dict[str, np.ndarray]:
     """PyTorch's state dict of a model: its names, layouts and dtypes.
 
-        torch_module.load_state_dict({k: torch.from_numpy(v) for k, v in interop.state_dict(model).items()})
+        torch_module.load_state_dict(interop.to_torch(interop.state_dict(model)))
 
     An imported model gives `module.state_dict()`'s entries in its order; arrays that have not changed since the import
     come back bit for bit, and `num_batches_tracked` is int64 again. Of a hand-written model the layers' kinds say what

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -28,9 +27,6 @@ class ObservedLayer(NamedTuple):
     settings: Settings | None
 
 
-_REMEMBERED: OrderedDict[Any, dict[Path, ObservedLayer]] = OrderedDict()
-
-
 def observe(
     module: linen.Module,
     variables: Any,
@@ -40,9 +36,8 @@ def observe(
 ) -> dict[Path, ObservedLayer]:
     """Every layer that ran, by its path.
 
-    Without `inputs`, those of an earlier call for the same module and shapes are enough; otherwise likely ones are
-    tried: images, sequences, tokens. Nothing is guessed by that: an input that does not fit the variables is an error
-    of Flax's, and the layers that run are the same for every input that fits.
+    Without `inputs`, likely ones are tried: images, sequences, tokens. Nothing is guessed by that: an input that does
+    not fit the variables is an error of Flax's, and the layers that run are the same for every input that fits.
 
     Args:
         module, variables: the model; the variables may be abstract.
@@ -54,14 +49,6 @@ def observe(
     Raises:
         ValueError: if no input fits, or if layers asked for did not run.
     """
-    key: Any = (module, tuple(sorted(shapes.items())))
-    try:
-        hash(key)
-    except TypeError:  # a module with arrays among its fields
-        key = None
-    known = _REMEMBERED.get(key, {}) if key is not None else {}
-    if inputs is None and known and set(asked) <= known.keys():
-        return known
     found: dict[Path, ObservedLayer] = {}
     errors = []
     for args, kwargs in attempts(module, shapes) if inputs is None else [_arguments(inputs)]:
@@ -83,10 +70,6 @@ def observe(
             f"{reason}; what kind its layers are is seen when it runs (on abstract values). Give what it is called "
             'with: inputs=x, inputs=(x, mask) or inputs={"x": x, "train": True}; arrays or jax.ShapeDtypeStruct'
         )
-    if key is not None:
-        _REMEMBERED[key] = found
-        if len(_REMEMBERED) > 64:
-            _REMEMBERED.popitem(last=False)
     return found
 
 
