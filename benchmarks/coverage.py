@@ -48,7 +48,7 @@ def measure(name):
     import torch
 
     import interop
-    from interop import _torch_private as private
+    from interop.tracing import private
 
     row = {"model": name, "stage": "build", "ok": False}
     watch = Watch(row)

@@ -81,7 +81,7 @@ def uniform(like, low, high, generator):
 
 def prepare(module, torch):
     """In float64, every constant parameter shaken, everything random off."""
-    from interop import _torch_private as private
+    from interop.tracing import private
 
     generator = torch.Generator().manual_seed(0)
     module = module.double()
@@ -107,7 +107,7 @@ def randomise_statistics(module, images, torch):
     Statistics that know nothing of the activations, or only of training's, let these grow or die out from layer to
     layer, and few examples leave channels with hardly a variance, which then amplify rounding: hence more of them.
     """
-    from interop import _torch_private as private
+    from interop.tracing import private
 
     generator = torch.Generator().manual_seed(1)
 
@@ -135,7 +135,7 @@ def calm(module, torch):
 
     For deep chains that magnify rounding from layer to layer; whether one does is asked of PyTorch alone.
     """
-    from interop import _torch_private as private
+    from interop.tracing import private
 
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

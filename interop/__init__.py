@@ -1,20 +1,23 @@
 """PyTorch in, PyTorch out: models and checkpoints to JAX and back. torch is imported only where its objects arrive."""
 
-from interop import layouts
-from interop._config import apply_config, config, load_config
 from interop._from_torch import from_torch
-from interop._lint import lint
-from interop._state_dict import load_state_dict, state_dict
-from interop._suggest_rename import Suggestion, suggest_rename
-from interop.artifact import load, save
-from interop.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
-from interop.errors import TraceError
-from interop.lint_rules import Finding
-from interop.module import TracedModule
+from interop.arrays import to_torch
+from interop.errors import ProgramError, TraceError
+from interop.files.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from interop.linting._lint import lint
+from interop.linting.rules import Finding
 from interop.ops import register
-from interop.optimizer import load_optimizer_state, optax_from_torch, optimizer_state_dict, schedule_from_torch
-from interop.program import ProgramError
+from interop.optimizers._optax_from_torch import optax_from_torch
+from interop.optimizers.schedules import schedule_from_torch
+from interop.optimizers.state import load_optimizer_state, optimizer_state_dict
+from interop.running.artifact import load, save
+from interop.running.module import TracedModule
 from interop.variables import Buffer, Constant, Frozen
+from interop.weights import layouts
+from interop.weights._config import apply_config, config, load_config
+from interop.weights._save_checkpoint import save_checkpoint
+from interop.weights._state_dict import load_state_dict, state_dict
+from interop.weights._suggest_rename import Suggestion, suggest_rename
 
 __all__ = [
     "Buffer",
@@ -45,4 +48,5 @@ __all__ = [
     "schedule_from_torch",
     "state_dict",
     "suggest_rename",
+    "to_torch",
 ]

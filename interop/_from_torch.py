@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from interop import versions
-from interop.module import TracedModule
+from interop.program import versions
+from interop.running.module import TracedModule
 
 
 def from_torch(
@@ -43,7 +43,7 @@ def from_torch(
             `interop.register`.
         ValueError: for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64).
     """
-    from interop.trace import trace
+    from interop.tracing.trace import trace
 
     versions.warn_untried()
     model, arrays = trace(module, example_inputs, example_kwargs, dynamic_dims)

@@ -1,4 +1,4 @@
-"""What is raised where a module cannot become a program."""
+"""What is raised for modules that cannot become programs, and for programs that cannot be."""
 
 
 class TraceError(ValueError):
@@ -7,3 +7,7 @@ class TraceError(ValueError):
 
 class TorchVersionError(TraceError):
     """A torch in which something that tracing needs, and that torch's documentation does not promise, has moved."""
+
+
+class ProgramError(ValueError):
+    """A program that cannot be read, or that cannot run."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm._typing import PyTree
-from jaxnorm.sharing import host, is_key, is_own, named_leaves, refuse_different
+from jaxnorm.global_arrays import host, is_key, is_own, named_leaves, refuse_different
 
 
 class Restored(NamedTuple):

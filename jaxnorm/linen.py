@@ -10,7 +10,7 @@ from flax.linen import dtypes
 from jaxnorm._batch_norm import Activation, batch_norm, normalize
 from jaxnorm._typing import Array, Bool, Shaped
 from jaxnorm.moments import reduced_axes
-from jaxnorm.running import update_running
+from jaxnorm.running_statistics import update_running
 
 
 class BatchNorm(nn.BatchNorm):
@@ -95,7 +95,8 @@ class BatchNorm(nn.BatchNorm):
                 **options,
             )
         except (NameError, ValueError) as error:
-            raise type(error)(f"BatchNorm layer {'/'.join(self.path)!r}: {error}") from error
+            error.add_note(f"in BatchNorm layer {'/'.join(self.path)!r}")
+            raise
         if running and not eval_mode and not starting:
             count = None
             if "num_batches_tracked" in running:

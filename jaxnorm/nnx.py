@@ -12,7 +12,7 @@ from flax.nnx.nn import dtypes, initializers
 from jaxnorm._batch_norm import Activation, batch_norm, normalize
 from jaxnorm._typing import Array, Bool, Shaped
 from jaxnorm.collectives import AxisName
-from jaxnorm.running import update_running
+from jaxnorm.running_statistics import update_running
 
 _ZEROS, _ONES = initializers.zeros_init(), initializers.ones_init()
 
@@ -170,7 +170,8 @@ class BatchNorm(nnx.BatchNorm):
                 dtype=dtype,
             )
         except (NameError, ValueError) as error:
-            raise type(error)(f"{self._described()}: {error}") from error
+            error.add_note(f"in {self._described()}")
+            raise
         if not eval_mode and self.track_running_stats:
             self._track(moments)
         return y

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxnorm._typing import PyTree
+from jaxnorm.global_arrays import share
 from jaxnorm.replicas import _layer, own_values
-from jaxnorm.sharing import share
 from jaxnorm.train import Metrics, TrainState, TrainStep, varying_axes, with_axis
 
 

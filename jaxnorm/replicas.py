@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnorm._typing import Array, PyTree
-from jaxnorm.sharing import computed, is_own, own_copy, share
+from jaxnorm.global_arrays import computed, is_own, own_copy, share
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None, axis_name: str = "batch") -> PyTree:

@@ -11,10 +11,10 @@ import optax
 from jaxnorm._models import Collections, Definition, take_apart
 from jaxnorm._typing import Array, Float, PRNGKeyArray, PyTree
 from jaxnorm.ema import Ema, EmaState
+from jaxnorm.global_arrays import place_like
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, batch_size
 from jaxnorm.replicas import unreplicate
-from jaxnorm.sharing import place_like
 
 AxisName = str | tuple[str, ...]
 

@@ -10,8 +10,8 @@ import torch
 from flax import nnx
 
 import interop
-from interop import _torch_private as private
-from interop.names import named_variables
+from interop.tracing import private
+from interop.weights.names import named_variables
 
 FAST = {"xla_backend_optimization_level": 0}  # compiling takes longer than running here
 

@@ -13,7 +13,8 @@ from flax import nnx
 
 import interop
 from interop.conventions import torch_momentum
-from interop.program import ProgramError, decode, decode_model, encode, encode_model
+from interop.errors import ProgramError
+from interop.program.nodes import decode, decode_model, encode, encode_model
 
 
 class Net(torch.nn.Module):

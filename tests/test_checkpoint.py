@@ -715,7 +715,7 @@ def test_large_files_show_a_progress_bar(tmp_path, monkeypatch, name):
     save_checkpoint(path, state, **parts)
     load_checkpoint(path)
     assert bars == []
-    monkeypatch.setattr("interop.files._LARGE", 1000)
+    monkeypatch.setattr("interop.files.disk._LARGE", 1000)
     save_checkpoint(path, state, **parts)
     written = len(bars)
     assert written == (3 if parts else 1) and bars[0].label.startswith("Writing x")

@@ -13,8 +13,8 @@ import torch
 from test_ops import call, check, draw, to_torch, torch_operation, whole
 
 import interop.ops.registry as registry
-from interop.program import DType
-from interop.versions import release
+from interop.program.nodes import DType
+from interop.program.versions import release
 
 X, Y, POSITIVE, UNIT = draw(3, 4), draw(3, 4, seed=1), draw(3, 4, low=0.2, high=3.0), draw(3, 4, low=-0.9, high=0.9)
 MATRIX, SQUARE, CUBE, IMAGES = draw(3, 4), draw(2, 3, 3) + 3 * jnp.eye(3), draw(2, 3, 4), draw(2, 4, 6, 5)

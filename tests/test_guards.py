@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import interop
-from interop.guards import holds, sizes_in
-from interop.program import ProgramError, decode_model, encode_model
+from interop.errors import ProgramError
+from interop.program.guards import holds, sizes_in
+from interop.program.nodes import decode_model, encode_model
 
 
 class Branch(torch.nn.Module):

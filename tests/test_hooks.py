@@ -58,7 +58,7 @@ def test_a_hook_that_takes_part_and_cannot_be_recorded_is_an_error():
 
 
 def test_a_hook_that_writes_or_sets_takes_part():
-    from interop._torch_hooks import observers
+    from interop.tracing.hooks import observers
 
     module, x = network(), normal(4, 3, 5, 5)
     module[0].register_forward_hook(lambda layer, inputs, output: [None, output.add_(1)][0])

@@ -12,7 +12,7 @@ from parity_tools import FAST, normal, randomised
 
 import interop
 import jaxnorm
-from interop.names import named_variables
+from interop.weights.names import named_variables
 
 F64 = {"param_dtype": jnp.float64}
 SPATIAL = {1: (9,), 2: (7, 6), 3: (5, 4, 6)}

@@ -14,9 +14,9 @@ from torch import nn
 
 import interop
 import jaxnorm
-from interop import _torch_private as private
 from interop import lint
-from interop.lint_rules import RULES
+from interop.linting.rules import RULES
+from interop.tracing import private
 
 LAYERS = 49  # BatchNorm layers of EfficientNet-Lite0
 

@@ -14,7 +14,7 @@ from parity_tools import FAST
 
 import interop.ops
 from interop.ops.layout import Laid, elementwise, plain
-from interop.program import DType
+from interop.program.nodes import DType
 
 FEW = examples(12)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import interop
 import jaxnorm
-from interop.rename import Renaming, inverse
+from interop.weights.rename import Renaming, inverse
 
 
 class Net(linen.Module):

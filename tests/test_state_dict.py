@@ -14,7 +14,7 @@ from parity_tools import randomised
 
 import interop
 import jaxnorm
-from interop._state_dict import _names
+from interop.weights._state_dict import _names
 
 
 class Small(torch.nn.Module):

@@ -20,8 +20,8 @@ from torch.nn.utils import prune
 
 import interop
 import jaxnorm
-from interop import _torch_private as private
 from interop.conventions import torch_momentum
+from interop.tracing import private
 
 
 class Wrapped(torch.nn.Module):

@@ -20,10 +20,11 @@ import pytest
 import torch
 
 import interop
-from interop import CheckpointError, load_checkpoint, pickled_module
-from interop.rebuild import build, call
-from interop.stand_ins import Global, Instance, UnpickleError
-from interop.unpickle import unpickle
+from interop import CheckpointError, load_checkpoint
+from interop.files import pickled_module
+from interop.files.rebuild import build, call
+from interop.files.stand_ins import Global, Instance, UnpickleError
+from interop.files.unpickle import unpickle
 
 
 def read(content: bytes) -> object:

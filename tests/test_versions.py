@@ -14,8 +14,9 @@ import torch
 
 import interop
 import interop.ops
-from interop import versions
-from interop.program import ProgramError, decode_model, encode_model
+from interop.errors import ProgramError
+from interop.program import versions
+from interop.program.nodes import decode_model, encode_model
 
 TABLE = pathlib.Path(__file__).parent.parent / versions.TABLE
 

@@ -12,11 +12,12 @@ import numpy as np
 import typer
 
 from interop import dtypes
-from interop.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from interop.cli.output import shown
 from interop.cli.sources import open_source
-from interop.shards import SUFFIX
-from interop.wrappings import is_average
+from interop.files.checkpoint import Checkpoint, load_checkpoint
+from interop.files.shards import SUFFIX
+from interop.files.wrappings import is_average
+from interop.weights._save_checkpoint import save_checkpoint
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 _OURS = ("which", "choices", "unwrapped", "not_arrays")  # what the reader adds to a file's own metadata

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from interop import artifact
-from interop.checkpoint import save_checkpoint
+from interop.running import artifact
+from interop.weights._save_checkpoint import save_checkpoint
 
 
 def export(

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from interop import artifact
 from interop._from_torch import from_torch
-from interop._lint import lint
-from interop.checkpoint import load_checkpoint
 from interop.cli._inspect import print_findings
 from interop.cli.models import build, input_shapes, load, parse_options
 from interop.cli.output import require
+from interop.files.checkpoint import load_checkpoint
+from interop.linting._lint import lint
+from interop.running import artifact
 
 MODEL_HELP = "timm:NAME, torchvision:NAME, ultralytics:NAME, package.module:callable, or a NAME that one library has."
 INPUT_HELP = "Sizes of an input, 2,3,224,224; once for each. Default: two images of the size that the model is for."

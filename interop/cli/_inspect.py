@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from interop._lint import lint
 from interop.cli.output import print_json, shown, size, table
 from interop.cli.sources import Source, open_source
-from interop.lint_rules import Finding
-from interop.lint_subject import NormLayer, subject
+from interop.linting._lint import lint
+from interop.linting.rules import Finding
+from interop.linting.subject import NormLayer, subject
 
 STATISTICS = {"mean": "running_mean", "variance": "running_var", "scale": "weight"}
 

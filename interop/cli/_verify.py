@@ -12,12 +12,12 @@ import numpy as np
 import typer
 from flax import nnx
 
-from interop import artifact
-from interop._state_dict import state_dict
 from interop.cli import draws
 from interop.cli._import import INPUT_HELP, MODEL_HELP
 from interop.cli.models import build, input_shapes, load, parse_options
 from interop.cli.output import require, table
+from interop.running import artifact
+from interop.weights._state_dict import state_dict
 
 
 def verify(

@@ -10,8 +10,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from interop import _torch_private as private
-from interop.program import Program
+from interop.program.nodes import Program
+from interop.tracing import private
 
 OTHER = ("randint", "randint_like", "randperm", "exponential", "rrelu", "multinomial")
 """Operations that draw in ways that are not covered."""

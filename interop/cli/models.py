@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from interop import dtypes
-from interop.checkpoint import Checkpoint
+from interop.arrays import to_torch
 from interop.cli.output import require
+from interop.files.checkpoint import Checkpoint
 
 LIBRARIES = ("timm", "torchvision", "ultralytics")
 _TASKS = {"-seg": "SegmentationModel", "-pose": "PoseModel", "-cls": "ClassificationModel", "-obb": "OBBModel"}
@@ -115,16 +115,6 @@ def load(module: Any, state: Mapping[str, np.ndarray], origin: str) -> None:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise ValueError(f"{origin}: {error}") from error
-
-
-def to_torch(array: np.ndarray) -> Any:
-    """A copy of the array as a tensor, of any dtype that torch has."""
-    torch = require("torch")
-    owned = np.array(array, order="C")
-    if dtypes.TORCH[array.dtype.name].isbuiltin == 1:
-        return torch.from_numpy(owned)
-    bits = owned.view(np.uint8 if array.dtype.itemsize == 1 else np.int16)
-    return torch.from_numpy(bits).view(getattr(torch, array.dtype.name))
 
 
 def _library_of(name: str) -> str:

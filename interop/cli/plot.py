@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from interop.cli.output import require
-from interop.files import replacing
-from interop.lint_rules import Finding
-from interop.lint_subject import NormLayer
+from interop.files.disk import replacing
+from interop.linting.rules import Finding
+from interop.linting.subject import NormLayer
 
 _RANGE, _MOST, _MEDIAN = "#cfdeea", "#7da6c8", "#17324d"
 _COLOURS = {"error": "#c62828", "warning": "#ef6c00", "info": "#7e57c2"}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from interop import artifact
-from interop._state_dict import state_dict
-from interop.checkpoint import load_checkpoint
+from interop.files.checkpoint import load_checkpoint
+from interop.running import artifact
+from interop.weights._state_dict import state_dict
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

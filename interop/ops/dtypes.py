@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interop.program import DType
+from interop.program.nodes import DType
 
 _SPECIAL = {"bool": jnp.bool_, "half": jnp.float16, "float": jnp.float32, "double": jnp.float64, "long": jnp.int64}
 

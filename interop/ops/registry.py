@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
-from interop.versions import release
+from interop.program.versions import release
 
 Layout = Literal["plain", "elementwise", "aware"]
 Function = TypeVar("Function", bound=Callable[..., Any])

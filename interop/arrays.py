@@ -1,0 +1,80 @@
+"""Arrays of NumPy, JAX and PyTorch as each other's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from interop import dtypes
+
+
+def dtype_name(dtype: Any) -> str:
+    """`torch.float32` -> "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """An array of any of the three libraries as NumPy's, with the same memory where it can be shared.
+
+    bfloat16 and the float8 types are those of ml_dtypes.
+
+    Raises:
+        TypeError: for anything else. What torch raises, for tensors without values or strides.
+    """
+    if not hasattr(value, "dtype"):
+        raise TypeError(f"of type {type(value).__module__}.{type(value).__qualname__}")
+    if hasattr(value, "detach"):  # torch's, of any class
+        tensor = value.detach().cpu().resolve_conj().resolve_neg()
+        name = dtype_name(tensor.dtype)
+        if name in dtypes.TORCH and dtypes.TORCH[name].isbuiltin != 1:  # ml_dtypes', which torch hands to no one
+            import torch
+
+            bits = tensor.view({1: torch.uint8, 2: torch.int16}[tensor.element_size()]).numpy()
+            return bits.view(dtypes.TORCH[name])
+        value = tensor.numpy()
+    return dtypes.native(np.asarray(value))
+
+
+def to_torch(tree: Any) -> Any:
+    """NumPy's and JAX's arrays as torch tensors, in a mapping, a list or a tuple too; anything else as it is.
+
+        >>> interop.to_torch(interop.state_dict(model))["bn1.weight"]      # bfloat16 stays bfloat16
+        tensor([1., 1.], dtype=torch.bfloat16)
+
+    The inverse of `interop.state_dict`'s arrays: every dtype that torch has is kept, bfloat16 and the float8 types
+    included, for which `torch.from_numpy` has no counterpart. A NumPy array that can be written to shares its memory
+    with the tensor, as with `torch.from_numpy`; others, and JAX's, which nothing may write to, are copied.
+
+    Args:
+        tree: an array, or nested mappings (which become dicts), lists and tuples of them.
+
+    Raises:
+        TypeError: for arrays of a dtype that torch does not have (text, say), by its name.
+    """
+    if isinstance(tree, (np.ndarray, np.generic, jax.Array)):
+        return _tensor(tree)
+    if isinstance(tree, Mapping):
+        return {key: to_torch(value) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*map(to_torch, tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map(to_torch, tree))
+    return tree
+
+
+def _tensor(array: Any) -> Any:
+    import torch
+
+    array = dtypes.native(np.asarray(array))
+    name = array.dtype.name
+    if name not in dtypes.TORCH or not hasattr(torch, name):
+        raise TypeError(f"torch has no dtype {name}")
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    if dtypes.TORCH[name].isbuiltin == 1:
+        return torch.from_numpy(array)
+    bits = array.view({1: np.uint8, 2: np.int16}[array.itemsize])
+    return torch.from_numpy(bits).view(getattr(torch, name))

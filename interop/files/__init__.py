@@ -1,0 +1,1 @@
+"""Checkpoints on disk, in and out. Nothing that a file says is executed."""

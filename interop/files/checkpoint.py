@@ -1,0 +1,159 @@
+"""Checkpoint files in and out: any file that PyTorch users have becomes a state dict of arrays, and goes back."""
+
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from interop.files import distributed, hub, safetensors_file, shards, wrappings
+from interop.files import torch_reader as torch_file
+from interop.files.disk import CheckpointError, Data
+from interop.variables import check
+
+__all__ = ["Checkpoint", "CheckpointError", "load_checkpoint"]
+
+
+class Checkpoint(Mapping[str, np.ndarray]):
+    """A state dict read from a file: PyTorch's names, and arrays that are read-only views of the mapped file.
+
+    Attributes:
+        path: the file (or folder).
+        format: "safetensors", "torch zip", "torch legacy", ...
+        metadata: what else the file says (epoch, arch, optimizer, ... under the file's own names), and
+            `which`: the name of the state dict that was taken (empty if the file is one),
+            `choices`: all that the file has,
+            `unwrapped`: what was taken off to get to the model's own names, in order,
+            `not_arrays`: entries of the state dict that are no arrays, if there are any.
+        versions: the versions of the modules that the state dict came from, by their names, if the file has them:
+            what torch keeps as `state_dict._metadata`, and some modules want to see again (torchvision's MNASNet).
+        batch_norms: eps, momentum and the other flags of each BatchNorm layer, where whole modules are pickled.
+        entries: where each array lies (`interop.tensors.Tensor`).
+
+    An array is made when it is asked for and costs no memory beyond the pages that are read. Going through `items()`
+    and letting each array go after use streams a file of any size. While arrays are in use the file must not be written
+    in place, as torch.save does: they would change, or the process would end (SIGBUS) where the file became shorter.
+    `save_checkpoint` puts a new file in its place, which does no harm; `to_device` and NumPy's `array.copy()` copy.
+    """
+
+    def __init__(
+        self, state: wrappings.StateDict, metadata: Mapping[str, Any], path: pathlib.Path, format: str
+    ) -> None:
+        self.entries = state.entries
+        self.metadata = dict(metadata)
+        self.versions = state.versions
+        self.batch_norms = state.batch_norms
+        self.path = path
+        self.format = format
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.entries[name].array()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def to_device(self, device: Any = None) -> dict[str, jax.Array]:
+        """The arrays on a device (or with a sharding, as `jax.device_put` takes it), one after the other.
+
+        Each is a copy, and its pages leave memory when it has arrived, so that no more than the largest array is in
+        memory besides what is on the device.
+
+            variables = interop.load_checkpoint("resnet50.safetensors").to_device()
+
+        Raises:
+            ValueError: for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64).
+        """
+        check(self)
+        arrays = {}
+        for name, array in self.items():
+            # a CPU device may keep the memory that it is given, also with may_alias=False, and a file may change
+            arrays[name] = jax.device_put(array.copy(), device).block_until_ready()
+            del array
+        return arrays
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({os.fspath(self.path)!r}, {self.format}, {len(self)} arrays)"
+
+
+def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) -> Checkpoint:
+    """Reads a checkpoint without torch and without running anything that is in it.
+
+        >>> checkpoint = interop.load_checkpoint("model_best.pth.tar", which="ema")
+        >>> checkpoint["conv1.weight"].shape, checkpoint.metadata["epoch"], checkpoint.metadata["unwrapped"]
+        ((64, 3, 7, 7), 87, ['state_dict_ema', 'module.'])
+
+    Args:
+        path: a file of torch.save (zip or legacy) or safetensors, told by the content; an index of several files
+            (`*.index.json`); a folder of torch.distributed.checkpoint or of Hugging Face's cache; or a name of
+            Hugging Face's hub, `hf_hub:owner/model[@revision][/file]`.
+        which: which of several state dicts to take: "model", "ema", or a name from `metadata["choices"]`. By default
+            the model, as torchvision does; in a file with pickled modules the average (EMA), as Ultralytics does.
+
+    Returns:
+        A mapping from PyTorch's names to arrays, with `.metadata`. See `Checkpoint`.
+
+    Of a model that is pickled whole there are the parameters and buffers that its `state_dict()` has; what a class's
+    own code adds (`get_extra_state`, hooks) is not known without running it.
+
+    Raises:
+        CheckpointError: for a file that is missing, truncated, damaged or no checkpoint, or if the choice is unclear.
+    """
+    name = os.fspath(path)
+    source = hub.fetch(name) if hub.is_name(name) else pathlib.Path(name)
+    if source.is_dir():
+        source = _in_folder(source)
+    elif not source.exists() and source.with_name(source.name + shards.SUFFIX).exists():
+        source = source.with_name(source.name + shards.SUFFIX)  # save_checkpoint wrote it in several files
+    said: dict[str, Any] = {}
+    if source.name == distributed.METADATA:
+        value, format = distributed.read(source.parent), "torch.distributed.checkpoint"
+    elif source.name.endswith(shards.SUFFIX):
+        value, said = shards.read(source, lambda data: _read(data)[0])
+        format = "sharded"
+    else:
+        value, said, format = _read(Data.map(source))
+    state = wrappings.unwrap(value, which, source)
+    return Checkpoint(state, {**said, **state.metadata}, source, format)
+
+
+def _read(data: Data) -> tuple[Any, dict[str, Any], str]:
+    """What one file holds, what it says besides, and its format."""
+    if hint := _hint(data):
+        raise CheckpointError(data.path, f"is no checkpoint but {hint}")
+    if data.path.suffix == ".safetensors" or data.read(8, 1) == b"{":
+        return *safetensors_file.read(data), "safetensors"
+    if data.read(0, 4) == b"PK\3\4" or data.read(0, 1) == b"\x80" or data.read(257, 5) == b"ustar":
+        value, format = torch_file.read(data)
+        return value, {}, format
+    raise CheckpointError(data.path, f"is no checkpoint: it begins with {data.read(0, 16)!r}")
+
+
+def _in_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The one checkpoint in a folder."""
+    if (folder / distributed.METADATA).is_file():
+        return folder / distributed.METADATA
+    for ending in (shards.SUFFIX, ".safetensors", ".bin", ".pt", ".pth"):
+        found = sorted(file for file in folder.iterdir() if file.name.endswith(ending) and file.is_file())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(repr(file.name) for file in found[:8])
+            raise CheckpointError(folder, f"is a folder with several checkpoints; choose one: {names}")
+    raise CheckpointError(folder, "is a folder without a checkpoint (.metadata, *.index.json, *.safetensors, *.pth)")
+
+
+def _hint(data: Data) -> str:
+    start = data.read(0, 64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: fetch the file itself with `git lfs pull`"
+    if start.lower().startswith((b"<!doctype", b"<html")):
+        return "a web page: the download gave an error message instead of the file"
+    return ""

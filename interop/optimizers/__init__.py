@@ -1,0 +1,1 @@
+"""torch.optim and optax: rules, state, schedules."""

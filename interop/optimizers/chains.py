@@ -1,0 +1,133 @@
+"""The optax chain of a torch optimizer's parameter group: which parts, in which order, with which hyperparameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from interop.optimizers import rules
+
+Schedule = Callable[[Any], Any]
+
+_SHARED = {
+    "params",
+    "param_names",
+    "lr",
+    "initial_lr",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "maximize",
+    "weight_decay",
+    "decoupled_weight_decay",
+    "decoupled_decay",
+    "step",
+    "max_lr_snapshot",
+}
+# timm's optimizers have options without a counterpart here, fine where they are off.
+_OFF = {"caution": False, "corrected_weight_decay": False}
+_KNOWN: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "SGD": ({"momentum", "dampening", "nesterov"}, {}),
+    "Adam": ({"betas", "eps", "amsgrad"}, {}),
+    "AdamW": ({"betas", "eps", "amsgrad"}, {}),
+    "NAdam": ({"betas", "eps", "momentum_decay"}, {}),
+    "RAdam": ({"betas", "eps"}, {}),
+    "Adagrad": ({"lr_decay", "eps", "initial_accumulator_value"}, {}),
+    "RMSprop": ({"alpha", "eps", "momentum", "centered"}, {}),
+    "RMSpropTF": ({"alpha", "eps", "momentum", "centered", "lr_in_momentum"}, _OFF),
+    "Lion": ({"betas"}, _OFF),
+    "Adan": ({"betas", "eps", "no_prox"}, _OFF),
+    "Lamb": ({"betas", "eps", "always_adapt", "max_grad_norm"},
+             {**_OFF, "bias_correction": True, "grad_averaging": True, "trust_clip": False, "decoupled_decay": False}),
+}  # fmt: skip
+
+
+def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `ValueError` for an optimizer, or options of it (all at once), without a counterpart here."""
+    if kind not in _KNOWN:
+        raise ValueError(f"no optax counterpart of {kind} here; there are: {', '.join(_KNOWN)}")
+    options, required = _KNOWN[kind]
+    wrong = [
+        f"  group {i}: {key}={value!r}"
+        for i, group in enumerate(groups)
+        for key, value in group.items()
+        if (key in required and value != required[key]) or key not in options | _SHARED | required.keys()
+    ]
+    if wrong:
+        raise ValueError(f"{kind} options without a counterpart here:\n" + "\n".join(wrong))
+
+
+def chain(kind: str, group: Mapping[str, Any], rate: Schedule) -> optax.GradientTransformation:
+    """The chain of a parameter group of an optimizer of class `kind`."""
+    decay = float(group.get("weight_decay", 0))
+    decoupled = kind in ("AdamW", "Lion") or group.get("decoupled_weight_decay") or group.get("decoupled_decay")
+    parts = [optax.scale(-1.0)] if group.get("maximize") else []
+    if decay and not decoupled and kind not in ("Lamb", "Adan"):
+        parts.append(optax.add_decayed_weights(decay))
+    direction, momentum = _direction(kind, group), float(group.get("momentum", 0))
+    parts.append(direction)
+    if kind == "RMSprop" and momentum:
+        parts.append(optax.trace(momentum))
+    if kind == "RMSpropTF" and momentum:
+        if group["lr_in_momentum"]:
+            decayed = [rules.added_decay(rate, decay)] if decay and decoupled else []
+            return optax.chain(
+                *parts, optax.scale_by_schedule(rate), optax.trace(momentum), optax.scale(-1.0), *decayed
+            )
+        parts.append(optax.trace(momentum))
+    if decay and (decoupled or kind == "Lamb"):
+        parts.append(optax.add_decayed_weights(decay))
+    if kind == "Lamb" and (decay or group["always_adapt"]):
+        parts.append(optax.scale_by_trust_ratio())
+    if kind == "Adan" and decay and group["no_prox"]:
+        parts.append(optax.add_decayed_weights(decay))
+    parts.append(optax.scale_by_learning_rate(rate))
+    if kind == "Adan" and decay and not group["no_prox"]:
+        parts.append(rules.proximal_decay(rate, decay))
+    return optax.chain(*parts)
+
+
+def _direction(kind: str, group: Mapping[str, Any]) -> optax.GradientTransformation:
+    if kind == "SGD":
+        momentum, dampening, nesterov = float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"])
+        if not momentum:
+            return optax.identity()
+        return rules.dampened_trace(momentum, dampening, nesterov) if dampening else optax.trace(momentum, nesterov)
+    if kind in ("RMSprop", "RMSpropTF"):
+        scale_by = optax.scale_by_stddev if group["centered"] else optax.scale_by_rms
+        inside = kind == "RMSpropTF"
+        return scale_by(
+            decay=group["alpha"], eps=group["eps"], eps_in_sqrt=inside, initial_scale=1.0 if inside else 0.0
+        )
+    if kind == "Adagrad":
+        return rules.adagrad(group["lr_decay"], group["eps"], group["initial_accumulator_value"])
+    b1, b2, *rest = (float(b) for b in group["betas"])
+    if kind == "Lion":
+        return optax.scale_by_lion(b1, b2)
+    eps = float(group["eps"])
+    if kind == "Adan":
+        return rules.adan(b1, b2, rest[0], eps)
+    if kind == "NAdam":
+        return rules.nadam(b1, b2, eps, group["momentum_decay"])
+    if kind == "RAdam":
+        return rules.radam(b1, b2, eps)
+    return rules.amsgrad(b1, b2, eps) if group.get("amsgrad") else rules.adam(b1, b2, eps)
+
+
+def rates(groups: Sequence[Mapping[str, Any]], given: Schedule | Sequence[Schedule] | None) -> list[Schedule]:
+    """A schedule for each group; the same one for groups with the same rate."""
+    if given is None:
+        # Constant rates are schedules too, so that every chain counts its steps.
+        constants = {float(group["lr"]): _constant(float(group["lr"])) for group in groups}
+        return [constants[float(group["lr"])] for group in groups]
+    if callable(given):
+        return [given] * len(groups)
+    if len(given) != len(groups):
+        raise ValueError(f"learning_rate has {len(given)} schedules for {len(groups)} parameter groups")
+    return list(given)
+
+
+def _constant(rate: float) -> Schedule:
+    return lambda count: jnp.asarray(rate)

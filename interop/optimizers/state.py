@@ -1,0 +1,281 @@
+"""The state of a torch optimizer in mid-training as that of its optax chain, and back."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from interop.optimizers.parameters import Parameters
+from interop.weights.linen_observe import Inputs
+from interop.weights.nnx_tree import Layouts
+from interop.weights.rename import Rename
+from jaxnorm import TrainState
+from jaxnorm._typing import PyTree
+
+# Fields of optax states and the entries of a torch optimizer's state for one parameter.
+# The first entry found in the torch state is taken: RMSprop's mu is its grad_avg, Adam's is its exp_avg.
+_ENTRIES = {
+    "trace": ("momentum_buffer",),
+    "mu": ("exp_avg", "grad_avg"),
+    "nu": ("exp_avg_sq", "square_avg"),
+    "nu_max": ("max_exp_avg_sq",),
+    "sum_of_squares": ("sum",),
+    "m": ("exp_avg",),
+    "v": ("exp_avg_diff",),
+    "n": ("exp_avg_sq",),
+    "g": ("neg_pre_grad",),
+}
+_COUNTS = ("count", "t")  # numbers of steps; "t" is optax.ScaleByAdanState's
+_NEGATED = "neg_pre_grad"
+# Fields that begin with a case of their own, where they stand beside a count: SGD's with dampening, and Adan's.
+_FIRST_APART = ("trace", "g")
+
+
+def load_optimizer_state(
+    state: TrainState,
+    optimizer: Any,
+    *,
+    names: Any = None,
+    step: int | None = None,
+    rename: Rename | None = None,
+    layouts: Layouts | None = None,
+    inputs: Inputs = None,
+) -> TrainState:
+    """The training state with the torch optimizer's momenta, squares and step count in its optimizer state.
+
+    The optax state may be `optax_from_torch`'s or any other whose fields have optax's names (`trace`, `mu`, `nu`,
+    `count`, ...). `state.step`, which the EMA and the randomness of the steps go by, becomes the number of steps taken.
+
+    **Arguments:**
+
+    - `optimizer`: a torch optimizer, or its state dict (of tensors or of NumPy arrays: no torch is needed then).
+    - `names`: which parameter is which: the torch module, or the names in the order the optimizer was given the
+      parameters. Not needed where the optimizer was made from `named_parameters()`, nor for an imported model and an
+      optimizer of all its parameters in one group.
+    - `step`: the number of steps taken; needed for SGD and Lion, which keep no count, and checked for the others.
+    - `rename`, `layouts`, `inputs`: as in `load_state_dict`, of a hand-written model.
+
+    **Raises:** `ValueError` listing the optax fields that the torch state has nothing for, and entries of the torch
+    state that the optax state has no field for; for layers that have fewer parameters than in PyTorch; and for
+    parameters updated different numbers of times, or not at all (unless frozen), where their updates depend on it.
+    """
+    source = _opened(optimizer)
+    parameters = Parameters(state, layouts, inputs)
+    order = parameters.by_number(optimizer, names, rename)
+    entries, scalars = _by_entry(source, order)
+    fields = _by_field(state.opt_state)
+    chosen = {f: next((e for e in _ENTRIES[f] if e in entries), None) for f in fields if f in _ENTRIES}
+    taken = any(scalars.values()) or any(entries.values())
+    missing = sorted(f for f, entry in chosen.items() if entry is None)
+    unused = sorted(entries.keys() - set(chosen.values()))
+    if taken and (missing or unused):
+        raise ValueError(
+            f"the optimizer states do not match: the optax state's {missing} have no counterpart among the torch "
+            f"state's {sorted(entries)}, and {unused} no place in the optax state"
+        )
+    fresh = _by_field(state.tx.init(state.params))
+    trees = {
+        f: _leaves_by_path(parameters.to_params(_filled(entries[entry], entry), fresh.get(f, {})))
+        for f, entry in chosen.items()
+        if entry is not None
+    }
+    # A parameter that PyTorch has not updated yet starts at its own step 1 there.
+    anew: set[str] = set()
+    for field, paths in _beside_a_count(state.opt_state).items():
+        if field in chosen and (scalars["step"] or field in _FIRST_APART):
+            updated = entries.get(chosen[field] or "", {}).keys() & (scalars["step"] or order.values())
+            anew |= set(parameters.at(paths)) - updated
+    anew -= parameters.frozen(optimizer, names, order)
+    step = _step(source, scalars["step"], step, [name for name in order.values() if name in anew])
+
+    def replaced(path: Any, leaf: Any) -> Any:
+        field, rest = _field(path)
+        if field in trees:
+            return jnp.asarray(trees[field][rest], leaf.dtype).reshape(leaf.shape)
+        if field in _COUNTS:
+            return jnp.full(leaf.shape, step, leaf.dtype)
+        if field == "mu_product" and scalars["mu_product"]:
+            return jnp.full(leaf.shape, float(next(iter(scalars["mu_product"].values()))), leaf.dtype)
+        return leaf
+
+    opt_state = jax.tree_util.tree_map_with_path(replaced, state.opt_state)
+    return state.replace(opt_state=opt_state, step=jnp.asarray(step, state.step.dtype))
+
+
+def optimizer_state_dict(
+    state: TrainState,
+    optimizer: Any,
+    *,
+    names: Any = None,
+    rename: Rename | None = None,
+    layouts: Layouts | None = None,
+    inputs: Inputs = None,
+) -> dict[str, Any]:
+    """What `optimizer.load_state_dict` takes to go on in PyTorch: the inverse of `load_optimizer_state`.
+
+    **Arguments:**
+
+    - `optimizer`: the torch optimizer to go on with, or its state dict: for its groups, hyperparameters and layout.
+    - `names`, `rename`, `layouts`, `inputs`: as in `load_optimizer_state`.
+    """
+    import torch
+
+    like = copy.deepcopy(_opened(optimizer))
+    parameters = Parameters(state, layouts, inputs)
+    order = parameters.by_number(optimizer, names, rename)
+    idle = parameters.frozen(optimizer, names, order) - {order[int(index)] for index in like["state"]}
+    found = _by_field(state.opt_state)
+    counts = {int(x) for field in _COUNTS for x in found.get(field, {}).values()}
+    if len(counts) > 1:
+        raise ValueError(f"the optimizer state counts different numbers of steps: {sorted(counts)}")
+    steps = counts.pop() if counts else int(state.step)
+
+    centered = any("alpha" in group for group in like["param_groups"])
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    for field, leaves in found.items():
+        if field in _ENTRIES:
+            options = _ENTRIES[field]
+            arrays[options[-1] if centered else options[0]] = parameters.to_torch(leaves)
+    if _NEGATED in arrays:
+        arrays[_NEGATED] = {name: -x for name, x in arrays[_NEGATED].items()}
+
+    result: dict[int, dict[str, Any]] = {}
+    for group in like["param_groups"]:
+        counts_by_group = "betas" in group and ("trust_clip" in group or "no_prox" in group)  # timm's Lamb and Adan
+        if counts_by_group:
+            group["step"] = torch.tensor(float(steps)) if isinstance(group.get("step"), torch.Tensor) else steps
+        for index in group["params"]:
+            name = order[index]
+            mine = {entry: torch.tensor(x[name]) for entry, x in arrays.items() if name in x}
+            if not mine or name in idle:
+                continue
+            if not counts_by_group and _counts(group):
+                mine["step"] = torch.tensor(float(steps))
+            if "mu_product" in found:
+                mine["mu_product"] = torch.tensor(float(next(iter(found["mu_product"].values()))))
+            result[index] = mine
+    return {"state": result, "param_groups": like["param_groups"]}
+
+
+def _opened(optimizer: Any) -> Mapping[str, Any]:
+    """The optimizer's state dict."""
+    source = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
+    for key in ("state", "param_groups"):
+        if key not in source:
+            raise ValueError(
+                f"the optimizer's state dict has no {key!r}; it has {', '.join(map(str, source))}. Give the whole of "
+                "what optimizer.state_dict() returned"
+            )
+    bare = [str(g) for g, group in enumerate(source["param_groups"]) if "params" not in group]
+    if bare:
+        raise ValueError(
+            f"groups without the numbers of their parameters ('params'): {', '.join(bare)}. Give what "
+            "optimizer.state_dict() returned"
+        )
+    numbers = Counter(number for group in source["param_groups"] for number in group["params"])
+    repeated = [str(number) for number, times in numbers.items() if times > 1]
+    if repeated:
+        raise ValueError(f"the optimizer's groups have these parameters more than once: {', '.join(repeated)}")
+    unknown = [str(index) for index in source["state"] if int(index) not in numbers]
+    if unknown:
+        raise ValueError(f"the optimizer's state dict has the state of parameters in no group: {', '.join(unknown)}")
+    return source
+
+
+def _counts(group: Mapping[str, Any]) -> bool:
+    # SGD and Lion keep no count.
+    return "dampening" not in group and ("eps" in group or "lr_decay" in group)
+
+
+def _by_entry(source: Mapping[str, Any], order: Mapping[int, str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """{entry: {parameter: array}} of a torch state dict, and its scalars likewise: steps, and NAdam's products."""
+    entries: dict[str, dict[str, np.ndarray]] = {}
+    scalars: dict[str, dict[str, Any]] = {"step": {}, "mu_product": {}}
+    for index, values in source["state"].items():
+        for entry, value in values.items():
+            if value is None:
+                continue
+            if entry in scalars:
+                scalars[entry][order[int(index)]] = value
+            else:
+                entries.setdefault(entry, {})[order[int(index)]] = _numpy(value)
+    return entries, scalars
+
+
+def _step(source: Mapping[str, Any], counted: Mapping[str, Any], given: int | None, anew: Sequence[str]) -> int:
+    """The number of steps taken: the one of all parameters and groups, or the given one where none is kept."""
+    groups = source["param_groups"]
+    counts = {_whole(f"the step of {name}", x) for name, x in counted.items()}
+    counts |= {_whole(f"the step of group {i}", g["step"]) for i, g in enumerate(groups) if g.get("step") is not None}
+    if not counts and not source["state"] and all(_counts(g) for g in groups):
+        counts = {0}
+    if not counts and given is None:
+        raise ValueError("this torch optimizer keeps no count of its steps: give step=")
+    if len(counts) == 1 and given not in (None, *counts):
+        raise ValueError(f"step={given}, but the optimizer has taken {counts.pop()} steps")
+    counts = counts or {_whole("step", given)}
+    if len(counts) > 1 or (anew and counts != {0}):
+        never = f", and not at all: {', '.join(anew)}" if anew else ""
+        raise ValueError(
+            f"the parameters were updated different numbers of times ({sorted(counts)}{never}); optax counts once. "
+            "Parameters that stay frozen may be left out of the chain: optax.partition, with optax.set_to_zero for them"
+        )
+    return counts.pop()
+
+
+def _whole(name: str, value: Any) -> int:
+    number = float(value)
+    if not 0 <= number < 2**31 or number != int(number):
+        raise ValueError(f"{name} is a number of updates, whole, from 0 to 2**31 - 1; got {number}")
+    return int(number)
+
+
+def _filled(values: Mapping[str, np.ndarray], entry: str) -> dict[str, np.ndarray]:
+    return {name: -x for name, x in values.items()} if entry == _NEGATED else dict(values)
+
+
+def _numpy(x: Any) -> np.ndarray:
+    if not hasattr(x, "detach"):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return x.float().numpy() if str(x.dtype) == "torch.bfloat16" else x.numpy()
+
+
+def _field(path: Any) -> tuple[str, Any]:
+    """The optax field that a leaf of an optimizer state is in, and its path from there: its parameter's."""
+    for i in range(len(path) - 1, -1, -1):
+        if isinstance(path[i], jax.tree_util.GetAttrKey):
+            return path[i].name, tuple(path[i + 1 :])
+    return "", tuple(path)
+
+
+def _by_field(opt_state: PyTree) -> dict[str, dict[Any, Any]]:
+    """{field: {path of a parameter: leaf}}."""
+    found: dict[str, dict[Any, Any]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
+        field, rest = _field(path)
+        # Scalars of different parts of a chain have no path of their own.
+        found.setdefault(field, {})[rest or tuple(path)] = leaf
+    return found
+
+
+def _beside_a_count(opt_state: PyTree) -> dict[str, set[Any]]:
+    """{field: paths of parameters} in those parts of a chain that count steps."""
+    parts: dict[Any, list[tuple[str, Any]]] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(opt_state):
+        field, rest = _field(path)
+        parts.setdefault(path[: len(path) - len(rest) - 1], []).append((field, rest))
+    found: dict[str, set[Any]] = {}
+    for part in parts.values():
+        if any(field in _COUNTS for field, _ in part):
+            for field, rest in part:
+                found.setdefault(field, set()).add(rest)
+    return found
+
+
+def _leaves_by_path(tree: PyTree) -> dict[Any, Any]:
+    return {tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,0 +1,15 @@
+"""Names of operations that mean something to more than one room."""
+
+BATCH_NORM = "jaxnorm.batch_norm.default"
+"""A whole BatchNorm layer: `(x, path)`."""
+
+# Checks and hints that compute nothing.
+DROPPED = frozenset(
+    {
+        "aten._assert_scalar.default",
+        "aten._assert_async.msg",
+        "aten._assert_tensor_metadata.default",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
+)

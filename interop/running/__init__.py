@@ -1,0 +1,1 @@
+"""The Flax module that runs a program, and the artifact that keeps it."""

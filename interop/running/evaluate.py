@@ -1,0 +1,102 @@
+"""One node of a program: its operation, applied to values that know their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+import interop.ops
+from interop.ops.dtypes import is_float
+from interop.ops.layout import Tensor, array_of, axis_of, elementwise, is_tensor, laid, order_of, plain
+from interop.program.nodes import Node, Program, State, Value, map_leaves
+from interop.program.operations import BATCH_NORM
+from jaxnorm.nnx import write
+
+
+def place(node: Node) -> str:
+    return (node.module or "the model itself") + (f" ({node.source})" if node.source else "")
+
+
+class Context(NamedTuple):
+    """Where nodes find what is not computed by other nodes."""
+
+    program: Program
+    state: Callable[[str], Any]  # the value of an entry, in the type computed in
+    layer: Callable[[str], Any]  # the BatchNorm layer at a path
+    key: Callable[[], Any]  # a key to draw from
+    dtype: Any  # the type computed in; None for the arrays' own
+    torch: str  # the version of PyTorch whose rules hold
+
+
+def resolved(leaf: Any, values: Mapping[str, Any], context: Context) -> Any:
+    """What a leaf of a node's arguments stands for."""
+    if isinstance(leaf, Value):
+        return values[leaf.name]
+    return context.state(leaf.name) if isinstance(leaf, State) else leaf
+
+
+def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
+    """The node's result."""
+    args, kwargs = (map_leaves(lambda x: resolved(x, values, context), tree) for tree in (node.args, node.kwargs))
+    try:
+        if node.operation == BATCH_NORM:
+            return _batch_norm(context.layer(args[1]), args[0])
+        result = _apply(node.operation, args, kwargs, context)
+    except Exception as error:
+        error.add_note(f"in the operation {node.operation} of {place(node)}")
+        raise
+    return result if context.dtype is None else _narrowed(result, node, values, context)
+
+
+def computing(x: Any, dtype: Any) -> Any:
+    return x if dtype is None or not is_float(x.dtype) else x.astype(dtype)
+
+
+def _narrowed(result: Any, node: Node, values: Mapping[str, Any], context: Context) -> Any:
+    """The result in the type computed in, if a tensor made of sizes and numbers alone is what widened it.
+
+    The code that makes it (`torch.zeros(n, dtype=x.dtype)`, say) was recorded with the type of the example.
+    """
+    made = context.program.made_of_sizes
+    given: dict[bool, set[Any]] = {True: set(), False: set()}
+
+    def look(leaf: Any) -> None:
+        if isinstance(leaf, (Value, State)):
+            for x in jax.tree.leaves(resolved(leaf, values, context), is_leaf=is_tensor):
+                if is_tensor(x) and is_float(x.dtype):
+                    given[isinstance(leaf, Value) and leaf.name in made].add(x.dtype)
+
+    map_leaves(look, (node.args, node.kwargs))
+    if node.name in made or not given[True] or given[False] != {context.dtype}:
+        return result
+
+    def narrow(x: Any) -> Any:
+        wide = is_tensor(x) and is_float(x.dtype)
+        return laid(array_of(x).astype(context.dtype), order_of(x)) if wide else x
+
+    return jax.tree.map(narrow, result, is_leaf=is_tensor)
+
+
+def _apply(name: str, args: Any, kwargs: dict[str, Any], context: Context) -> Any:
+    operation = interop.ops.lookup(name, context.torch)
+    if operation is None:
+        raise NotImplementedError(f"{name} has no JAX function")
+    if operation.random:
+        kwargs["key"] = context.key()
+    if operation.layout == "aware":
+        return operation.function(*args, **kwargs)
+    if operation.layout == "elementwise":
+        key = {"key": kwargs.pop("key")} if operation.random else {}
+        return elementwise(lambda *a, **k: operation.function(*a, **k, **key), args, kwargs)
+    return operation.function(*map(plain, args), **{key: plain(x) for key, x in kwargs.items()})
+
+
+def _batch_norm(layer: Any, x: Tensor) -> Tensor:
+    counter = layer.num_batches_tracked
+    count = None if counter is None or getattr(layer, "counts", True) else counter[...]
+    y = layer(array_of(x), axis=axis_of(x, 1))
+    if count is not None:
+        write(counter, count)
+    return laid(y, order_of(x))

@@ -1,0 +1,216 @@
+"""The Flax module that runs a traced model.
+
+Its tree has PyTorch's paths and PyTorch's arrays: `model.layer1` has a child "0", whose `conv1` has a `weight` of
+shape (out, in, kh, kw). BatchNorm layers are real `jaxnorm.nnx.BatchNorm` modules, so everything in `jaxnorm` works
+on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jaxnorm
+from interop.conventions import FLAX_NAMES, flax_momentum
+from interop.program.nodes import BatchNormLayer, Entry, Model, Program
+from interop.running.arguments import bind
+from interop.running.run import run, unsupported
+from interop.running.segments import matches
+from interop.variables import Buffer, Constant, Frozen, check, to_jax
+
+logger = logging.getLogger("interop")
+_CLASSES = {"parameter": nnx.Param, "frozen": Frozen, "buffer": Buffer, "constant": Constant}
+_MODES = ("deterministic", "use_running_average")
+
+
+class Layer(nnx.Module):
+    """A place in the tree.
+
+    Holds variables and layers under PyTorch's names. It runs as part of the whole model only.
+    """
+
+
+class TracedModule(Layer):
+    """A PyTorch model in JAX, as `interop.from_torch` makes it.
+
+    `model(*args, **kwargs)` takes what the PyTorch module takes, as arrays, and returns what it returns, dataclasses
+    as named tuples. `model.train()` and `model.eval()` choose between the two recorded graphs; layers that were
+    frozen in eval mode at import stay so. Randomness (dropout, stochastic depth) draws from the model's `nnx.Rngs`;
+    under an axis name that its BatchNorm layers share, replicas draw differently.
+
+    With a `compute_dtype`, parameters and inputs are cast to it for the run, while the model keeps them as they are;
+    BatchNorm statistics stay in at least float32.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        training: bool,
+        rngs: nnx.Rngs | None = None,
+        compute_dtype: Any = None,
+    ):
+        """Builds the tree. `arrays` holds every entry of the model that is tied to no other, by name.
+
+        Raises:
+            NotImplementedError: for operations that have no JAX function.
+            ValueError: for arrays that JAX, as configured, cannot hold.
+        """
+        unsupported(model)
+        check(arrays)
+        # A model that is itself a BatchNorm layer is not an `nnx.BatchNorm`: the graph has all that it does.
+        model = dataclasses.replace(model, batch_norms=tuple(layer for layer in model.batch_norms if layer.path))
+        self.deterministic = not training
+        self._interop_model = model
+        self._interop_rngs = nnx.Rngs(0) if rngs is None else rngs
+        self._interop_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
+        self._interop_checkpoint: tuple[str, ...] = ()
+        self._interop_policy: Any = None
+        _build(self, model, arrays)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the graph of the current mode.
+
+        Raises:
+            TypeError, ValueError: if the arguments are not those that the model was traced with, up to the varying
+                sizes.
+        """
+        program = self._program()
+        values = bind(program, args, kwargs)
+        return run(program, values, self)
+
+    def train(self, **attributes: Any) -> None:
+        """To training.
+
+        Batch statistics, running statistics that move, dropout; layers frozen at import stay in eval mode.
+        """
+        super().train(**attributes)  # type: ignore[no-untyped-call]
+        for layer in _batch_norms(self):
+            if getattr(layer, "frozen", False):
+                layer.use_running_average = True
+
+    def checkpoint(self, *patterns: str, policy: Any = None) -> None:
+        """Layers whose insides are not kept for the backward pass but computed again, by `jax.checkpoint`.
+
+            model.checkpoint("layer1.*", "layer2.*")         # each block by itself
+            model.checkpoint("layer?", policy=jax.checkpoint_policies.dots_saveable)
+            model.checkpoint()                               # none
+
+        Args:
+            patterns: paths of layers, or patterns of them as of file names; inside a layer that matches, others make
+                no difference.
+            policy: what is kept all the same; see `jax.checkpoint_policies`.
+
+        Raises:
+            ValueError: for patterns that match no layer, all at once.
+        """
+        paths = list(self._interop_model.modules)
+        unknown = [pattern for pattern in patterns if not any(matches(path, [pattern]) for path in paths)]
+        if unknown:
+            shown = ", ".join(repr(path) for path in paths if path and "." not in path)
+            raise ValueError(f"no layer's path matches {unknown}; the model's own layers are {shown}")
+        self._interop_checkpoint, self._interop_policy = tuple(patterns), policy
+
+    def _program(self) -> Program:
+        model: Model = self._interop_model
+        return model.eval if self.deterministic else model.train
+
+
+def _batch_norms(root: nnx.Module) -> Iterator[Any]:
+    for _, node in nnx.iter_graph(root):
+        if isinstance(node, nnx.BatchNorm):
+            yield node
+
+
+def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
+    by_path: dict[str, Any] = {"": root}
+    entries = {entry.name: entry for entry in model.entries}
+    rngs = nnx.Rngs(0)
+    for layer in model.batch_norms:
+        if layer.same_as is None:
+            by_path[layer.path] = _batch_norm(layer, entries, rngs)
+    for layer in model.batch_norms:
+        if layer.same_as is not None:
+            by_path[layer.path] = by_path[layer.same_as]
+    for path in (*model.modules, *by_path):
+        _place(by_path, path)
+    variables: dict[str, nnx.Variable[Any]] = {}
+    for entry in model.entries:
+        parent, _, name = entry.name.rpartition(".")
+        holder = _place(by_path, parent)
+        mapped = isinstance(holder, nnx.BatchNorm) and name in FLAX_NAMES
+        name = FLAX_NAMES[name] if mapped else name
+        if entry.same_as is None:
+            variables[entry.name] = _variable(entry, holder, name, arrays)
+        value = variables[entry.same_as or entry.name]
+        if mapped:
+            setattr(holder, name, value)
+        else:
+            _put(holder, name, value, entry.name)
+
+
+def _place(by_path: dict[str, Any], path: str) -> Any:
+    """The node at `path`, made with all above it where there is none yet."""
+    if path not in by_path:
+        by_path[path] = Layer()
+    if path:
+        parent, _, name = path.rpartition(".")
+        _put(_place(by_path, parent), name, by_path[path], path)
+    return by_path[path]
+
+
+def _put(holder: Any, name: str, value: Any, path: str) -> None:
+    """`holder.name = value`, where that is free. `train` and `eval` set the attributes `_MODES` wherever they are."""
+    if vars(holder).get(name) is value:
+        return
+    own = isinstance(holder, TracedModule) and hasattr(TracedModule, name)
+    if own or name in vars(holder) or name in _MODES:
+        raise ValueError(
+            f"the name {path!r} is taken: an attribute of the Flax module, or an entry of the state, has it too. "
+            "Rename it in the PyTorch module"
+        )
+    setattr(holder, name, value)
+
+
+def _batch_norm(layer: BatchNormLayer, entries: Mapping[str, Entry], rngs: nnx.Rngs) -> Any:
+    has = {name: f"{layer.path}.{name}".removeprefix(".") in entries for name in FLAX_NAMES}
+    momentum = layer.momentum
+    if momentum is None and has["running_mean"] and not has["num_batches_tracked"]:
+        momentum = 0.0  # nothing to average by, as in torch/nn/modules/batchnorm.py (_BatchNorm.forward)
+    node: Any = jaxnorm.nnx.BatchNorm(
+        layer.num_features,
+        use_running_average=not layer.training,
+        axis=1,
+        momentum=flax_momentum(momentum),
+        epsilon=layer.eps,
+        use_bias=has["bias"],
+        use_scale=has["weight"],
+        promote_dtype=jaxnorm.nnx.input_dtype,
+        track_running_stats=has["running_mean"],
+        count_batches=has["num_batches_tracked"],
+        rngs=rngs,
+    )
+    node.track_running_stats = layer.track_running_stats
+    node.affine = layer.affine
+    node.frozen = layer.frozen
+    node.counts = layer.counts
+    node.layer_name = layer.path
+    return node
+
+
+def _variable(entry: Entry, holder: Any, name: str, arrays: Mapping[str, np.ndarray]) -> nnx.Variable[Any]:
+    value: Any = to_jax(arrays[entry.name])
+    cls = _CLASSES[entry.kind]
+    if isinstance(holder, nnx.BatchNorm) and name in ("mean", "var", "num_batches_tracked"):
+        cls = nnx.BatchStat
+    metadata: dict[str, Any] = {"torch_dtype": entry.dtype}
+    if not entry.persistent:
+        metadata["persistent"] = False
+    return cls(value, **metadata)

@@ -1,0 +1,101 @@
+"""Runs a program on a module's state: each node's operation in turn, on values that know their layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import lax
+
+import interop.ops
+from interop.ops.layout import plain
+from interop.program import structure
+from interop.program.nodes import Model, Program
+from interop.program.operations import BATCH_NORM
+from interop.running.evaluate import Context, computing, evaluate, place, resolved
+from interop.running.places import module_at, variable
+from interop.running.segments import checkpointed, segments
+from jaxnorm.nnx import write
+
+
+def unsupported(model: Model) -> None:
+    """Raises NotImplementedError with every operation of the model that has no JAX function, and the layers that use
+    it.
+    """
+    where: dict[str, dict[str, None]] = {}
+    for program in (model.train, model.eval):
+        for node in program.nodes:
+            if node.operation != BATCH_NORM and interop.ops.lookup(node.operation, model.torch) is None:
+                where.setdefault(node.operation, {})[place(node)] = None
+    if not where:
+        return
+    lines = [
+        f"  {name}, used by {', '.join(list(places)[:8])}{' ...' if len(places) > 8 else ''}"
+        for name, places in sorted(where.items())
+    ]
+    raise NotImplementedError(
+        f"{model.name} uses operations that have no JAX function yet:\n" + "\n".join(lines) + "\n"
+        'Register one: @interop.register("library::operation"), a function of arrays with the arguments that '
+        "PyTorch's schema has."
+    )
+
+
+def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
+    """The program's result on `inputs`, with the state of `root`, whose buffers and running statistics it updates.
+
+    `root` is a `interop.running.module.TracedModule`.
+    """
+    dtype = root._interop_dtype
+    read: dict[str, Any] = {}
+
+    def state(name: str) -> Any:
+        if name not in read:
+            read[name] = computing(variable(root, name)[...], dtype)
+        return read[name]
+
+    context = Context(program, state, functools.partial(module_at, root), _keys(root), dtype, root._interop_model.torch)
+    values: dict[str, Any] = {name: computing(x, dtype) for name, x in inputs.items()}
+    for part, recomputed in segments(program, root._interop_checkpoint):
+        if recomputed:
+            checkpointed(part, values, context, root._interop_policy)
+        for index in part:
+            if not recomputed:
+                node = program.nodes[index]
+                values[node.name] = evaluate(node, values, context)
+            for name in program.last_use.get(index, ()):
+                values.pop(name, None)
+
+    def found(leaf: Any) -> Any:
+        return plain(resolved(leaf, values, context))
+
+    for name, value in program.updates.items():
+        target = variable(root, name)
+        write(target, found(value).astype(target[...].dtype))
+    return structure.build(program.output, found)
+
+
+def _keys(root: Any) -> Callable[[], Any]:
+    """Draws from the model's random stream; replicas that share BatchNorm statistics draw differently."""
+    rngs = root._interop_rngs
+
+    def draw() -> Any:
+        key = rngs.dropout()
+        for axis in _axes(root):
+            key = jax.random.fold_in(key, lax.axis_index(axis))
+        return key
+
+    return draw
+
+
+def _axes(root: Any) -> list[Any]:
+    """The axis names of the model's BatchNorm layers."""
+    found: dict[Any, None] = {}
+    for _, node in nnx.iter_graph(root):
+        axis = getattr(node, "axis_name", None) if isinstance(node, nnx.BatchNorm) else None
+        for name in axis if isinstance(axis, (tuple, list)) else (axis,):
+            if name is not None:
+                found[name] = None
+    return list(found)

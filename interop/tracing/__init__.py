@@ -1,0 +1,1 @@
+"""torch.nn.Module -> program. The one room that needs torch."""

@@ -1,0 +1,240 @@
+"""In-place operations of an exported graph made functional, where it is plain to see how.
+
+`ExportedProgram.run_decompositions({})` does this for every graph, and takes twice as long as the export itself: it
+runs the graph three times over. Most graphs have nothing to it but `relu_` and `add_` on results that nothing else
+refers to. Those are renamed here (`aten.relu_` to `aten.relu`); a graph with anything else is left to PyTorch.
+
+That forgets what autograd was not to see: `stop_gradients` writes it into the graph first.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Container, Iterator
+from typing import Any
+
+import interop.ops
+from interop.program.operations import BATCH_NORM, DROPPED
+from interop.tracing import private
+from interop.tracing.graph import operation_name
+
+# Functions that write running statistics though their schemas do not say so.
+_WRITE_UNSEEN = frozenset({"aten.batch_norm.default", "aten.instance_norm.default", "aten.cudnn_batch_norm.default"})
+
+
+def make_functional(exported: Any) -> bool:
+    """Makes the graph functional in place, and says so; False, with nothing changed, if that is not simple.
+
+    Simple means: every operation has a JAX function (an in-place one: its functional form), and once a tensor has been
+    written to, it is read as the result of the writing, and whatever else shares its memory is not read at all.
+    """
+    forms: dict[Any, Any] = {}
+    for node in exported.graph.nodes:
+        if node.op == "call_function":
+            form = _functional_form(node)
+            if form is None:
+                return False
+            if form is not node.target:
+                forms[node] = form
+    replaced = _replacements(exported.graph.nodes, forms)
+    if replaced is None:
+        return False
+    for node, (old, new) in replaced:
+        node.replace_input_with(old, new)
+    for node, form in forms.items():
+        node.target = form
+    return True
+
+
+def _functional_form(node: Any) -> Any:
+    """The operation that computes what the node's does and writes nothing: its own if it is such, None if there is
+    none with a JAX function."""
+    import torch
+
+    name = operation_name(node.target)
+    schema = private.schema(node.target) if private.is_operation(node.target) else None
+    if name in DROPPED or name == BATCH_NORM:
+        return node.target
+    if schema is None or not schema.is_mutable:
+        return node.target if interop.ops.lookup(name, torch.__version__) and name not in _WRITE_UNSEEN else None
+    library, base, overload = name.split(".")
+    packet = getattr(getattr(torch.ops, library), base.removesuffix("_"), None)
+    form = getattr(packet, overload, None) if base.endswith("_") else None
+    if form is None or private.schema(form).is_mutable or not interop.ops.lookup(str(form), torch.__version__):
+        return None
+    # An in-place operation keeps its tensor's type and shape, a functional one promotes and broadcasts.
+    tensors = [item.meta.get("val") for item in node.all_input_nodes]
+    written, result = node.args[0].meta.get("val"), node.meta.get("val")
+    masks = (written.dtype, torch.bool) if base == "masked_fill_" else (written.dtype,)
+    typed = all(x.dtype in masks for x in tensors if isinstance(x, torch.Tensor))
+    shaped = all(x.ndim <= written.ndim for x in tensors if isinstance(x, torch.Tensor))
+    return form if typed and shaped and result.shape == written.shape else None
+
+
+def _replacements(nodes: Any, forms: dict[Any, Any]) -> list[tuple[Any, tuple[Any, Any]]] | None:
+    """(node, (argument, what it is after it was written to)); None if something else that shares memory is read."""
+    sharing: dict[int, list[Any]] = collections.defaultdict(list)
+    latest: dict[Any, Any] = {}
+    stale: set[Any] = set()
+    found = []
+    for node in nodes if forms else ():
+        if any(item in stale for item in node.all_input_nodes):
+            return None
+        found += [(node, (item, latest[item])) for item in node.all_input_nodes if item in latest]
+        if node in forms:
+            written = latest.get(node.args[0], node.args[0])
+            storages = list(_storages(written))
+            sure = len(storages) == 1 and list(_storages(node)) == storages
+            if not sure or any(other.op != "call_function" for other in sharing[storages[0]]):
+                return None  # the record does not say what shares memory, or the caller's memory is written to
+            for other in sharing[storages[0]]:
+                if other is written or latest.get(other) is written:
+                    latest[other] = node
+                else:
+                    stale.add(other)
+        for storage in set(_storages(node)):
+            sharing[storage].append(node)
+    return found
+
+
+def _storages(node: Any) -> Iterator[int]:
+    """What tells the memory of the node's tensors apart."""
+    import torch
+
+    values = node.meta.get("val")
+    for value in values if isinstance(values, (tuple, list)) else (values,):
+        if isinstance(value, torch.Tensor):
+            yield private.storage(value)
+
+
+def stop_gradients(graph_module: Any) -> None:
+    """Writes into the graph what autograd does not see, which `run_decompositions` forgets.
+
+    A `torch.no_grad()` region reads tensors without their gradients. What is written to a tensor in there, or through
+    `detach()`, changes its values and nothing about its gradient.
+    """
+    unseen = _inlined(graph_module)
+    for node in unseen:
+        written = _written(node)
+        for item in node.all_input_nodes:
+            if item not in unseen and item not in written and _is_inexact(item):
+                with node.graph.inserting_before(node):
+                    node.replace_input_with(item, _detached(item, node))
+    for node in list(graph_module.graph.nodes):
+        for tensor in _written(node):
+            _write_unseen(node, tensor, unseen)
+    graph_module.recompile()
+
+
+def _inlined(graph_module: Any) -> dict[Any, None]:
+    """Puts the regions without gradients into the graph around them, and returns their nodes."""
+    found: dict[Any, None] = {}
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if not private.is_gradient_region(node):
+            continue
+        enabled, body, *given = node.args
+        inner = getattr(graph_module, body.target)
+        for item in inner.graph.nodes:
+            if item.op == "get_attr":
+                name = f"{body.target}_{item.target}"
+                setattr(graph_module, name, getattr(inner, item.target))
+                item.target = name
+        copies = dict(zip(inner.graph.find_nodes(op="placeholder"), given, strict=True))
+        placeholders = set(copies)
+        with graph.inserting_before(node):
+            results = graph.graph_copy(inner.graph, copies)
+        if not enabled:
+            found.update((copy, None) for item, copy in copies.items() if item not in placeholders)
+        for user in list(node.users):  # picks one result
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+    return found
+
+
+def _written(node: Any) -> list[Any]:
+    """The floating tensors that the node writes to."""
+    import torch
+
+    if not private.is_operation(node.target) or node.target is torch.ops.aten.detach_.default:
+        return []
+    found: list[Any] = []
+    for index, argument in enumerate(private.schema(node.target).arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            found += given if isinstance(given, (list, tuple)) else [given]
+    return [tensor for tensor in found if tensor is not None and _is_inexact(tensor)]
+
+
+def _write_unseen(node: Any, tensor: Any, unseen: Container[Any]) -> None:
+    """Where autograd does not see the node write to the tensor: it writes to a copy, whose values the tensor is then
+    given."""
+    import torch
+
+    graph = node.graph
+    if _root(tensor) in unseen:  # which has no gradient
+        return
+    with graph.inserting_before(node):
+        attached = _attached(tensor)
+        if attached is tensor and node not in unseen:
+            return
+        copy = graph.call_function(torch.ops.aten.clone.default, (_detached(tensor, node),))
+    with graph.inserting_after(node):
+        write = graph.call_function(_overwrite, (attached, copy))
+    copy.meta = write.meta = _place(node)
+    if len(private.schema(node.target).returns) == 1:
+        node.replace_all_uses_with(tensor)
+    node.replace_input_with(tensor, copy)
+
+
+def _detached(tensor: Any, node: Any) -> Any:
+    """`tensor.detach()`, as the node sees it."""
+    import torch
+
+    detached = node.graph.call_function(torch.ops.aten.detach.default, (tensor,))
+    detached.meta = _place(node) | {"val": tensor.meta["val"]}
+    return detached
+
+
+def _place(node: Any) -> dict[str, Any]:
+    return {key: item for key, item in node.meta.items() if key != "val"}
+
+
+def _overwrite(tensor: Any, value: Any) -> None:
+    """Gives the tensor other values and leaves its gradient: `value + 0`, where that 0 has the tensor's derivative."""
+    import torch
+
+    finite = torch.where(tensor.isfinite(), tensor, 0)  # infinity less infinity is not 0
+    tensor.copy_(value.detach() + (finite - finite.detach()))
+
+
+def _is_inexact(node: Any) -> bool:
+    dtype = getattr(node.meta.get("val"), "dtype", None)
+    return dtype is not None and (dtype.is_floating_point or dtype.is_complex)
+
+
+def _viewed(node: Any) -> Any:
+    """What the node is a view of; None if it is none."""
+    base = node.args[0] if node.op == "call_function" and node.args else None
+    shared = set(_storages(node)).intersection(_storages(base)) if isinstance(base, type(node)) else None
+    return base if shared else None
+
+
+def _root(node: Any) -> Any:
+    base = _viewed(node)
+    return node if base is None else _root(base)
+
+
+def _attached(node: Any) -> Any:
+    """The same view without the `detach()` on the way, at the graph's insertion point; the node itself if there is
+    none."""
+    import torch
+
+    base = _viewed(node)
+    attached = None if base is None else _attached(base)
+    if base is None or (attached is base and node.target is not torch.ops.aten.detach.default):
+        return node
+    if node.target is torch.ops.aten.detach.default:
+        return attached
+    return node.graph.node_copy(node, lambda item: attached if item is base else item)

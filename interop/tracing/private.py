@@ -1,0 +1,335 @@
+"""Everything of torch that its documentation does not promise, each behind a function that says what it is needed for.
+
+No other file touches such names. tests/test_torch_private.py has a test for each, so that a new torch that has moved
+one names it; a user of that torch gets a `TorchVersionError` that says what is affected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any, ParamSpec, TypeVar
+
+from interop.errors import TorchVersionError
+from interop.program import versions
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _needed(purpose: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Marks a function that reads what is not promised; `purpose` ends the sentence "jaxnorm needs it ..."."""
+
+    def mark(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except (AttributeError, ImportError, KeyError, TypeError) as error:
+                raise TorchVersionError(
+                    f"{versions.where_torch_stands()}: something that jaxnorm needs {purpose} is not where it was "
+                    f"({type(error).__name__}: {error}). Tracing (interop.from_torch) is affected; files, artifacts "
+                    f"and training are not. Install a torch from {versions.first('torch')} to "
+                    f"{versions.last('torch')}, or a newer jaxnorm; see {versions.TABLE}"
+                ) from error
+
+        return called
+
+    return mark
+
+
+# Layers
+
+
+@_needed("to know BatchNorm layers, subclasses included")
+def batch_norm_class() -> Any:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return _BatchNorm
+
+
+@_needed("to know dropout layers")
+def dropout_class() -> Any:
+    from torch.nn.modules.dropout import _DropoutNd
+
+    return _DropoutNd
+
+
+@_needed("to see which tensors a layer has registered, and which of them are None")
+def parameters(layer: Any) -> MutableMapping[str, Any]:
+    table: MutableMapping[str, Any] = vars(layer)["_parameters"]
+    return table
+
+
+@_needed("to see which buffers a layer has registered, and to put others in their place")
+def buffers(layer: Any) -> MutableMapping[str, Any]:
+    table: MutableMapping[str, Any] = vars(layer)["_buffers"]
+    return table
+
+
+@_needed("to put a stand-in at a layer's place, whatever the parent does in __setattr__")
+def children(layer: Any) -> MutableMapping[str, Any]:
+    table: MutableMapping[str, Any] = vars(layer)["_modules"]
+    return table
+
+
+@_needed("to see a layer's hooks, and to leave out those that only observe")
+def forward_hooks(layer: Any) -> tuple[MutableMapping[int, Any], MutableMapping[int, Any]]:
+    """Those before its forward, and those after it."""
+    return vars(layer)["_forward_pre_hooks"], vars(layer)["_forward_hooks"]
+
+
+@_needed("to see hooks on a layer's gradients")
+def has_gradient_hooks(layer: Any) -> bool:
+    return bool(vars(layer)["_backward_hooks"] or vars(layer)["_backward_pre_hooks"])
+
+
+@_needed("to see hooks on a parameter's gradient")
+def has_tensor_hooks(tensor: Any) -> bool:
+    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+
+
+@_needed("to refuse an input as BatchNorm refuses it")
+def input_check(layer: Any) -> Callable[[Any], None]:
+    check: Callable[[Any], None] = layer._check_input_dim
+    return check
+
+
+@_needed("to know parameters of lazy layers, which have no shape yet")
+def is_uninitialised(tensor: Any) -> bool:
+    import torch
+
+    return isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
+
+
+@_needed("to know objects of PyTorch's C++, as quantised layers hold them")
+def is_script_object(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.ScriptObject)
+
+
+# Tensors
+
+
+@_needed("to tell which tensors share memory")
+def storage(tensor: Any) -> int:
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+@_needed("to see that a tensor was written to")
+def version(tensor: Any) -> int:
+    count: int = tensor._version
+    return count
+
+
+# Nested arguments and results
+
+REGISTER_TYPES = "torch.utils._pytree.register_pytree_node"
+
+
+@_needed("to take nested arguments apart")
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    from torch.utils import _pytree
+
+    leaves, spec = _pytree.tree_flatten(tree)
+    return leaves, spec
+
+
+@_needed("to put nested arguments together")
+def unflatten(leaves: list[Any], spec: Any) -> Any:
+    from torch.utils import _pytree
+
+    return _pytree.tree_unflatten(leaves, spec)
+
+
+@_needed("to take nested arguments apart and name their places")
+def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
+    from torch.utils import _pytree
+
+    return [(_pytree.keystr(path), leaf) for path, leaf in _pytree.tree_flatten_with_path(tree)[0]]
+
+
+@_needed("to read the structure of arguments and results")
+def parts(spec: Any) -> list[Any]:
+    """The children of a TreeSpec: `children()` since 2.10, where the attribute of before is deprecated."""
+    return list(spec.children() if hasattr(spec, "children") else spec.children_specs)
+
+
+@_needed("to read the structure of a call's arguments and result")
+def call_structure(exported: Any) -> tuple[Any, Any]:
+    return exported.call_spec.in_spec, exported.call_spec.out_spec
+
+
+# Operations and graphs
+
+
+@_needed("to tell PyTorch's operations from Python functions")
+def is_operation(target: Any) -> bool:
+    import torch
+
+    return isinstance(target, torch._ops.OpOverload)
+
+
+@_needed("to see what an operation writes to")
+def schema(operation: Any) -> Any:
+    return operation._schema
+
+
+@_needed("to find the parts of a graph that are recorded without gradients")
+def is_gradient_region(node: Any) -> bool:
+    """A call of the higher-order operation that stands for `torch.set_grad_enabled`: (enabled, graph, *inputs)."""
+    return getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled"
+
+
+@_needed("to know which state a graph replaces")
+def mutations() -> tuple[Any, ...]:
+    from torch.export.graph_signature import OutputKind
+
+    kinds = (OutputKind.BUFFER_MUTATION, getattr(OutputKind, "PARAMETER_MUTATION", None))  # the second since 2.9
+    return tuple(kind for kind in kinds if kind is not None)
+
+
+@_needed("to keep a BatchNorm node that nothing reads")
+def keep(operation: Any) -> None:
+    import torch
+
+    torch.fx.has_side_effect(operation)
+
+
+@_needed("to see whether a graph uses a buffer, while it is recorded")
+def graph_inputs(tensors: list[Any]) -> list[Any]:
+    """The nodes that stand for the tensors in the graph that is being recorded now."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+
+    mode: Any = get_proxy_mode()
+    return [get_proxy_slot(tensor, mode.tracer).proxy.node for tensor in tensors]
+
+
+# Sizes that vary
+
+
+@_needed("to read sizes that vary")
+def expression(size: Any) -> Any:
+    """The sympy expression of a torch.SymInt."""
+    return size.node.expr
+
+
+@_needed("to know the size that a varying one has in the example")
+def example_size(size: Any) -> int:
+    hint: int = size.node.hint
+    return hint
+
+
+@_needed("to know what torch.export assumed of sizes that vary")
+def assumptions(size: Any) -> list[Any]:
+    return [guard.expr for guard in size.node.shape_env.guards]
+
+
+@_needed("to write what is assumed of sizes as Python")
+def as_python(condition: Any) -> str:
+    from torch.utils._sympy.printers import PythonPrinter
+
+    text: str = PythonPrinter().doprint(condition)
+    return text
+
+
+@_needed("to find shapes that depend on values")
+def depends_on_values(shape: Any) -> bool:
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return bool(free_unbacked_symbols(shape))
+
+
+# Modes
+
+
+@_needed("to run a module for its shapes alone")
+def shapes_alone() -> Any:
+    """A mode in which tensors are stand-ins without values; its `from_tensor` makes one of a tensor."""
+    from torch._subclasses import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@_needed("to see every operation that PyTorch runs")
+def dispatch_mode() -> Any:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode
+
+
+@_needed("to compute with real tensors while a module is recorded")
+def _ways_outside() -> tuple[Any, Any]:
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return torch._C.DisableTorchFunction, _disable_current_modes
+
+
+@contextlib.contextmanager
+def outside_the_trace() -> Iterator[None]:
+    """What is computed here is not recorded."""
+    functions, modes = _ways_outside()
+    with functions(), modes():
+        yield
+
+
+@_needed("to turn gradients on and off as torch.no_grad does")
+def set_grad_enabled(mode: bool) -> None:
+    import torch
+
+    torch._C._set_grad_enabled(mode)
+
+
+@contextlib.contextmanager
+def grad_mode_kept() -> Iterator[None]:
+    """`torch.no_grad()` and its like change nothing here."""
+    with _replaced(*_grad_switch(), lambda _: None):
+        yield
+
+
+@_needed("to leave torch.no_grad() without effect inside a function with its own backward")
+def _grad_switch() -> tuple[Any, str]:
+    import torch
+
+    name = "_set_grad_enabled"
+    getattr(torch._C, name)
+    return torch._C, name
+
+
+@contextlib.contextmanager
+def causal_masks_believed() -> Iterator[None]:
+    """`nn.Transformer` and its layers do not look whether a mask is the causal one, a question about values; its
+    answer is a hint (`_detect_is_causal_mask` in torch/nn/modules/transformer.py)."""
+    with _replaced(*_causal_mask_detection(), lambda mask, is_causal=None, size=None: is_causal is True):
+        yield
+
+
+@_needed("to record Transformer layers without a look at the values of their masks")
+def _causal_mask_detection() -> tuple[Any, str]:
+    from torch.nn.modules import transformer
+
+    name = "_detect_is_causal_mask"
+    getattr(transformer, name)
+    return transformer, name
+
+
+@contextlib.contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, original)
+
+
+@_needed("to record what torch.utils.checkpoint(use_reentrant=True) runs")
+def checkpoint_function() -> Any:
+    """A torch.autograd.Function whose forward is `(ctx, run_function, preserve_rng_state, *args)`."""
+    from torch.utils.checkpoint import CheckpointFunction
+
+    return CheckpointFunction

@@ -1,0 +1,94 @@
+"""What torch.export would record wrongly, or not at all, replaced by what means the same while a module is traced."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from interop.tracing import private
+
+
+@contextlib.contextmanager
+def rewritten() -> Iterator[None]:
+    """For the time of a trace.
+
+    - `x.data` is `x.detach()`. Both share x's memory and let no gradient through. They differ in what autograd notices
+      of writing to them, which a recorded graph has no use for. `x.data = y` writes y to it.
+    - `torch.inference_mode()` is `torch.no_grad()`, which a graph can express.
+    - `F.instance_norm` writes running statistics though its schema does not say so, and torch.export loses them:
+      they are written out, as in aten/src/ATen/native/Normalization.cpp (`instance_norm`).
+    - `nn.Transformer` and its layers look whether a mask is the causal one, a question about values. The answer is a
+      hint: the mask is applied either way.
+    - Hooks on the gradient of a tensor inside `forward` are refused: a graph has no place for them.
+    """
+    import torch
+
+    read, assign = torch.Tensor.data.__get__, torch.Tensor.data.__set__
+    hooks = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
+    inference_mode = torch.inference_mode
+    entered, left = inference_mode.__enter__, inference_mode.__exit__
+
+    def enter(self: Any) -> None:
+        self.outside = torch.is_grad_enabled()
+        private.set_grad_enabled(not self.mode)
+
+    def leave(self: Any, *_: Any) -> None:
+        private.set_grad_enabled(self.outside)
+
+    class Rewriting(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func == read:
+                return args[0].detach()
+            if func == assign:
+                return _assign_data(*args)
+            if func in hooks:
+                raise ValueError(
+                    f"{func.__name__} inside forward: a hook on a gradient is lost when the forward is recorded. Leave "
+                    "it out at import if it only observes, and write what changes the gradient as an operation"
+                )
+            if func is torch.nn.functional.instance_norm:
+                return _instance_norm(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    inference_mode.__enter__, inference_mode.__exit__ = enter, leave
+    try:
+        with private.causal_masks_believed(), Rewriting():
+            yield
+    finally:
+        inference_mode.__enter__, inference_mode.__exit__ = entered, left
+
+
+def _assign_data(tensor: Any, value: Any) -> None:
+    if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
+        raise ValueError(
+            f"assigns a {value.dtype} of shape {tuple(value.shape)} to the .data of a {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}: a recorded tensor keeps its shape and dtype"
+        )
+    tensor.detach().copy_(value)
+
+
+def _instance_norm(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    import torch
+
+    if use_input_stats and running_mean is not None:
+        with torch.no_grad():  # each example's statistics, then the mean over the examples
+            dims = list(range(2, input.ndim))
+            for running, batch in (
+                (running_mean, input.mean(dims)),
+                (running_var, input.var(dims, correction=1)),
+            ):
+                running.copy_((1 - momentum) * running + momentum * batch.mean(0).to(running.dtype))
+        running_mean = running_var = None
+    return torch.nn.functional.instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )

@@ -1,0 +1,1 @@
+"""Names and layouts of arrays and settings between PyTorch and Flax."""

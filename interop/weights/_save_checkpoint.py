@@ -1,0 +1,138 @@
+"""save_checkpoint: a model, a state or a state dict as a file that PyTorch loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from interop import dtypes
+from interop.arrays import to_numpy
+from interop.files import safetensors_file, shards, torch_writer, wrappings
+from interop.files.checkpoint import Checkpoint
+from interop.files.disk import CheckpointError
+from interop.weights._state_dict import state_dict
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    target: Any,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    ema: Any = None,
+    layout: str | None = None,
+    max_shard_size: int | None = None,
+) -> None:
+    """Writes a file that PyTorch loads, atomically: after a crash or on a full disk the old file is still there.
+
+        >>> interop.save_checkpoint("model.safetensors", model)
+        >>> interop.save_checkpoint("last.pth", model, {"epoch": 3, "arch": "resnet50"}, ema=average, layout="timm")
+
+    Args:
+        path: ends in `.safetensors` (safetensors.torch.load_file, load_model) or `.pt`, `.pth`, `.bin`, `.tar`
+            (`torch.load(path, weights_only=True)` gives an OrderedDict of tensors). The folder must exist.
+        target: a mapping from names to arrays (NumPy, JAX or torch), a `Checkpoint`, or a model or state, which goes
+            through `interop.state_dict`. dtypes are kept, and names that share memory share it in the file. The
+            modules' versions that a `Checkpoint` or torch's own state dict knows go along into a `.pth` file.
+        metadata: what else the file is to say. safetensors holds text, so that other values are written as JSON.
+        ema: the average of `target`, of the same kinds. Not for safetensors, which holds one state dict.
+        layout: None, the state dict itself, or "timm" if there are metadata or an average; "timm" (`state_dict`,
+            `state_dict_ema` and the metadata beside them); "torchvision" (`model`, `model_ema` as an AveragedModel with
+            `n_averaged`, which is taken from the metadata or 1).
+        max_shard_size: bytes of arrays above which a safetensors file is split into several, with an index
+            `<path>.index.json`; `load_checkpoint` takes the same path.
+
+    Raises:
+        CheckpointError: for an unknown ending or layout, a dtype that the format lacks, and where the disk refuses.
+    """
+    target_path = pathlib.Path(path)
+    notes = dict(metadata or {})
+    if layout not in (None, "timm", "torchvision"):
+        raise CheckpointError(target_path, f"layout {layout!r} is neither None, 'timm' nor 'torchvision'")
+    if target_path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".tar"):
+        raise CheckpointError(target_path, "the ending says the format: .safetensors, .pt, .pth, .bin or .pth.tar")
+    arrays = _arrays(target_path, target)
+    if target_path.suffix == ".safetensors":
+        if ema is not None or layout is not None:
+            raise CheckpointError(
+                target_path, "safetensors holds one state dict: no ema and no layout; .pth holds them"
+            )
+        text = {"format": "pt", **{str(key): _text(target_path, key, value) for key, value in notes.items()}}
+        if max_shard_size is not None and sum(array.nbytes for array in arrays.values()) > max_shard_size:
+            shards.write(target_path, arrays, text, max_shard_size)
+        else:
+            safetensors_file.write(target_path, arrays, text)
+            shards.forget(target_path)
+        return
+    if max_shard_size is not None:
+        raise CheckpointError(target_path, "only safetensors are split into several files")
+    averages = None if ema is None else _arrays(target_path, ema)
+    value = _layout(target_path, arrays, averages, notes, layout) if layout or notes or averages is not None else arrays
+    versions: list[tuple[Any, dict[str, int]]] = [(arrays, _versions(target))]
+    if averages is not None:
+        averaged = layout == "torchvision"  # an AveragedModel, which has the model at `module`
+        kept = {f"module.{name}".rstrip(".") if averaged else name: v for name, v in _versions(ema).items()}
+        versions.append((value["model_ema"] if averaged else averages, kept))
+    torch_writer.write(target_path, value, versions)
+
+
+def _layout(
+    path: pathlib.Path,
+    arrays: dict[str, np.ndarray],
+    averages: dict[str, np.ndarray] | None,
+    notes: dict[str, Any],
+    layout: str | None,
+) -> dict[str, Any]:
+    """The top level of a training checkpoint: timm.utils.CheckpointSaver, torchvision's references/classification."""
+    value: dict[str, Any] = {"model" if layout == "torchvision" else "state_dict": arrays}
+    if averages is not None and layout == "torchvision":
+        count = np.array(notes.pop("n_averaged", 1), np.int64)
+        value["model_ema"] = {"n_averaged": count, **{f"module.{name}": array for name, array in averages.items()}}
+    elif averages is not None:
+        value["state_dict_ema"] = averages
+    if taken := value.keys() & notes.keys():
+        raise CheckpointError(path, f"metadata: {', '.join(sorted(taken))} is where the state dict goes")
+    return {**value, **notes}
+
+
+def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
+    """The target as a state dict of NumPy arrays."""
+    nested = isinstance(target, Mapping) and target and all(isinstance(value, Mapping) for value in target.values())
+    if nested or not isinstance(target, Mapping):
+        target = state_dict(target)
+    bad = [name for name in target if not isinstance(name, str)]
+    if bad:
+        raise CheckpointError(path, f"names {bad[:8]} are not text")
+    arrays, bad = {}, []
+    for name, value in target.items():
+        try:
+            arrays[name] = to_numpy(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # torch's, of tensors without strides or data
+            bad.append(f"{name!r} ({str(error).partition(chr(10))[0]})")
+    if bad:
+        raise CheckpointError(path, f"entries that are no arrays: {', '.join(bad)}")
+    bad = [f"{name!r} ({array.dtype})" for name, array in arrays.items() if array.dtype.name not in dtypes.TORCH]
+    if bad:
+        raise CheckpointError(path, f"entries of dtypes that torch does not have: {', '.join(bad)}")
+    return arrays
+
+
+def _versions(target: Any) -> dict[str, int]:
+    """The modules' versions, of a `Checkpoint` or of what `torch.nn.Module.state_dict` gave."""
+    if isinstance(target, Checkpoint):
+        return target.versions
+    kept = getattr(target, "_metadata", None)
+    return wrappings.versions(kept) if isinstance(target, Mapping) else {}
+
+
+def _text(path: pathlib.Path, key: Any, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(path, f"metadata {key!r} cannot be written as text: {error}") from None
