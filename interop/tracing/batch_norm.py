@@ -83,10 +83,15 @@ class _Counter:
 
 @dataclasses.dataclass
 class Counters:
-    """What became of the layers, once the trace is over: the paths of those that"""
+    """What became of the layers, by their paths, once the trace is over.
 
-    left_alone: set[str] = dataclasses.field(default_factory=set)  # normalise by F.batch_norm, and do not count
-    own: set[str] = dataclasses.field(default_factory=set)  # do more than their node says: see `opaque_batch_norms`
+    Attributes:
+        left_alone: layers that normalise by F.batch_norm and do not count.
+        own: layers that do more than their node says; see `opaque_batch_norms`.
+    """
+
+    left_alone: set[str] = dataclasses.field(default_factory=set)
+    own: set[str] = dataclasses.field(default_factory=set)
 
 
 def _tensors(layer: Any) -> list[Any]:
@@ -106,26 +111,6 @@ def _same(tensors: Iterable[Any], others: Iterable[Any]) -> bool:
     return all(a is b for a, b in zip(tensors, others, strict=True))
 
 
-class _Watch:
-    """What the layers hold when the model's forward begins, and whether its graph uses their buffers."""
-
-    def __init__(self, layers: Iterable[Any]):
-        self.layers = list(layers)
-        self.tensors: dict[Any, list[Any]] = {}
-        self._inputs: dict[Any, list[Any]] = {}
-
-    def begin(self, *_: Any) -> None:
-        for layer in self.layers:
-            self.tensors[layer] = _tensors(layer)
-            names = ("running_mean", "running_var", "num_batches_tracked")
-            buffers = [buffer for name in names if (buffer := private.buffers(layer).get(name)) is not None]
-            self._inputs[layer] = private.graph_inputs(buffers)
-
-    def used(self, layer: Any) -> bool:
-        """Whether anything but the layer's own nodes reads or writes its buffers."""
-        return any(node.users for node in self._inputs[layer])
-
-
 @contextlib.contextmanager
 def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Iterator[Counters]:
     """For the time of a trace: every BatchNorm layer of `root` is one node. Not for several threads at once.
@@ -136,66 +121,138 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
     layers these are (`Counters.own`); their paths are the `own_counters` of the next one. So is `root` recorded
     where it is such a layer, since no module of the tree stands for it.
     """
-    import torch
+    recording = _Recording(root, own_counters)
+    try:
+        recording.start()
+        yield recording.counters
+    finally:
+        recording.stop()
 
-    batch_norm, sync_batch_norm = private.batch_norm_class(), torch.nn.SyncBatchNorm
-    emit = _operation()
-    layers = {layer: path for path, layer in root.named_modules() if path and isinstance(layer, batch_norm)}
-    # By their __dict__: where any layer is shared, an activation say, torch.export hands out proxies of all layers
-    # (_ModuleStackTracer.AttrProxy), which have a layer's __dict__ and an identity of their own.
-    known = {id(vars(layer)): layer for layer in layers}
-    found = {layer: _flags(layer) for layer in layers}
-    expected: dict[Any, dict[str, Any]] = {}
-    calls: list[Any] = []
-    emitted: set[Any] = set()
-    normalised: set[Any] = set()
-    counters = Counters()
-    watch = _Watch(layers)
 
-    def as_imported(layer: Any) -> bool:
-        return _flags(layer) == expected[layer] and _same(_tensors(layer), watch.tensors[layer])
+class _Recording:
+    """One trace: what stands in for BatchNorm's code, and what was seen of each layer."""
 
-    def node(layer: Any, input: Any) -> Any:
-        emitted.add(layer)
-        return emit(input, layers[layer])
+    def __init__(self, root: Any, own_counters: Set[str]):
+        import torch
 
-    def standard(layer: Any, input: Any) -> Any:
-        mine = known.get(id(vars(layer)))  # None where the user's code calls a layer that is no part of the tree
-        if mine is not None and layers[mine] not in own_counters:
-            if as_imported(mine):
-                private.input_check(layer)(input)
-                return node(mine, input)
-            counters.own.add(layers[mine])
-        original = originals[sync_batch_norm if isinstance(layer, sync_batch_norm) else batch_norm]
-        averages = layer.momentum is None and layer.num_batches_tracked is not None
-        if not (averages and layer.training and layer.track_running_stats):
-            return original(layer, input)
-        # The share of the batch is float(num_batches_tracked), which no graph has: its statistics, and then their part.
-        moments = layer.running_mean, layer.running_var
-        before = [running.clone() for running in moments]
-        layer.momentum = 1.0
-        y = original(layer, input)
-        layer.momentum = None
-        with torch.no_grad():
-            for running, old in zip(moments, before, strict=True):
-                running.copy_(old + (running - old) / layer.num_batches_tracked)
-        return y
+        self.counters = Counters()
+        self._root, self._own_counters = root, own_counters
+        self._emit = _operation()
+        kinds = (private.batch_norm_class(), torch.nn.SyncBatchNorm)
+        self._paths = {layer: path for path, layer in root.named_modules() if path and isinstance(layer, kinds[0])}
+        # By their __dict__: where any layer is shared, an activation say, torch.export hands out proxies of all layers
+        # (_ModuleStackTracer.AttrProxy), which have a layer's __dict__ and an identity of their own.
+        self._known = {id(vars(layer)): layer for layer in self._paths}
+        self._forwards = {cls: cls.forward for cls in kinds}
+        self._function = torch.nn.functional.batch_norm
+        self._found = {layer: _flags(layer) for layer in self._paths}  # as the user left them
+        self._expected: dict[Any, dict[str, Any]] = {}  # flags of a layer that is as it was imported
+        self._tensors: dict[Any, list[Any]] = {}  # what it holds when the model's forward begins
+        self._inputs: dict[Any, list[Any]] = {}  # the graph's nodes for its buffers
+        self._within: list[Any] = []  # layers with a forward of their own that are being called, the innermost last
+        self._emitted: set[Any] = set()
+        self._normalised: set[Any] = set()
+        self._masked: list[tuple[Any, Any, Any]] = []  # layer, counter, forward of its own
+        self._hooks: list[Any] = []
 
-    def own(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def start(self) -> None:
+        """Puts the stand-ins in their places."""
+        import torch
+
+        self._hooks = [
+            self._root.register_forward_pre_hook(self._begin, prepend=True),
+            self._root.register_forward_hook(self._end),
+        ]
+        for layer in self._paths:
+            if type(layer).forward not in self._forwards.values() or "forward" in vars(layer):
+                self._mask(layer)
+        for layer in self._paths:  # in eval, the layers of the imported model all are, whatever PyTorch's do
+            self._expected[layer] = {**_flags(layer), "training": layer.training and self._root.training}
+        for cls in self._forwards:
+            cls.forward = lambda layer, input: self._standard(layer, input)
+        torch.nn.functional.batch_norm = functools.wraps(self._function)(lambda *a, **k: self._functional(*a, **k))
+
+    def stop(self) -> None:
+        """Puts everything back, and finishes `counters`."""
+        import torch
+
+        torch.nn.functional.batch_norm = self._function
+        for hook in self._hooks:
+            hook.remove()
+        for cls, forward in self._forwards.items():
+            cls.forward = forward
+        for layer, counter, forward in self._masked:
+            stand_in = vars(layer).pop("num_batches_tracked", None)
+            if isinstance(stand_in, _Counter) and (layer in self._normalised) != stand_in.counted:
+                (self.counters.own if stand_in.counted else self.counters.left_alone).add(self._paths[layer])
+            if self._paths[layer] not in self._own_counters:
+                private.buffers(layer)["num_batches_tracked"] = counter
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+        for layer, flags in self._found.items():  # which the model's own code may have set
+            vars(layer).update(flags)
+
+    def _mask(self, layer: Any) -> None:
+        """A layer with a forward of its own: its calls are known as such, and its counter leaves no trace."""
+        buffers, forward = private.buffers(layer), layer.forward
+        self._masked.append((layer, buffers.get("num_batches_tracked"), vars(layer).get("forward")))
+
         @functools.wraps(forward)
         def called(*args: Any, **kwargs: Any) -> Any:
-            calls.append(layer)
+            self._within.append(layer)
             try:
                 return forward(*args, **kwargs)
             finally:
-                calls.pop()
+                self._within.pop()
 
-        return called
+        layer.forward = called
+        if self._paths[layer] in self._own_counters:
+            return
+        layer.momentum = 0.1 if layer.momentum is None else layer.momentum
+        if buffers.pop("num_batches_tracked", None) is not None:
+            vars(layer)["num_batches_tracked"] = _Counter()
+        else:
+            buffers["num_batches_tracked"] = None
 
-    function = torch.nn.functional.batch_norm
+    def _begin(self, *_: Any) -> None:
+        """The model's forward begins."""
+        for layer in self._paths:
+            self._tensors[layer] = _tensors(layer)
+            names = ("running_mean", "running_var", "num_batches_tracked")
+            buffers = [buffer for name in names if (buffer := private.buffers(layer).get(name)) is not None]
+            self._inputs[layer] = private.graph_inputs(buffers)
 
-    @functools.wraps(function)
-    def functional(
+    def _end(self, *_: Any) -> None:
+        """It ends: layers whose buffers anything but their own nodes reads or writes do more than these say."""
+        used = (layer for layer in self._emitted if any(node.users for node in self._inputs[layer]))
+        self.counters.own.update(self._paths[layer] for layer in used)
+
+    def _as_imported(self, layer: Any) -> bool:
+        return _flags(layer) == self._expected[layer] and _same(_tensors(layer), self._tensors[layer])
+
+    def _node(self, layer: Any, input: Any) -> Any:
+        self._emitted.add(layer)
+        return self._emit(input, self._paths[layer])
+
+    def _standard(self, layer: Any, input: Any) -> Any:
+        """Stands in for the forward of PyTorch's own layers."""
+        mine = self._known.get(id(vars(layer)))  # None where the user's code calls a layer that is no part of the tree
+        if mine is not None and self._paths[mine] not in self._own_counters:
+            if self._as_imported(mine):
+                private.input_check(layer)(input)
+                return self._node(mine, input)
+            self.counters.own.add(self._paths[mine])
+        plain, sync = self._forwards
+        original = self._forwards[sync if isinstance(layer, sync) else plain]
+        averages = layer.momentum is None and layer.num_batches_tracked is not None
+        if averages and layer.training and layer.track_running_stats:
+            return _averaged(layer, input, original)
+        return original(layer, input)
+
+    def _functional(
+        self,
         input: Any,
         running_mean: Any,
         running_var: Any,
@@ -205,63 +262,37 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
         momentum: Any = 0.1,
         eps: float = 1e-5,
     ) -> Any:
-        if calls and layers[calls[-1]] not in own_counters:
-            layer = calls[-1]
+        """Stands in for F.batch_norm: the node of the layer that calls it, if with what that layer holds."""
+        layer = self._within[-1] if self._within else None
+        if layer is not None and self._paths[layer] not in self._own_counters:
             # What _BatchNorm.forward would give, in torch/nn/modules/batchnorm.py.
             mean, var, *affine = _tensors(layer)
             given = None if layer.training and not layer.track_running_stats else mean
             moments = [given, None if given is None else var]
             if (
-                as_imported(layer)
+                self._as_imported(layer)
                 and _same((running_mean, running_var, weight, bias), (*moments, *affine))
                 and training == (layer.training or mean is None)
                 and (momentum == layer.momentum or not training or given is None)
                 and eps == layer.eps
             ):
-                normalised.add(layer)
-                return node(layer, input)
-            counters.own.add(layers[layer])
-        return function(input, running_mean, running_var, weight, bias, training, momentum, eps)
+                self._normalised.add(layer)
+                return self._node(layer, input)
+            self.counters.own.add(self._paths[layer])
+        return self._function(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
-    def end(*_: Any) -> None:
-        counters.own.update(layers[layer] for layer in emitted if watch.used(layer))
 
-    originals = {cls: cls.forward for cls in (batch_norm, sync_batch_norm)}
-    masked = []
-    hooks = [root.register_forward_pre_hook(watch.begin, prepend=True), root.register_forward_hook(end)]
-    try:
-        for layer in layers:
-            if type(layer).forward not in originals.values() or "forward" in vars(layer):
-                masked.append((layer, private.buffers(layer).get("num_batches_tracked"), vars(layer).get("forward")))
-                layer.forward = own(layer, layer.forward)
-                if layers[layer] in own_counters:
-                    continue
-                layer.momentum = 0.1 if layer.momentum is None else layer.momentum
-                if private.buffers(layer).pop("num_batches_tracked", None) is not None:
-                    vars(layer)["num_batches_tracked"] = _Counter()
-                else:
-                    private.buffers(layer)["num_batches_tracked"] = None
-        for layer in layers:  # in eval, the layers of the imported model all are, whatever PyTorch's do
-            expected[layer] = {**_flags(layer), "training": layer.training and root.training}
-        for cls in originals:
-            cls.forward = standard
-        torch.nn.functional.batch_norm = functional
-        yield counters
-    finally:
-        torch.nn.functional.batch_norm = function
-        for hook in hooks:
-            hook.remove()
-        for cls, forward in originals.items():
-            cls.forward = forward
-        for layer, counter, forward in masked:
-            stand_in = vars(layer).pop("num_batches_tracked", None)
-            if isinstance(stand_in, _Counter) and (layer in normalised) != stand_in.counted:
-                (counters.own if stand_in.counted else counters.left_alone).add(layers[layer])
-            if layers[layer] not in own_counters:
-                private.buffers(layer)["num_batches_tracked"] = counter
-            if forward is None:
-                del layer.forward
-            else:
-                layer.forward = forward
-        for layer, flags in found.items():  # which the model's own code may have set
-            vars(layer).update(flags)
+def _averaged(layer: Any, input: Any, forward: Callable[[Any, Any], Any]) -> Any:
+    """A layer with a cumulative average. The share of the batch is float(num_batches_tracked), which no graph has: its
+    statistics, and then their part."""
+    import torch
+
+    moments = layer.running_mean, layer.running_var
+    before = [running.clone() for running in moments]
+    layer.momentum = 1.0
+    y = forward(layer, input)
+    layer.momentum = None
+    with torch.no_grad():
+        for running, old in zip(moments, before, strict=True):
+            running.copy_(old + (running - old) / layer.num_batches_tracked)
+    return y
