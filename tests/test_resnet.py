@@ -20,6 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import interop
 import jaxnorm
+from interop.weights import _state_dict, nnx_tree
 
 IMAGES = normal(3, 3, 32, 32)
 X = jnp.asarray(IMAGES.permute(0, 2, 3, 1).numpy())
@@ -160,5 +161,5 @@ def test_torchvisions_and_timms_networks_have_the_same_entries(name):
 
 
 def shapes(model):
-    tree = interop._state_dict.opened(model)
-    return {e: s for part in interop.layers.parts(tree) for e, s in zip(part.entries, part.shapes, strict=True)}
+    tree = _state_dict.opened(model)
+    return {e: s for part in nnx_tree.parts(tree) for e, s in zip(part.entries, part.shapes, strict=True)}

@@ -110,7 +110,7 @@ def test_every_kind_of_batch_norm_layer_is_one_node_and_computes_the_same(kind):
     x = normal(4, 3, 8, 8)
     model = interop.from_torch(module.train(), x)
     assert [node.operation for node in model._interop_model.train.nodes].count("jaxnorm.batch_norm.default") == 1
-    assert type(getattr(model, "1")) is jaxnorm.nnx.BatchNorm
+    assert isinstance(getattr(model, "1"), jaxnorm.nnx.BatchNorm)
     assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
     module.eval(), model.eval()
     assert relative(jax_eval(model, to_jax(x)), module(x).detach()) < 1e-9

@@ -104,3 +104,15 @@ def test_an_operation_may_have_rules_by_version():
     assert interop.ops.lookup("mylib.by_version.default", "2.10.0+cpu").function is second
     always = interop.register(name)(lambda x: x)
     assert interop.ops.lookup("mylib.by_version.default", "2.10.0").function is always
+
+
+def test_limits_beyond_an_integer_dtype():
+    """Up to PyTorch 2.14 they are wrapped into the dtype; from 2.15 on no limit, or an error where no value is left."""
+    x = jnp.asarray([1, 200], jnp.uint8)
+    for name, args in (("clamp", (-3, 300)), ("clamp_min", (-3,)), ("clamp_max", (300,))):
+        new = interop.ops.lookup(f"aten.{name}.default", "2.15.0").function
+        assert new(x, *args).tolist() == [1, 200]
+    assert interop.ops.lookup("aten.clamp_min.default", "2.14.1").function(x, -3).tolist() == [253, 253]
+    for args in ((300, None), (None, -1)):
+        with pytest.raises(ValueError, match="leaves no value of uint8"):
+            interop.ops.lookup("aten.clamp.default", "2.15.0").function(x, *args)

@@ -170,6 +170,38 @@ def clamp_max_2_14(x: Any, max: Any) -> Any:
     return clamp_2_14(x, None, max)
 
 
+@register("aten.clamp.default", "aten.clip.default", layout="elementwise", since="2.15")
+def clamp_2_15(x: Any, min: Any = None, max: Any = None) -> Any:
+    """As 2.14's; a limit that no integer of x's dtype passes is none, where it was wrapped into that dtype.
+
+    Raises ValueError where every integer passes it, as PyTorch does (aten/src/ATen/native/TensorCompare.cpp).
+    """
+    low, high = min, max
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        values = jnp.iinfo(x.dtype)
+        if isinstance(low, int):
+            low = _reached("min", low, low > values.max, low < values.min, x)
+        if isinstance(high, int):
+            high = _reached("max", high, high < values.min, high > values.max, x)
+    return clamp_2_14(x, low, high)
+
+
+def _reached(name: str, limit: int, beyond: bool, idle: bool, x: Any) -> int | None:
+    if beyond:
+        raise ValueError(f"clamp: {name}={limit} leaves no value of {x.dtype}; give a limit that the dtype can hold")
+    return None if idle else limit
+
+
+@register("aten.clamp_min.default", layout="elementwise", since="2.15")
+def clamp_min_2_15(x: Any, min: Any) -> Any:
+    return clamp_2_15(x, min)
+
+
+@register("aten.clamp_max.default", layout="elementwise", since="2.15")
+def clamp_max_2_15(x: Any, max: Any) -> Any:
+    return clamp_2_15(x, None, max)
+
+
 @register("aten.clamp.Tensor", "aten.clip.Tensor", layout="elementwise", since="2.14")
 def clamp_tensor_2_14(x: Any, min: Any = None, max: Any = None) -> Any:
     """As `clamp`; x shares the derivative with a limit that it equals.

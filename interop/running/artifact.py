@@ -21,6 +21,7 @@ from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
 from interop.files.disk import CheckpointError, Data, replacing
 from interop.program.nodes import BatchNormLayer, Model, decode_model, encode_model
+from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule
 from interop.running.places import module_at, variable
 from interop.variables import to_numpy
@@ -89,8 +90,8 @@ def _current(module: TracedModule) -> Model:
             eps=float(node.epsilon),
             momentum=torch_momentum(node.momentum),
             training=not node.use_running_average,
-            frozen=bool(getattr(node, "frozen", False)),
-            counts=bool(getattr(node, "counts", True)),
+            frozen=isinstance(node, TracedBatchNorm) and node.frozen,
+            counts=not isinstance(node, TracedBatchNorm) or node.counts,
         )
 
     return dataclasses.replace(

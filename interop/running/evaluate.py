@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 
 import interop.ops
+import jaxnorm
 from interop.ops.dtypes import is_float
 from interop.ops.layout import Tensor, array_of, axis_of, elementwise, is_tensor, laid, order_of, plain
 from interop.program.nodes import Node, Program, State, Value, map_leaves
 from interop.program.operations import BATCH_NORM
+from interop.running.batch_norm import TracedBatchNorm
 from jaxnorm.nnx import write
 
 
@@ -93,9 +95,10 @@ def _apply(name: str, args: Any, kwargs: dict[str, Any], context: Context) -> An
     return operation.function(*map(plain, args), **{key: plain(x) for key, x in kwargs.items()})
 
 
-def _batch_norm(layer: Any, x: Tensor) -> Tensor:
+def _batch_norm(layer: jaxnorm.nnx.BatchNorm, x: Tensor) -> Tensor:
     counter = layer.num_batches_tracked
-    count = None if counter is None or getattr(layer, "counts", True) else counter[...]
+    counts = layer.counts if isinstance(layer, TracedBatchNorm) else True
+    count = None if counter is None or counts else counter[...]
     y = layer(array_of(x), axis=axis_of(x, 1))
     if count is not None:
         write(counter, count)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import jaxnorm
-from interop.conventions import FLAX_NAMES, flax_momentum
-from interop.program.nodes import BatchNormLayer, Entry, Model, Program
+from interop.conventions import FLAX_NAMES
+from interop.program.nodes import Entry, Model, Program
 from interop.running.arguments import bind
+from interop.running.batch_norm import TracedBatchNorm
 from interop.running.run import run, unsupported
 from interop.running.segments import matches
 from interop.variables import Buffer, Constant, Frozen, check, to_jax
@@ -92,8 +92,8 @@ class TracedModule(Layer):
         Batch statistics, running statistics that move, dropout; layers frozen at import stay in eval mode.
         """
         super().train(**attributes)  # type: ignore[no-untyped-call]
-        for layer in _batch_norms(self):
-            if getattr(layer, "frozen", False):
+        for _, layer in nnx.iter_graph(self):
+            if isinstance(layer, TracedBatchNorm) and layer.frozen:
                 layer.use_running_average = True
 
     def checkpoint(self, *patterns: str, policy: Any = None) -> None:
@@ -123,19 +123,14 @@ class TracedModule(Layer):
         return model.eval if self.deterministic else model.train
 
 
-def _batch_norms(root: nnx.Module) -> Iterator[Any]:
-    for _, node in nnx.iter_graph(root):
-        if isinstance(node, nnx.BatchNorm):
-            yield node
-
-
 def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
     by_path: dict[str, Any] = {"": root}
     entries = {entry.name: entry for entry in model.entries}
     rngs = nnx.Rngs(0)
     for layer in model.batch_norms:
         if layer.same_as is None:
-            by_path[layer.path] = _batch_norm(layer, entries, rngs)
+            arrays_of = [name for name in FLAX_NAMES if f"{layer.path}.{name}".removeprefix(".") in entries]
+            by_path[layer.path] = TracedBatchNorm(layer, arrays_of, rngs)
     for layer in model.batch_norms:
         if layer.same_as is not None:
             by_path[layer.path] = by_path[layer.same_as]
@@ -177,32 +172,6 @@ def _put(holder: Any, name: str, value: Any, path: str) -> None:
             "Rename it in the PyTorch module"
         )
     setattr(holder, name, value)
-
-
-def _batch_norm(layer: BatchNormLayer, entries: Mapping[str, Entry], rngs: nnx.Rngs) -> Any:
-    has = {name: f"{layer.path}.{name}".removeprefix(".") in entries for name in FLAX_NAMES}
-    momentum = layer.momentum
-    if momentum is None and has["running_mean"] and not has["num_batches_tracked"]:
-        momentum = 0.0  # nothing to average by, as in torch/nn/modules/batchnorm.py (_BatchNorm.forward)
-    node: Any = jaxnorm.nnx.BatchNorm(
-        layer.num_features,
-        use_running_average=not layer.training,
-        axis=1,
-        momentum=flax_momentum(momentum),
-        epsilon=layer.eps,
-        use_bias=has["bias"],
-        use_scale=has["weight"],
-        promote_dtype=jaxnorm.nnx.input_dtype,
-        track_running_stats=has["running_mean"],
-        count_batches=has["num_batches_tracked"],
-        rngs=rngs,
-    )
-    node.track_running_stats = layer.track_running_stats
-    node.affine = layer.affine
-    node.frozen = layer.frozen
-    node.counts = layer.counts
-    node.layer_name = layer.path
-    return node
 
 
 def _variable(entry: Entry, holder: Any, name: str, arrays: Mapping[str, np.ndarray]) -> nnx.Variable[Any]:
