@@ -1,4 +1,4 @@
-"""The main job, end to end: a PyTorch checkpoint comes in, trains in JAX on several replicas, and goes home.
+"""The main job, end to end: a PyTorch checkpoint in, trained in JAX on several replicas, and exported to PyTorch.
 
 EfficientNet-Lite0, trained on ImageNet, is imported and checked against PyTorch on four photographs. Then it is
 fine-tuned on scikit-learn's handwritten digits with two images a replica: once with BatchNorm statistics synchronised
@@ -76,7 +76,7 @@ def main() -> None:
 
     heading(5, "Home again")
     averaged = jaxnorm.unreplicate(runs["synchronised"].state).ema_model()
-    go_home(averaged, evaluate(averaged, data.test_images), data, options)
+    export_to_torch(averaged, evaluate(averaged, data.test_images), data, options)
 
     curves = {name: {**run._asdict(), "state": None, **figures[name]} for name, run in runs.items()}
     (options.out / "finetune.json").write_text(json.dumps(curves, indent=1) + "\n")
@@ -331,7 +331,7 @@ def plot(runs: dict[str, Run], options: Any, path: pathlib.Path) -> None:
     print(f"\nThe curves: {path}")
 
 
-def go_home(model: Any, ours: np.ndarray, data: Digits, options: Any) -> None:
+def export_to_torch(model: Any, ours: np.ndarray, data: Digits, options: Any) -> None:
     """Saves the model in both formats, loads each into PyTorch, and compares."""
     import safetensors.torch
 

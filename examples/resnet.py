@@ -1,6 +1,6 @@
 """ResNets written by hand in Flax, Linen's and NNX's, with jaxnorm's BatchNorm and torchvision's names.
 
-The names are the paths in the model: weights of torchvision and timm load with no rename, and go home strictly:
+The names are the paths in the model: weights of torchvision and timm load with no rename, and are exported strictly:
 
     model = resnet.nnx_resnet("resnet50", rngs=nnx.Rngs(0))
     interop.load_state_dict(model, torchvision.models.resnet50(weights="DEFAULT").state_dict())
@@ -298,7 +298,7 @@ def main(name: str) -> None:
     for target in (model, (linen_module, variables)):
         arrays = {key: torch.tensor(value) for key, value in interop.state_dict(target).items()}
         module.load_state_dict(arrays, strict=True)
-    print("Both went home: load_state_dict(strict=True) takes them.")
+    print("Both are exported: load_state_dict(strict=True) takes them.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small-batch detection: YOLOv8n from Ultralytics, trained in JAX on 8 replicas of one image each, and home again.
+"""Small-batch detection: YOLOv8n from Ultralytics, trained in JAX on 8 replicas of one image each, and exported.
 
 The model is Ultralytics', with random weights; the loss is that of `v8DetectionLoss`, in JAX (yolo_loss.py). The data
 are shapes that this file draws: circles, squares and triangles. It is trained twice, with BatchNorm statistics
@@ -82,7 +82,7 @@ def main() -> None:
 
     heading(4, "Home again")
     averaged = jaxnorm.unreplicate(runs["synchronised"].state).ema_model()
-    go_home(averaged, evaluate(averaged)[0], tests, options)
+    export_to_torch(averaged, evaluate(averaged)[0], tests, options)
 
     curves = {name: {"loss by step": run.loss, **figures[name]} for name, run in runs.items()}
     (options.out / "yolo.json").write_text(json.dumps(curves, indent=1) + "\n")
@@ -329,7 +329,7 @@ def print_table(figures: dict[str, dict[str, float]]) -> None:
         print(f"{row:50s}" + "".join(f"{cell:>14s}" for cell in cells))
 
 
-def go_home(
+def export_to_torch(
     model: Any, predictions: np.ndarray, tests: Batch, options: Any, architecture: str | dict[str, Any] = "yolov8n.yaml"
 ) -> None:
     """Saves the model, loads it with `ultralytics.YOLO`, and compares what both find in the test images."""

@@ -12,8 +12,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxnorm._typing import Array, Float, Int, PyTree
+from jaxnorm.averaging import Schedule, after, decaying, equal_decay, warming
 
-Schedule = Callable[[Any], Any]
 Placement: TypeAlias = Any  # "cpu", "pinned_host", a jax.Device, or a sharding
 
 
@@ -107,7 +107,7 @@ class Ema:
         The first update copies. It counts its own updates (`EmaState.count` is PyTorch's `n_averaged`); give no step.
         """
         return cls(
-            decay=_equal_weights if decay is None else decay,
+            decay=equal_decay if decay is None else decay,
             device=device,
             exclude_buffers=not use_buffers,
             integers="average",
@@ -161,21 +161,14 @@ class Ema:
         return 1 - self._weight(step)
 
     def _weight(self, step: Int[Array, ""] | int | None) -> Float[Array, ""]:
-        # 1 - decay is computed first and not from a decay near 1, whose float32 complement has few digits.
-        dtype = jnp.result_type(float)
         if step is None:
             if callable(self.decay):
                 raise ValueError("a decay schedule needs the step: update(tree, state, step)")
-            return jnp.asarray(1 - self.decay, dtype)
-        since = jnp.maximum(0, jnp.asarray(step) - self.update_after_step - 1)
-        elapsed = since.astype(dtype)
-        weight = 1 - self.decay(since) if callable(self.decay) else 1 - self.decay
-        if self.decay is _equal_weights:
-            weight = 1 / (elapsed + 1)
+            return jnp.asarray(1 - self.decay, jnp.result_type(float))
+        share = decaying(self.decay)
         if self.use_warmup:
-            warmup = (1 + elapsed / self.warmup_gamma) ** -self.warmup_power
-            weight = jnp.minimum(jnp.maximum(warmup, weight), 1 - self.min_decay)
-        return jnp.where(since == 0, 1, weight).astype(dtype)
+            share = warming(share, self.warmup_gamma, self.warmup_power, self.min_decay)
+        return jnp.asarray(after(self.update_after_step, share)(step))
 
     def _place(self, state: EmaState) -> EmaState:
         if self.device is None:
@@ -201,11 +194,6 @@ class Ema:
                 "an average of so few bits cannot hold its updates, which round to nothing: give Ema "
                 f"dtype=jnp.float32. Entries: {', '.join(f'{name} ({d})' for name, d in narrow.items())}"
             )
-
-
-def _equal_weights(count: Any) -> Any:
-    """Decay of an equal average: n / (n + 1)."""
-    return count / (count + 1)
 
 
 @functools.partial(jax.jit, static_argnums=0)

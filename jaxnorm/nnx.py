@@ -31,7 +31,7 @@ class BatchNorm(nnx.BatchNorm):
         y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)
 
     In training `mean` and `var` (biased) are those of the batch over all replicas of `axis_name`; in eval they are the
-    running statistics (`running.py` gives their formula). Fields, defaults, variable names and dtype promotion are
+    running statistics (formula: `running_statistics.py`). Fields, defaults, variable names and dtype promotion are
     Flax's, so that it takes the place of `flax.nnx.BatchNorm` and loads its checkpoints. What differs:
 
     - the running variance is unbiased as in PyTorch; `correction=0` tracks the biased one as Flax does;
@@ -123,7 +123,8 @@ class BatchNorm(nnx.BatchNorm):
         self.correction = correction
         self.track_running_stats = track_running_stats
         self.activation = activation
-        self.layer_name: str | None = None  # its path in the model, and what it was: where a conversion told it
+        # Set by convert_sync_batchnorm: the layer's path, for errors, and what revert_sync_batchnorm goes back to.
+        self.layer_name: str | None = None
         self.before_sync: tuple[type, AxisName | None, Any] | None = None
 
     def __call__(

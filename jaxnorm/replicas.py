@@ -35,12 +35,12 @@ def _stack(sharding: NamedSharding) -> Any:
 def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -> PyTree:
     """One state from the copies, on one device; the inverse of `replicate`.
 
-    Copies that differ are refused, by layer, since any one of them would be a silent choice. Otherwise say which:
+    Copies that differ are an error that names the layers, unless you say what to do:
 
-    - `merge=True`: running statistics are pooled: the mean of the means, and the variance within (the mean of the
-      variances) plus the variance between (of the means). This is the mean and the variance of all the replicas'
-      examples together, each replica having seen equally many. Anything else that differs is still refused.
-    - `rank=r`: replica r's.
+    - `merge=True` pools the running statistics into those of all the replicas' examples together, of which each replica
+      has seen equally many: the mean of the means, and the mean of the variances plus the variance of the means.
+      Anything else that differs is still an error.
+    - `rank=r` takes the copy of replica r.
 
     **Raises:** `ValueError` naming the layers that differ, and by how much.
     """

@@ -100,7 +100,7 @@ def test_a_process_without_torch_loads_it_and_takes_a_training_step(saved):
 
 
 def test_a_program_is_json_and_comes_back_equal(model):
-    description = model._interop_model
+    description = model._interop.model
     text = json.dumps(encode_model(description), allow_nan=False)
     again = decode_model(json.loads(text))
     assert again == description
@@ -174,7 +174,7 @@ def test_a_changed_program_is_refused_or_is_the_same_program(model, saved):
             outcomes["refused"] += 1
             continue
         outcomes["equal"] += 1
-        assert encode_model(again._interop_model) == encode_model(model._interop_model)
+        assert encode_model(again._interop.model) == encode_model(model._interop.model)
         assert nnx.graphdef(again) == nnx.graphdef(model)
         for name, value in interop.state_dict(model).items():
             np.testing.assert_array_equal(interop.state_dict(again)[name], value)

@@ -92,7 +92,7 @@ def test_nothing_but_conditions_is_read(condition):
 
 @pytest.mark.parametrize("guard", ["__import__('os')", "unknown > 2"])
 def test_an_artifact_with_another_guard_is_refused(guard):
-    model = interop.from_torch(Branch(lambda n, h, w: n > 4), torch.ones(2, 4, 4))._interop_model
+    model = interop.from_torch(Branch(lambda n, h, w: n > 4), torch.ones(2, 4, 4))._interop.model
     changed = dataclasses.replace(model, eval=dataclasses.replace(model.eval, guards=(guard,)))
     with pytest.raises(ProgramError, match=r"condition on sizes|not about the inputs' sizes"):
         decode_model(encode_model(changed))

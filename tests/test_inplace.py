@@ -88,7 +88,7 @@ def test_values_and_gradients_are_pytorchs(function, monkeypatch):
         monkeypatch.setattr(ExportedProgram, "run_decompositions", None)
     module, x = Function(function), normal(4, 3, seed=1)
     model = interop.from_torch(module, x)
-    names = {node.operation for node in model._interop_model.train.nodes}
+    names = {node.operation for node in model._interop.model.train.nodes}
     assert not any(name.split(".")[1].endswith("_") for name in names)
 
     given = x.clone().requires_grad_()

@@ -71,27 +71,31 @@ def slope_at_the_limit(model):
     return np.asarray(jax.grad(lambda x: model(x).sum())(jnp.ones((2, 3))))[0, 0]
 
 
+def recorded_by(model, version):
+    return dataclasses.replace(model._interop, model=dataclasses.replace(model._interop.model, torch=version))
+
+
 def test_a_program_keeps_the_rules_of_the_torch_that_recorded_it(tmp_path):
     """clamp and fmax changed in 2.14: x.clamp(-1, 1) at 1, beside an equal number."""
     model = interop.from_torch(Limited().eval(), torch.zeros(2, 3))
-    assert model._interop_model.torch == torch.__version__
+    assert model._interop.model.torch == torch.__version__
     for version, slope in (("2.13.0", 1.0), ("2.14.0", 0.0), ("2.15.0", 0.0)):
-        model._interop_model = dataclasses.replace(model._interop_model, torch=version)
+        model._interop = recorded_by(model, version)
         interop.save(model, tmp_path / version)
         assert slope_at_the_limit(model) == slope_at_the_limit(interop.load(tmp_path / version)) == slope
 
 
 def test_a_program_of_before_versions_were_written_is_of_the_version_that_there_was(tmp_path):
     model = interop.from_torch(Limited(), torch.zeros(2, 3))
-    model._interop_model = dataclasses.replace(model._interop_model, torch="2.13.0")
+    model._interop = recorded_by(model, "2.13.0")
     interop.save(model, tmp_path)
     written = json.loads((tmp_path / "program.json").read_text())
     assert "torch" not in written["model"]["$Model"]  # so that its digest is what it was
-    assert interop.load(tmp_path)._interop_model.torch == "2.13.0"
+    assert interop.load(tmp_path)._interop.model.torch == "2.13.0"
 
 
 def test_a_program_of_no_version_is_refused():
-    model = interop.from_torch(Limited(), torch.zeros(2, 3))._interop_model
+    model = interop.from_torch(Limited(), torch.zeros(2, 3))._interop.model
     with pytest.raises(ProgramError, match="torch: expected a version"):
         decode_model(encode_model(dataclasses.replace(model, torch="newest")))
 

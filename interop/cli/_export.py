@@ -28,7 +28,7 @@ def export(
       jaxnorm export resnet50 last.pth.tar --layout timm
     """
     model = artifact.load(directory)
-    metadata = {"arch": model._interop_model.name} if layout == "timm" else {}
+    metadata = {"arch": model._interop.model.name} if layout == "timm" else {}
     save_checkpoint(out, model, metadata, layout=layout)
-    entries = [entry for entry in model._interop_model.entries if entry.persistent]
-    print(f"{out}: {len(entries)} arrays of {model._interop_model.name}")
+    entries = [entry for entry in model._interop.model.entries if entry.persistent]
+    print(f"{out}: {len(entries)} arrays of {model._interop.model.name}")

@@ -57,7 +57,7 @@ def import_(
     sizes = input_shapes(module, shapes or [])
     imported = from_torch(module, *(torch.zeros(size) for size in sizes), dynamic_dims=dims)
     artifact.save(imported, out)
-    described = imported._interop_model
+    described = imported._interop.model
     origin = "its initial weights (no --weights)" if weights is None else weights
     counts = f"{len(described.entries)} arrays, {len(described.batch_norms)} BatchNorm layers"
     print(f"{model}: {counts}, from {origin}")

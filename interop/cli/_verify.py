@@ -65,7 +65,7 @@ def verify(
         [(mode, what, f"{n:,}", f"{largest:.2g}", f"{relative:.2g}") for mode, what, n, largest, relative in rows],
         left=2,
     )
-    if left_out := draws.uncovered(imported._interop_model.train):
+    if left_out := draws.uncovered(imported._interop.model.train):
         print(f"\nnot compared in train mode, whose draws differ: {', '.join(left_out)}")
     worst = max((row[4] for row in rows), default=0.0)
     passed = all(row[4] <= limit for row in rows)
@@ -77,11 +77,11 @@ def _compare(
     torch: Any, module: Any, imported: Any, inputs: list[np.ndarray]
 ) -> Iterator[tuple[str, str, int, float, float]]:
     """(mode, what, values, largest difference, relative difference) of everything that is compared."""
-    for mode in ("eval",) if draws.uncovered(imported._interop_model.train) else ("eval", "train"):
+    for mode in ("eval",) if draws.uncovered(imported._interop.model.train) else ("eval", "train"):
         theirs, ours = copy.deepcopy(module), nnx.clone(imported)
         getattr(theirs, mode)()
         getattr(ours, mode)()
-        for layer in imported._interop_model.batch_norms:
+        for layer in imported._interop.model.batch_norms:
             if layer.frozen:
                 theirs.get_submodule(layer.path).eval()
         with torch.no_grad(), draws.same_draws(torch):

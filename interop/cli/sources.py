@@ -32,7 +32,7 @@ def open_source(name: str, which: str | None = None) -> Source:
         if which is not None:
             raise ValueError(f"{name}: a saved model has one state; --which is for checkpoints")
         model = artifact.load(path)
-        described = model._interop_model
+        described = model._interop.model
         metadata = {"model": described.name, "nodes": len(described.eval.nodes)}
         return Source(name, "saved model", state_dict(model), metadata, model)
     checkpoint = load_checkpoint(name, which)

@@ -1,6 +1,6 @@
 """A checkpoint in several files with an index (`model.safetensors.index.json`, `pytorch_model.bin.index.json`).
 
-The index is `{"metadata": {...}, "weight_map": {name: file}}`, the layout of Hugging Face's libraries.
+The index is `{"metadata": {...}, "weight_map": {name: file}}`, as Hugging Face's libraries write it.
 """
 
 import contextlib

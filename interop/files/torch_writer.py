@@ -1,7 +1,7 @@
 """Files of torch.save, written without torch: `torch.load(path, weights_only=True)` gives the tensors back.
 
-The layout is that of torch/serialization.py, `_save`: a zip archive, uncompressed, with a pickle of protocol 2 and one
-member for each storage, each beginning at a multiple of 64 bytes so that it can be mapped.
+Their structure is that of torch/serialization.py, `_save`: a zip archive, uncompressed, with a pickle of protocol 2
+and one member for each storage, each beginning at a multiple of 64 bytes so that it can be mapped.
 """
 
 import io

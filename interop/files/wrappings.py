@@ -1,6 +1,6 @@
 """From what a file holds to one state dict: training checkpoints, pickled models, prefixes of wrappers.
 
-| written by | layout |
+| written by | what the file holds |
 |---|---|
 | `torch.save(model.state_dict())` | the state dict itself |
 | timm, `CheckpointSaver` | `state_dict`, `state_dict_ema`, `optimizer`, `epoch`, `arch`, `args`, ... |
@@ -263,9 +263,9 @@ def is_average(name: str) -> bool:
 def _choices(value: Any, depth: int = 0) -> dict[str, Any]:
     """All state dicts in the value, by their keys joined with '/'; the name is empty if it is one itself.
 
-    A mapping that holds state dicts is none itself, whatever tensors lie beside them (the best loss, a GAN's noise),
-    unless the names of its arrays have dots, as those of modules in modules have, or it alone holds arrays. What a
-    module keeps as `_extra_state` may be any mapping and is no state dict.
+    A mapping that holds state dicts is not one itself: tensors beside them are other things, such as the best loss. It
+    is one after all where the names of its own arrays have dots, as those of modules in modules do, or where it holds
+    arrays and the mappings in it only single numbers. A module's `_extra_state` is never a state dict.
     """
     items = _as_dict(value)
     found: dict[str, Any] = {}

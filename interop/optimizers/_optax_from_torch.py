@@ -27,7 +27,7 @@ def optax_from_torch(
     layouts: Layouts | None = None,
     inputs: Inputs = None,
 ) -> optax.GradientTransformation:
-    """The optax chain that takes the same steps as a torch optimizer.
+    """An optax chain that updates the parameters exactly as the torch optimizer would.
 
     ```python
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)

@@ -47,7 +47,7 @@ def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
     document = {
         **encode_model(description),
         "training": not model.deterministic,
-        "compute_dtype": None if model._interop_dtype is None else model._interop_dtype.name,
+        "compute_dtype": None if (dtype := model._interop.compute_dtype) is None else dtype.name,
     }
     safetensors_file.write(path / _ARRAYS, arrays, {"format": "pt", "digest": description.digest}, share=False)
     with replacing(path / _PROGRAM) as temporary:
@@ -77,7 +77,7 @@ def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> Tra
 
 def _current(module: TracedModule) -> Model:
     """The model's description with the flags, shapes and dtypes of now."""
-    model: Model = module._interop_model
+    model: Model = module._interop.model
 
     def entry(e: Any) -> Any:
         value = to_numpy(variable(module, e.name))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,6 +35,16 @@ class Layer(nnx.Module):
 
     Holds variables and layers under PyTorch's names. It runs as part of the whole model only.
     """
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What a traced module has besides its tree and its random stream."""
+
+    model: Model
+    compute_dtype: np.dtype[Any] | None  # None: that of each array
+    recompute: tuple[str, ...] = ()  # patterns of the layers that the backward pass computes again
+    policy: Callable[..., Any] | None = None  # what is kept of them all the same
 
 
 class TracedModule(Layer):
@@ -68,11 +79,8 @@ class TracedModule(Layer):
         # A model that is itself a BatchNorm layer is not an `nnx.BatchNorm`: the graph has all that it does.
         model = dataclasses.replace(model, batch_norms=tuple(layer for layer in model.batch_norms if layer.path))
         self.deterministic = not training
-        self._interop_model = model
+        self._interop = Recorded(model, None if compute_dtype is None else jnp.dtype(compute_dtype))
         self._interop_rngs = nnx.Rngs(0) if rngs is None else rngs
-        self._interop_dtype = None if compute_dtype is None else jnp.dtype(compute_dtype)
-        self._interop_checkpoint: tuple[str, ...] = ()
-        self._interop_policy: Any = None
         _build(self, model, arrays)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,30 +104,33 @@ class TracedModule(Layer):
             if isinstance(layer, TracedBatchNorm) and layer.frozen:
                 layer.use_running_average = True
 
-    def checkpoint(self, *patterns: str, policy: Any = None) -> None:
+    def checkpoint(self, *patterns: str, policy: Callable[..., Any] | None = None) -> None:
         """Layers whose insides are not kept for the backward pass but computed again, by `jax.checkpoint`.
 
-            model.checkpoint("layer1.*", "layer2.*")         # each block by itself
-            model.checkpoint("layer?", policy=jax.checkpoint_policies.dots_saveable)
+            model.checkpoint(r"layer[12]\.\d+")              # each block of two stages by itself
+            model.checkpoint(r"layer\d", policy=jax.checkpoint_policies.dots_saveable)
             model.checkpoint()                               # none
 
         Args:
-            patterns: paths of layers, or patterns of them as of file names; inside a layer that matches, others make
-                no difference.
+            patterns: regular expressions that match the whole path of a layer, as in `layouts=`. Inside a layer that
+                matches, others make no difference.
             policy: what is kept all the same; see `jax.checkpoint_policies`.
 
         Raises:
-            ValueError: for patterns that match no layer, all at once.
+            ValueError: for what is no regular expression, and for patterns that match no layer, all at once.
         """
-        paths = list(self._interop_model.modules)
-        unknown = [pattern for pattern in patterns if not any(matches(path, [pattern]) for path in paths)]
+        paths = list(self._interop.model.modules)
+        try:
+            unknown = [pattern for pattern in patterns if not any(matches(path, [pattern]) for path in paths)]
+        except re.error as error:
+            raise ValueError(f"{error.pattern!r} is no regular expression of layers' paths: {error}") from error
         if unknown:
             shown = ", ".join(repr(path) for path in paths if path and "." not in path)
             raise ValueError(f"no layer's path matches {unknown}; the model's own layers are {shown}")
-        self._interop_checkpoint, self._interop_policy = tuple(patterns), policy
+        self._interop = dataclasses.replace(self._interop, recompute=tuple(patterns), policy=policy)
 
     def _program(self) -> Program:
-        model: Model = self._interop_model
+        model: Model = self._interop.model
         return model.eval if self.deterministic else model.train
 
 

@@ -17,7 +17,7 @@ from interop.program.nodes import Model, Program
 from interop.program.operations import BATCH_NORM
 from interop.running.evaluate import Context, computing, evaluate, place, resolved
 from interop.running.places import module_at, variable
-from interop.running.segments import checkpointed, segments
+from interop.running.segments import recomputed, segments
 from jaxnorm.nnx import write
 
 
@@ -48,7 +48,8 @@ def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
 
     `root` is a `interop.running.module.TracedModule`.
     """
-    dtype = root._interop_dtype
+    recorded = root._interop
+    dtype = recorded.compute_dtype
     read: dict[str, Any] = {}
 
     def state(name: str) -> Any:
@@ -56,13 +57,13 @@ def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
             read[name] = computing(variable(root, name)[...], dtype)
         return read[name]
 
-    context = Context(program, state, functools.partial(module_at, root), _keys(root), dtype, root._interop_model.torch)
+    context = Context(program, state, functools.partial(module_at, root), _keys(root), dtype, recorded.model.torch)
     values: dict[str, Any] = {name: computing(x, dtype) for name, x in inputs.items()}
-    for part, recomputed in segments(program, root._interop_checkpoint):
-        if recomputed:
-            checkpointed(part, values, context, root._interop_policy)
+    for part, again in segments(program, recorded.recompute):
+        if again:
+            recomputed(part, values, context, recorded.policy)
         for index in part:
-            if not recomputed:
+            if not again:
                 node = program.nodes[index]
                 values[node.name] = evaluate(node, values, context)
             for name in program.last_use.get(index, ()):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -40,11 +40,11 @@ def _above(path: str) -> list[str]:
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Whether the path of a module is meant."""
-    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+    """Whether a pattern matches the whole path of a module."""
+    return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
-def checkpointed(part: range, values: dict[str, Any], context: Context, policy: Any) -> None:
+def recomputed(part: range, values: dict[str, Any], context: Context, policy: Any) -> None:
     """Evaluates the nodes of `part` under jax.checkpoint; puts into `values` what others read of them.
 
     What the nodes read and write goes in and out as arguments and results: values, state, BatchNorm layers, keys.

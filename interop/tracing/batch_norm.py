@@ -1,10 +1,12 @@
-"""BatchNorm layers as single nodes of a traced graph: `jaxnorm.batch_norm(x, path)`.
+"""A traced model's BatchNorm layers become `jaxnorm.nnx.BatchNorm` layers, so that they can be synchronised.
 
-While a module is traced, the forward of PyTorch's own BatchNorm layers emits the node in place of its arithmetic; a
-layer that brings a forward of its own (timm's BatchNormAct2d, say) keeps it, and the call of `F.batch_norm` inside it
-emits the node. Counters, `momentum=None`, process groups and the choice between batch and running statistics stay out
-of the graph, and belong to the `jaxnorm.nnx.BatchNorm` module that the node calls. `F.batch_norm` called elsewhere is
-traced like any function, and so is a layer that does more than its node says.
+Each call of such a layer is one node of the graph, `jaxnorm.batch_norm(x, path)`, which stands for the layer at that
+path. The layer decides the rest: batch or running statistics, counters, `momentum=None`, process groups.
+
+- PyTorch's own BatchNorm classes: their forward is replaced by the node while a module is traced.
+- A layer with a forward of its own (timm's BatchNormAct2d, say): that forward is traced, and the `F.batch_norm` in it
+  becomes the node.
+- `F.batch_norm` called elsewhere, and a layer that does more than its node would: traced like any function.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ class Cell:
     Both sides have the gates in the same order: i, f, g, o, and r, z, n. The weights are exact in both directions.
 
     PyTorch adds two biases to each gate, `bias_ih + bias_hh`; Flax has one, since one says as much. On the way in it is
-    their sum. On the way home it is in the entry of the side where Flax has it (LSTM: `bias_hh`; GRU and simple cells:
+    their sum. In the export it is in the entry of the side where Flax has it (LSTM: `bias_hh`; GRU and simple cells:
     `bias_ih`) and the other one is 0: how a sum was split before is nowhere kept, and nothing depends on it. So Flax ->
     PyTorch -> Flax is exact bit for bit, and PyTorch -> Flax -> PyTorch for biases that have been to Flax once.
 
