@@ -105,7 +105,7 @@ class TracedModule(Layer):
                 layer.use_running_average = True
 
     def checkpoint(self, *patterns: str, policy: Callable[..., Any] | None = None) -> None:
-        """Layers whose insides are not kept for the backward pass but computed again, by `jax.checkpoint`.
+        r"""Layers whose insides are not kept for the backward pass but computed again, by `jax.checkpoint`.
 
             model.checkpoint(r"layer[12]\.\d+")              # each block of two stages by itself
             model.checkpoint(r"layer\d", policy=jax.checkpoint_policies.dots_saveable)
