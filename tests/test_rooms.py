@@ -17,8 +17,8 @@ USES = {
     "tracing": {"program", "ops"},
     "files": set(),
     "running": {"program", "ops", "files"},
-    "weights": {"files"},
-    "optimizers": {"weights"},
+    "weights": {"program", "files"},
+    "optimizers": {"program", "weights"},
     "linting": {"files", "weights"},
     "cli": {"the door", "program", "ops", "running", "tracing", "files", "weights", "optimizers", "linting"},
 }

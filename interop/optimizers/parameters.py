@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from interop.running.module import TracedModule
+from interop.program.recorded import model_of
 from interop.weights import nnx_tree as layers
 from interop.weights._state_dict import load_state_dict, opened, state_dict
 from interop.weights.linen_observe import Inputs
@@ -126,7 +126,7 @@ class Parameters:
     def _names_in_order(self, groups: Sequence[Mapping[str, Any]]) -> list[str]:
         if all(g.get("param_names") for g in groups):
             return [name for g in groups for name in g["param_names"]]
-        if len(groups) == 1 and isinstance(self._state.model(), TracedModule):  # its order is PyTorch's
+        if len(groups) == 1 and model_of(self._state.model()) is not None:  # its order is PyTorch's
             return self.names
         raise ValueError(
             "whose parameters are these? Give names=: the torch module, or their names in the order in which the "

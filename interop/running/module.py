@@ -19,6 +19,7 @@ from flax import nnx
 
 from interop.conventions import FLAX_NAMES
 from interop.program.nodes import Entry, Model, Program
+from interop.program.recorded import Recorded
 from interop.running.arguments import bind
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.run import run, unsupported
@@ -35,16 +36,6 @@ class Layer(nnx.Module):
 
     Holds variables and layers under PyTorch's names. It runs as part of the whole model only.
     """
-
-
-@dataclasses.dataclass(frozen=True)
-class Recorded:
-    """What a traced module has besides its tree and its random stream."""
-
-    model: Model
-    compute_dtype: np.dtype[Any] | None  # None: that of each array
-    recompute: tuple[str, ...] = ()  # patterns of the layers that the backward pass computes again
-    policy: Callable[..., Any] | None = None  # what is kept of them all the same
 
 
 class TracedModule(Layer):

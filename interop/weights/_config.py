@@ -18,7 +18,7 @@ from flax import linen, nnx
 
 from interop.conventions import Momentum, flax_momentum
 from interop.files.checkpoint import Checkpoint
-from interop.running.module import TracedModule
+from interop.program.recorded import model_of
 from interop.weights._state_dict import opened
 from interop.weights.kinds import Settings, settings_of
 from interop.weights.linen_observe import Inputs
@@ -153,8 +153,8 @@ def _layers(model: Any, inputs: Inputs) -> dict[Path, tuple[Any, Settings]]:
     """The layers that have settings, by their paths, and NNX's layers themselves."""
     if isinstance(model, nnx.Module):
         found = {path: (node, settings_of(node)) for path, node in nodes(model)}
-        if found[()][1] is None and isinstance(model, TracedModule):
-            found[()] = (model, {"kind": "Module", "training": not model.deterministic})
+        if found[()][1] is None and model_of(model) is not None:
+            found[()] = (model, {"kind": "Module", "training": not getattr(model, "deterministic", True)})
         return {path: (node, settings) for path, (node, settings) in found.items() if settings is not None}
     if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], linen.Module):
         return {path: (None, settings) for path, settings in linen_settings(*model, inputs).items()}

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen, nnx
 
 from interop.arrays import to_numpy
-from interop.running.module import TracedModule
+from interop.program.recorded import model_of
 from interop.weights import nnx_tree as layers
 from interop.weights.linen_observe import Inputs
 from interop.weights.linen_tree import linen_tree
@@ -55,10 +55,10 @@ def state_dict(
     found: dict[str, np.ndarray] = {}
     for part in parts:
         found |= {names[entry]: value for entry, value in zip(part.entries, part.read(), strict=True)}
-    model = target.model() if isinstance(target, TrainState) else target
-    if not isinstance(model, TracedModule):
+    imported = model_of(target.model() if isinstance(target, TrainState) else target)
+    if imported is None:
         return found
-    order = {entry.name: index for index, entry in enumerate(model._interop.model.entries)}
+    order = {entry.name: index for index, entry in enumerate(imported.entries)}
     back = {new: old for old, new in names.items()}
     return dict(sorted(found.items(), key=lambda item: order.get(back[item[0]], len(order))))
 

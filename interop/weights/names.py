@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from interop.conventions import TORCH_NAMES
-from interop.running.module import TracedModule
+from interop.program.recorded import model_of
 from interop.variables import Constant, to_numpy
 from interop.weights.kinds import layout_of
 from interop.weights.layouts import Layout
@@ -55,8 +55,8 @@ def nnx_tree(model: nnx.Module) -> Tree:
             variables[key].set_value(on_device(value, variables[key].get_value()))
         return model
 
-    name = model._interop.model.name if isinstance(model, TracedModule) else type(model).__name__
-    return Tree(name, slots, rules, write)
+    imported = model_of(model)
+    return Tree(type(model).__name__ if imported is None else imported.name, slots, rules, write)
 
 
 def on_device(value: np.ndarray, like: Any) -> jax.Array:
