@@ -216,13 +216,12 @@ def test_every_gradient_of_yolov8n_is_ultralytics(float64):
     loss, _ = their_loss(module)(module(image), their_batch(batch, 64))
     (loss.sum() / 3).backward()
     assert relative(metrics["loss"], loss.sum().item() / 3) < 1e-12
-    ours = interop.state_dict(after.model())
+    before, ours = interop.state_dict(model), interop.state_dict(after.model())
     for name, parameter in module.named_parameters():
         if parameter.grad is None:  # of the distribution's integers, a constant
             assert not parameter.requires_grad
             continue
-        before = interop.state_dict(model)[name]
-        assert relative((before - ours[name]) / rate, parameter.grad) < 1e-9, name
+        assert relative((before[name] - ours[name]) / rate, parameter.grad) < 1e-9, name
     for name, buffer in module.named_buffers():
         assert relative(ours[name], buffer) < 1e-12, name
 
