@@ -1,5 +1,6 @@
 """What holds for every test: eight virtual CPU devices, float64, full precision, a torchvision that imports."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -40,3 +41,9 @@ settings.load_profile("jaxnorm")
 def same_weights():
     """PyTorch's layers start with the same weights in every run, whichever tests came before."""
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays for good: the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
