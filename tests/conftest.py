@@ -44,6 +44,8 @@ def same_weights():
 
 
 def pytest_collection_finish():
-    """What is imported by now stays for good: the garbage collector need not walk through it again and again."""
+    """What is imported by now, and what JAX and PyTorch keep of each compilation, stays for good: the garbage collector
+    need not walk through it again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 10, 100)

@@ -312,13 +312,13 @@ def test_the_way_home(small, tmp_path, capsys):
         averaged, {**interop.state_dict(averaged), **{n: b + 2 for n, b in bias.items() if "cv3" in n}}
     )
     predictions, _ = evaluate(averaged)
-    yolo.go_home(averaged, predictions, tests, options, SMALL)
+    yolo.export_to_torch(averaged, predictions, tests, options, SMALL)
     assert "finds the same" in capsys.readouterr().out
     assert sum(len(found) for found in yolo.detections(predictions, yolo.CONFIDENCE)) > 0
     assert interop.load_checkpoint(tmp_path / "yolo.pt").keys() == interop.state_dict(averaged).keys()
     assert (tmp_path / "yolo.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="different objects"):
-        yolo.go_home(averaged, predictions[::-1].copy(), tests, options, SMALL)
+        yolo.export_to_torch(averaged, predictions[::-1].copy(), tests, options, SMALL)
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--image-size", "80"], ["--image-size", "32"]])
