@@ -64,6 +64,8 @@ def check(name, *args, gradients=True, tolerance=1e-12, dtypes=True, **kwargs):
         torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape) if y.requires_grad else None for y in expected
     ]
     backward = gradients and bool(differentiable) and any(w is not None for w in weights)
+    if any(type(y.grad_fn).__name__ == "NotImplemented" for y in expected):  # this PyTorch has no derivative of it
+        backward = False
 
     def run_and_derive(*values):
         found, derive = jax.vjp(run, *values) if backward else (run(*values), None)

@@ -177,13 +177,30 @@ def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> Any:
         return div(x, y)
     x, y = promoted(x, y)
     if rounding_mode == "floor":
-        return jnp.floor_divide(x, y)
+        return _whole_quotient(x, y)
     return lax.div(*jnp.broadcast_arrays(x, y)) if is_integer(x.dtype) else jnp.trunc(x / y)
 
 
 @register("aten.floor_divide.default", "aten.floor_divide.Scalar", layout="elementwise")
 def floor_divide(x: Any, y: Any) -> Any:
-    return jnp.floor_divide(*promoted(x, y))
+    return _whole_quotient(*promoted(x, y))
+
+
+def _whole_quotient(x: Any, y: Any) -> Any:
+    """x / y rounded down, from the remainder, as PyTorch computes it (c10/util/generic_math.h, div_floor_floating).
+
+    Infinite or no number where y is 0, which differs between versions of `jnp.floor_divide`. No derivative.
+    """
+    if not is_inexact(x.dtype):
+        return jnp.floor_divide(x, y)
+    x, y = lax.stop_gradient(jnp.broadcast_arrays(x, y))
+    rest = lax.rem(x, y)
+    quotient = (x - rest) / y
+    quotient = jnp.where((rest != 0) & ((y < 0) != (rest < 0)), quotient - 1, quotient)
+    whole = jnp.floor(quotient)
+    whole = jnp.where(quotient - whole > 0.5, whole + 1, whole)
+    whole = jnp.where(quotient == 0, jnp.copysign(0.0, x / y).astype(x.dtype), whole)
+    return jnp.where(y == 0, x / y, whole)
 
 
 @register("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor", layout="elementwise")
