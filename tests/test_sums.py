@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnorm
+from interop.program.versions import release
 from jaxnorm.sums import two_sums
 
 
@@ -52,6 +53,7 @@ def test_only_a_cpu_takes_them_in_steps(platform):
     assert not re.search(of_pairs, lowered(platform))
 
 
+@pytest.mark.skipif(release(jax.__version__) < (0, 10, 2), reason="older compilers join other passes of both layers")
 @pytest.mark.parametrize("mode", ["forward", "forward and backward"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(16, 28, 28, 32), (1, 40, 40, 16), (6, 15, 15, 32)])
