@@ -5,37 +5,35 @@ Their derivatives at the corners are PyTorch's: 0 at the corner of relu, hardtan
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
-from interop.ops.dtypes import as_array
+from interop.ops.dtypes import Number, as_array
 from interop.ops.layout import Tensor, array_of, axis_of, laid, order_of, plain
 from interop.ops.registry import register
 
 
 @register("aten.relu.default", "aten.relu_.default", layout="elementwise")
-def relu(x: Any) -> Any:
+def relu(x: Array) -> Array:
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
 @register("aten.hardtanh.default", "aten.hardtanh_.default", layout="elementwise")
-def hardtanh(x: Any, min_val: Any = -1, max_val: Any = 1) -> Any:
+def hardtanh(x: Array, min_val: Number = -1, max_val: Number = 1) -> Array:
     """x between min_val and max_val; the derivative is 0 at both (torch: hardtanh_backward)."""
     low, high = jnp.asarray(min_val, x.dtype), jnp.asarray(max_val, x.dtype)
     return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
 
 
 @register("aten.relu6.default", layout="elementwise")
-def relu6(x: Any) -> Any:
+def relu6(x: Array) -> Array:
     return hardtanh(x, 0, 6)
 
 
 @register("aten.hardsigmoid.default", layout="elementwise")
-def hardsigmoid(x: Any) -> Any:
+def hardsigmoid(x: Array) -> Array:
     """relu6(x + 3) / 6.
 
     The derivative is 0 at -3 and 3, and between them 1 / 6 in single precision, as PyTorch has it for float64 too
@@ -45,31 +43,31 @@ def hardsigmoid(x: Any) -> Any:
 
 
 @jax.custom_jvp
-def _hardsigmoid(x: Any) -> Any:
+def _hardsigmoid(x: Array) -> Array:
     return hardtanh(x + 3, 0, 6) / 6
 
 
 @_hardsigmoid.defjvp
-def _hardsigmoid_jvp(primals: Any, tangents: Any) -> Any:
+def _hardsigmoid_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
     slope = jnp.asarray(float(np.float32(1 / 6)), x.dtype)
     return _hardsigmoid(x), jnp.where((x > -3) & (x < 3), tangent * slope, jnp.zeros((), x.dtype))
 
 
 @register("aten.hardswish.default", "aten.hardswish_.default", layout="elementwise")
-def hardswish(x: Any) -> Any:
+def hardswish(x: Array) -> Array:
     """x relu6(x + 3) / 6; the derivative is 0 at -3 and 1 at 3 (torch: hardswish_backward)."""
     inside = x * (x + 3) / 6
     return jnp.where(x <= -3, jnp.zeros((), x.dtype), jnp.where(x < 3, inside, x))
 
 
 @register("aten.leaky_relu.default", layout="elementwise")
-def leaky_relu(x: Any, negative_slope: Any = 0.01) -> Any:
+def leaky_relu(x: Array, negative_slope: Number = 0.01) -> Array:
     return jnp.where(x > 0, x, x * negative_slope)
 
 
 @register("aten.prelu.default", "aten._prelu_kernel.default", layout="aware")
-def prelu(x: Tensor, weight: Any) -> Tensor:
+def prelu(x: Tensor, weight: Tensor) -> Tensor:
     """x where positive, weight x elsewhere; one weight, or one for each channel (dimension 1)."""
     weight = plain(weight)
     array = array_of(x)
@@ -83,23 +81,23 @@ def prelu(x: Tensor, weight: Any) -> Tensor:
 
 
 @register("aten.elu.default", layout="elementwise")
-def elu(x: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Any:
+def elu(x: Array, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> Array:
     negative = jnp.where(x > 0, jnp.zeros((), x.dtype), x) * input_scale
     return scale * jnp.where(x > 0, x, alpha * jnp.expm1(negative))
 
 
 @register("aten.selu.default", layout="elementwise")
-def selu(x: Any) -> Any:
+def selu(x: Array) -> Array:
     return elu(x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946)
 
 
 @register("aten.celu.default", layout="elementwise")
-def celu(x: Any, alpha: Any = 1.0) -> Any:
+def celu(x: Array, alpha: Number = 1.0) -> Array:
     return elu(x, alpha, 1, 1 / alpha)
 
 
 @register("aten.gelu.default", layout="elementwise")
-def gelu(x: Any, *, approximate: str = "none") -> Any:
+def gelu(x: Array, *, approximate: str = "none") -> Array:
     """x Phi(x), or its approximation by tanh."""
     if approximate == "tanh":
         return jax.nn.gelu(x, approximate=True)
@@ -107,17 +105,17 @@ def gelu(x: Any, *, approximate: str = "none") -> Any:
 
 
 @register("aten.silu.default", "aten.silu_.default", layout="elementwise")
-def silu(x: Any) -> Any:
+def silu(x: Array) -> Array:
     return x * jax.nn.sigmoid(x)
 
 
 @register("aten.mish.default", layout="elementwise")
-def mish(x: Any) -> Any:
+def mish(x: Array) -> Array:
     return x * jnp.tanh(jax.nn.softplus(x))
 
 
 @register("aten.softplus.default", layout="elementwise")
-def softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
+def softplus(x: Array, beta: Number = 1, threshold: Number = 20) -> Array:
     """log(1 + exp(beta x)) / beta, and x itself where beta x > threshold."""
     scaled = x * beta
     inside = jnp.where(scaled > threshold, jnp.zeros((), x.dtype), scaled)
@@ -125,27 +123,27 @@ def softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
 
 
 @register("aten.log_sigmoid.default", layout="elementwise")
-def log_sigmoid(x: Any) -> Any:
+def log_sigmoid(x: Array) -> Array:
     return -jax.nn.softplus(-x)
 
 
 @register("aten.log_sigmoid_forward.default", layout="elementwise")
-def log_sigmoid_forward(x: Any) -> Any:
+def log_sigmoid_forward(x: Array) -> tuple[Array, Array]:
     return log_sigmoid(x), jnp.exp(-jnp.abs(x))
 
 
 @register("aten.hardshrink.default", layout="elementwise")
-def hardshrink(x: Any, lambd: Any = 0.5) -> Any:
+def hardshrink(x: Array, lambd: Number = 0.5) -> Array:
     return jnp.where((x >= -lambd) & (x <= lambd), jnp.zeros((), x.dtype), x)
 
 
 @register("aten.softshrink.default", layout="elementwise")
-def softshrink(x: Any, lambd: Any = 0.5) -> Any:
+def softshrink(x: Array, lambd: Number = 0.5) -> Array:
     return jnp.where(x > lambd, x - lambd, jnp.where(x < -lambd, x + lambd, jnp.zeros((), x.dtype)))
 
 
 @register("aten.threshold.default", layout="elementwise")
-def threshold(x: Any, threshold: Any, value: Any) -> Any:
+def threshold(x: Array, threshold: Number, value: Number) -> Array:
     return jnp.where(x <= threshold, as_array(value, x.dtype), x)
 
 

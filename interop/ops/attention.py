@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from interop.ops.random import kept
 from interop.ops.registry import register
@@ -14,9 +14,9 @@ from interop.ops.registry import register
 
 @register("aten.scaled_dot_product_attention.default", random=True)
 def scaled_dot_product_attention(
-    query: Any, key_: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, *,
-    scale: float | None = None, enable_gqa: bool = False, key: Any,
-) -> Any:  # fmt: skip
+    query: Array, key_: Array, value: Array, attn_mask: Array | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False, key: Array,
+) -> Array:  # fmt: skip
     """softmax(scale q k^T + mask) v over the last two dimensions; scale defaults to 1 / sqrt(d).
 
     A row that the mask closes wholly gives zeros (aten/src/ATen/native/transformers/attention.cpp, _safe_softmax).

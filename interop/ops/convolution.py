@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,11 @@ from jax.custom_derivatives import SymbolicZero
 from interop.ops.layout import Tensor, arranged, channels_last, laid, plain
 from interop.ops.registry import register
 
-Padding = list[tuple[int, int]]
+Padding = Sequence[tuple[int, int]]
+PerDim = int | list[int] | tuple[int, ...]  # one number for all dimensions, or one for each
 
 
-def per_dim(value: Any, count: int) -> tuple[int, ...]:
+def per_dim(value: PerDim, count: int) -> tuple[int, ...]:
     """One number for each of `count` dimensions: PyTorch takes a number, or a list of one, for all of them."""
     if isinstance(value, (list, tuple)):
         return tuple(value) * count if len(value) == 1 else tuple(value)
@@ -41,10 +42,10 @@ def per_dim(value: Any, count: int) -> tuple[int, ...]:
 def conv(
     input: Tensor,
     weight: Tensor,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    bias: Tensor | None = None,
+    stride: PerDim = 1,
+    padding: PerDim | Literal["valid", "same"] = 0,
+    dilation: PerDim = 1,
     groups: int = 1,
 ) -> Tensor:
     """torch.nn.functional.conv1d, conv2d and conv3d; an input without a batch dimension is taken as one example."""
@@ -67,7 +68,7 @@ def _same_type(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x.astype(dtype), weight.astype(dtype)
 
 
-def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> Padding:
+def _padding(padding: PerDim | Literal["valid", "same"], kernel: Sequence[int], dilation: Sequence[int]) -> Padding:
     if padding == "valid":
         padding = 0
     if padding == "same":  # the odd one to the right, as aten/src/ATen/native/Convolution.cpp (_convolution_same)
@@ -102,13 +103,22 @@ def _convolution(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def _grouped(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: Any, groups: int) -> jax.Array:
+def _grouped(
+    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
+) -> jax.Array:
     """Derivatives keep the input as it is, not cut into windows: those are as many times larger as the kernel is."""
     formulation = _shifted if weight.shape[1] == 1 else _gathered
     return formulation(x, weight, stride, pads, dilation, groups)
 
 
-def _grouped_jvp(stride: Any, pads: Any, dilation: Any, groups: int, primals: Any, tangents: Any) -> Any:
+def _grouped_jvp(
+    stride: tuple[int, ...],
+    pads: Padding,
+    dilation: tuple[int, ...],
+    groups: int,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array | SymbolicZero, jax.Array | SymbolicZero],
+) -> tuple[jax.Array, jax.Array]:
     (x, weight), (dx, dweight) = primals, tangents
     how = stride, pads, dilation, groups
     y, dy = _grouped(x, weight, *how), None
@@ -124,7 +134,7 @@ _grouped.defjvp(_grouped_jvp, symbolic_zeros=True)
 
 
 def _grouped_input(
-    x: jax.Array, kernel: Sequence[int], stride: Sequence[int], pads: Any, dilation: Sequence[int], groups: int
+    x: jax.Array, kernel: Sequence[int], stride: Sequence[int], pads: Padding, dilation: Sequence[int], groups: int
 ) -> tuple[jax.Array, list[int]]:
     """The padded input (N, in..., groups, C / groups), and the sizes of the result."""
     x = jnp.pad(x, [(0, 0), *pads, (0, 0)]) if any(map(any, pads)) else x
@@ -134,8 +144,8 @@ def _grouped_input(
 
 
 def cut_windows(
-    x: jax.Array, kernel: Sequence[int], stride: Sequence[int], pads: Any, dilation: Sequence[int], groups: int
-) -> Any:
+    x: jax.Array, kernel: Sequence[int], stride: Sequence[int], pads: Padding, dilation: Sequence[int], groups: int
+) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
     """For each position in the kernel: its index, and what the kernel sees there, (N, out..., groups, C / groups)."""
     x, out = _grouped_input(x, kernel, stride, pads, dilation, groups)
     for index in itertools.product(*map(range, kernel)):
@@ -144,7 +154,9 @@ def cut_windows(
         yield index, lax.slice(x, (0, *start, 0, 0), (x.shape[0], *stop, *x.shape[-2:]), (1, *stride, 1, 1))
 
 
-def _shifted(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: Any, groups: int) -> jax.Array:
+def _shifted(
+    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
+) -> jax.Array:
     """One input channel for each group.
 
     A sum of shifted inputs, each times one number of the kernel for each channel.
@@ -162,7 +174,9 @@ def _taps(weight: jax.Array, groups: int) -> jax.Array:
     return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).transpose(3, 0, 2, 1)
 
 
-def _gathered(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: Any, groups: int) -> jax.Array:
+def _gathered(
+    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
+) -> jax.Array:
     """What the kernel sees, gathered, times the kernel: one matrix product for each group, all in one batch."""
     seen = [piece for _, piece in cut_windows(x, weight.shape[2:], stride, pads, dilation, groups)]
     columns = jnp.stack(seen, axis=-2)  # N, out..., groups, taps, C / groups
@@ -173,7 +187,9 @@ def _gathered(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation:
     return result.transpose(1, 0, 2).reshape(*lead, weight.shape[0])
 
 
-def _by_tap(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: Any, groups: int) -> jax.Array:
+def _by_tap(
+    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
+) -> jax.Array:
     """The same, one position in the kernel after the other, in a loop.
 
     Its transpose, the kernel's gradient, cuts one window at a time. XLA would cut all of them as soon as the input is
@@ -184,7 +200,7 @@ def _by_tap(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: A
     size = (x.shape[0], *((n - 1) * s + 1 for n, s in zip(out, stride, strict=True)), *x.shape[-2:])
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def term(start: Any, tap: jax.Array) -> jax.Array:
+    def term(start: jax.Array, tap: jax.Array) -> jax.Array:
         seen = lax.dynamic_slice(x, start, size)
         seen = lax.slice(seen, [0] * x.ndim, size, (1, *stride, 1, 1))
         return seen * tap[:, 0] if tap.shape[1] == 1 else jnp.einsum("...gc,gco->...go", seen, tap)
@@ -200,8 +216,8 @@ def _by_tap(x: jax.Array, weight: jax.Array, stride: Any, pads: Any, dilation: A
 
 @register("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input", layout="aware")
 def conv_transpose(
-    input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
-    groups: int = 1, dilation: Any = 1,
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: PerDim = 1, padding: PerDim = 0,
+    output_padding: PerDim = 0, groups: int = 1, dilation: PerDim = 1,
 ) -> Tensor:  # fmt: skip
     """torch.nn.functional.conv_transpose1d, 2d and 3d.
 
@@ -231,8 +247,8 @@ def conv_transpose(
 
 @register("aten.convolution.default", "aten._convolution.default", layout="aware")
 def convolution(
-    input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    output_padding: Any, groups: int, *_flags: bool,
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: PerDim, padding: PerDim, dilation: PerDim,
+    transposed: bool, output_padding: PerDim, groups: int, *_flags: bool,
 ) -> Tensor:  # fmt: skip
     """aten::convolution: both kinds, in any number of dimensions."""
     if transposed:

@@ -8,68 +8,75 @@ aten/src/ATen/native/TypeProperties.cpp (result_type, combine_categories).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import DTypeLike
 
 from interop.program.nodes import DType
+
+Real = bool | int | float  # a Scalar that has an order
+Number = Real | complex  # what PyTorch calls a Scalar
+Operand = Array | Number  # a tensor, or the number that stands for one
 
 _SPECIAL = {"bool": jnp.bool_, "half": jnp.float16, "float": jnp.float32, "double": jnp.float64, "long": jnp.int64}
 
 
-def jax_dtype(dtype: DType | Any) -> Any:
+def jax_dtype(dtype: DType | DTypeLike) -> np.dtype:
     """The JAX type for one of PyTorch's.
 
     64-bit types become 32-bit ones unless jax_enable_x64 is set, as everywhere in JAX.
     """
     if isinstance(dtype, DType):
         name = dtype.name
-        dtype = _SPECIAL.get(name) or getattr(jnp, name, None)
-        if dtype is None:
+        found = _SPECIAL.get(name) or getattr(jnp, name, None)
+        if found is None:
             raise TypeError(f"JAX has no element type {name}")
+        dtype = found
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def default_float() -> Any:
+def default_float() -> DTypeLike:
     """What PyTorch makes of a Python float among integers: torch.get_default_dtype()."""
     return jnp.float32
 
 
-def is_float(dtype: Any) -> bool:
+def is_float(dtype: DTypeLike) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def is_complex(dtype: Any) -> bool:
+def is_complex(dtype: DTypeLike) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.complexfloating))
 
 
-def is_inexact(dtype: Any) -> bool:
+def is_inexact(dtype: DTypeLike) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
-def is_integer(dtype: Any) -> bool:
+def is_integer(dtype: DTypeLike) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.integer))
 
 
-def lowest(dtype: Any) -> Any:
+def lowest(dtype: DTypeLike) -> np.ndarray:
     """What no number of the type is less than."""
     return np.asarray(-np.inf if is_inexact(dtype) else jnp.iinfo(dtype).min, dtype)
 
 
-def highest(dtype: Any) -> Any:
+def highest(dtype: DTypeLike) -> np.ndarray:
     """What no number of the type is greater than."""
     return np.asarray(np.inf if is_inexact(dtype) else jnp.iinfo(dtype).max, dtype)
 
 
-def _category(dtype: Any) -> int:
+def _category(dtype: DTypeLike) -> int:
     if dtype == jnp.bool_:
         return 0
     return 1 if is_integer(dtype) else 2 if is_float(dtype) else 3
 
 
-def _number_dtype(x: Any) -> Any:
+def _number_dtype(x: Number) -> DTypeLike:
     if isinstance(x, bool):
         return jnp.bool_
     if isinstance(x, int):
@@ -77,16 +84,16 @@ def _number_dtype(x: Any) -> Any:
     return default_float() if isinstance(x, float) else jnp.complex64
 
 
-def _merged(dtypes: list[Any]) -> Any:
+def _merged(dtypes: list[DTypeLike]) -> DTypeLike:
     merged = dtypes[0]
     for dtype in dtypes[1:]:
         merged = jnp.promote_types(merged, dtype)
     return merged
 
 
-def result_type(*operands: Any) -> Any:
+def result_type(*operands: Operand | None) -> np.dtype:
     """torch.result_type of arrays and Python numbers."""
-    groups: list[list[Any]] = [[], [], []]
+    groups: list[list[DTypeLike]] = [[], [], []]
     for x in operands:
         if isinstance(x, (bool, int, float, complex)):
             groups[2].append(_number_dtype(x))
@@ -107,21 +114,25 @@ def result_type(*operands: Any) -> Any:
     return jax.dtypes.canonicalize_dtype(result)
 
 
-def promoted(*operands: Any, inexact: bool = False) -> tuple[Any, ...]:
+@overload
+def promoted(*operands: Operand, inexact: bool = False) -> tuple[Array, ...]: ...
+@overload
+def promoted(*operands: Operand | None, inexact: bool = False) -> tuple[Any, ...]: ...
+def promoted(*operands: Operand | None, inexact: bool = False) -> tuple[Array | None, ...]:
     """The operands as arrays of one type; with `inexact`, integers become the default floating-point type."""
-    dtype = result_type(*operands)
+    dtype: DTypeLike = result_type(*operands)
     if inexact and not is_inexact(dtype):
         dtype = default_float()
     return tuple(None if x is None else as_array(x, dtype) for x in operands)
 
 
-def as_array(x: Any, dtype: Any) -> Any:
+def as_array(x: Operand, dtype: DTypeLike) -> Array:
     """x as an array; a Python integer that the type cannot hold wraps around, as in PyTorch."""
     if isinstance(x, int) and is_integer(dtype):
         return jnp.asarray(np.asarray(x, np.int64).astype(dtype))
     return jnp.asarray(x, dtype)
 
 
-def floating(x: Any) -> Any:
+def floating(x: Array) -> Array:
     """x, integers as the default floating-point type: what PyTorch's unary float operations do."""
     return x if is_inexact(x.dtype) else x.astype(default_float())

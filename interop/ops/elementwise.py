@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jax.typing import DTypeLike
 
 from interop.ops.dtypes import (
+    Number,
+    Operand,
     as_array,
     floating,
     is_complex,
@@ -21,10 +23,11 @@ from interop.ops.dtypes import (
 )
 from interop.ops.layout import Tensor, array_of, laid, order_of
 from interop.ops.registry import register
+from interop.program.nodes import DType
 
 
-def _unary(name: str, function: Callable[[Any], Any], float_result: bool = True) -> None:
-    def apply(x: Any) -> Any:
+def _unary(name: str, function: Callable[[Array], Array], float_result: bool = True) -> None:
+    def apply(x: Array) -> Array:
         return function(floating(x) if float_result else x)
 
     register(f"aten.{name}.default", layout="elementwise")(apply)
@@ -88,14 +91,14 @@ for _name, _function in {
     _unary(_name, _function, float_result=False)
 
 
-def _sign(x: Any) -> Any:
+def _sign(x: Array) -> Array:
     """-1, 0 or 1; 0 for what is no number; of a complex number its direction."""
     if not is_float(x.dtype):
         return jnp.sign(x)
     return jnp.where(x > 0, 1, jnp.where(x < 0, -1, 0)).astype(x.dtype)
 
 
-def _whole(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _whole(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda x: function(x) if is_inexact(x.dtype) else x
 
 
@@ -110,18 +113,18 @@ for _name, _function in {
 
 
 @register("aten.frac.default", layout="elementwise")
-def frac(x: Any) -> Any:
+def frac(x: Array) -> Array:
     return x - jnp.trunc(x)
 
 
 @register("aten.round.decimals", layout="elementwise")
-def round_decimals(x: Any, *, decimals: int) -> Any:
+def round_decimals(x: Array, *, decimals: int) -> Array:
     scale = 10.0 ** abs(decimals)
     return jnp.round(x * scale) / scale if decimals >= 0 else jnp.round(x / scale) * scale
 
 
 @register("aten.abs.default", layout="elementwise")
-def absolute(x: Any) -> Any:
+def absolute(x: Array) -> Array:
     """|x|; its derivative at 0 is 0."""
     if is_complex(x.dtype):
         return jnp.abs(x)
@@ -129,7 +132,7 @@ def absolute(x: Any) -> Any:
 
 
 @register("aten.copysign.Tensor", "aten.copysign.Scalar", layout="elementwise")
-def copysign(x: Any, y: Any) -> Any:
+def copysign(x: Operand, y: Operand) -> Array:
     """|x| with the sign of y; the derivative at 0 is 0."""
     x, y = promoted(x, y, inexact=True)
     result = jnp.copysign(x, y)
@@ -137,7 +140,7 @@ def copysign(x: Any, y: Any) -> Any:
 
 
 @register("aten.add.Tensor", "aten.add.Scalar", layout="elementwise")
-def add(x: Any, y: Any, alpha: Any = 1) -> Any:
+def add(x: Operand, y: Operand, alpha: Number = 1) -> Array:
     x, y = promoted(x, y)
     if x.dtype == jnp.bool_:
         return jnp.logical_or(x, y if _is_one(alpha) else jnp.logical_and(y, alpha))
@@ -145,34 +148,34 @@ def add(x: Any, y: Any, alpha: Any = 1) -> Any:
 
 
 @register("aten.sub.Tensor", "aten.sub.Scalar", layout="elementwise")
-def sub(x: Any, y: Any, alpha: Any = 1) -> Any:
+def sub(x: Operand, y: Operand, alpha: Number = 1) -> Array:
     x, y = promoted(x, y)
     return x - (y if _is_one(alpha) else y * alpha)
 
 
 @register("aten.rsub.Tensor", "aten.rsub.Scalar", layout="elementwise")
-def rsub(x: Any, y: Any, alpha: Any = 1) -> Any:
+def rsub(x: Operand, y: Operand, alpha: Number = 1) -> Array:
     return sub(y, x, alpha)
 
 
-def _is_one(alpha: Any) -> bool:
+def _is_one(alpha: Number) -> bool:
     return isinstance(alpha, (int, float)) and alpha == 1
 
 
 @register("aten.mul.Tensor", "aten.mul.Scalar", layout="elementwise")
-def mul(x: Any, y: Any) -> Any:
+def mul(x: Operand, y: Operand) -> Array:
     x, y = promoted(x, y)
     return x * y
 
 
 @register("aten.div.Tensor", "aten.div.Scalar", "aten.true_divide.Tensor", layout="elementwise")
-def div(x: Any, y: Any) -> Any:
+def div(x: Operand, y: Operand) -> Array:
     x, y = promoted(x, y, inexact=True)
     return x / y
 
 
 @register("aten.div.Tensor_mode", "aten.div.Scalar_mode", layout="elementwise")
-def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> Any:
+def div_mode(x: Operand, y: Operand, rounding_mode: str | None = None) -> Array:
     if rounding_mode is None:
         return div(x, y)
     x, y = promoted(x, y)
@@ -182,11 +185,11 @@ def div_mode(x: Any, y: Any, rounding_mode: str | None = None) -> Any:
 
 
 @register("aten.floor_divide.default", "aten.floor_divide.Scalar", layout="elementwise")
-def floor_divide(x: Any, y: Any) -> Any:
+def floor_divide(x: Operand, y: Operand) -> Array:
     return _whole_quotient(*promoted(x, y))
 
 
-def _whole_quotient(x: Any, y: Any) -> Any:
+def _whole_quotient(x: Array, y: Array) -> Array:
     """x / y rounded down, from the remainder, as PyTorch computes it (c10/util/generic_math.h, div_floor_floating).
 
     Infinite or no number where y is 0, which differs between versions of `jnp.floor_divide`. No derivative.
@@ -204,42 +207,42 @@ def _whole_quotient(x: Any, y: Any) -> Any:
 
 
 @register("aten.remainder.Tensor", "aten.remainder.Scalar", "aten.remainder.Scalar_Tensor", layout="elementwise")
-def remainder(x: Any, y: Any) -> Any:
+def remainder(x: Operand, y: Operand) -> Array:
     return jnp.remainder(*promoted(x, y))
 
 
 @register("aten.fmod.Tensor", "aten.fmod.Scalar", layout="elementwise")
-def fmod(x: Any, y: Any) -> Any:
+def fmod(x: Operand, y: Operand) -> Array:
     return jnp.fmod(*promoted(x, y))
 
 
 @register("aten.lerp.Scalar", "aten.lerp.Tensor", layout="elementwise")
-def lerp(start: Any, end: Any, weight: Any) -> Any:
+def lerp(start: Operand, end: Operand, weight: Operand) -> Array:
     start, end, weight = promoted(start, end, weight)
     return start + weight * (end - start)
 
 
 @register("aten.addcmul.default", layout="elementwise")
-def addcmul(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+def addcmul(x: Operand, a: Operand, b: Operand, *, value: Number = 1) -> Array:
     x, a, b = promoted(x, a, b)
     return x + as_array(value, x.dtype) * a * b
 
 
 @register("aten.addcdiv.default", layout="elementwise")
-def addcdiv(x: Any, a: Any, b: Any, *, value: Any = 1) -> Any:
+def addcdiv(x: Operand, a: Operand, b: Operand, *, value: Number = 1) -> Array:
     x, a, b = promoted(x, a, b)
     return x + as_array(value, x.dtype) * a / b
 
 
 @register("aten.nan_to_num.default", layout="elementwise")
-def nan_to_num(x: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Any:
+def nan_to_num(x: Array, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Array:
     return (
         jnp.nan_to_num(x, nan=0.0 if nan is None else nan, posinf=posinf, neginf=neginf) if is_inexact(x.dtype) else x
     )
 
 
 @register("aten.detach.default", "aten.detach_.default", layout="elementwise")
-def detach(x: Any) -> Any:
+def detach(x: Array) -> Array:
     return lax.stop_gradient(x)
 
 
@@ -247,18 +250,18 @@ def detach(x: Any) -> Any:
     "aten.clone.default", "aten.alias.default", "aten.contiguous.default", "aten.lift_fresh_copy.default",
     "aten.lift_fresh.default", "aten.lift.default", layout="elementwise",
 )  # fmt: skip
-def identity(x: Any, *_: Any, **__: Any) -> Any:
+def identity(x: Array, *_: object, **__: object) -> Array:
     """What differs only in where a tensor is stored."""
     return x
 
 
 @register("aten._to_copy.default", "aten.to.dtype_layout", layout="elementwise")
-def to_copy(x: Any, *, dtype: Any = None, non_blocking: bool = False, copy: bool = False) -> Any:
+def to_copy(x: Array, *, dtype: DType | None = None, non_blocking: bool = False, copy: bool = False) -> Array:
     return x if dtype is None else cast(x, dtype)
 
 
 @register("aten.to.dtype", "prims.convert_element_type.default", layout="elementwise")
-def cast(x: Any, dtype: Any, *_: Any, **__: Any) -> Any:
+def cast(x: Array, dtype: DType | DTypeLike, *_: object, **__: object) -> Array:
     """x as `dtype`; a complex number loses its imaginary part, a number becomes a boolean by x != 0."""
     target = jax_dtype(dtype)
     if is_complex(x.dtype) and not jnp.issubdtype(target, jnp.complexfloating):
@@ -267,26 +270,26 @@ def cast(x: Any, dtype: Any, *_: Any, **__: Any) -> Any:
 
 
 @register("aten.to.device", layout="elementwise")
-def to_device(x: Any, device: Any, dtype: Any = None, *_: Any, **__: Any) -> Any:
+def to_device(x: Array, device: None, dtype: DType | None = None, *_: object, **__: object) -> Array:
     return x if dtype is None else cast(x, dtype)
 
 
 @register("aten.to.other", "aten.type_as.default", layout="aware")
-def to_other(x: Tensor, other: Tensor, *_: Any, **__: Any) -> Tensor:
+def to_other(x: Tensor, other: Tensor, *_: object, **__: object) -> Tensor:
     """x with the type of another tensor, whose shape does not matter."""
     return laid(cast(array_of(x), other.dtype), order_of(x))
 
 
 @register("aten.polar.default", layout="elementwise")
-def polar(magnitude: Any, angle: Any) -> Any:
+def polar(magnitude: Array, angle: Array) -> Array:
     return lax.complex(magnitude * jnp.cos(angle), magnitude * jnp.sin(angle))
 
 
 @register("aten.complex.default", layout="elementwise")
-def make_complex(real: Any, imag: Any) -> Any:
+def make_complex(real: Operand, imag: Operand) -> Array:
     return lax.complex(*promoted(real, imag))
 
 
 @register("aten.special_erf.default", layout="elementwise")
-def special_erf(x: Any) -> Any:
+def special_erf(x: Array) -> Array:
     return lax.erf(floating(x))

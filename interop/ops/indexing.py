@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
 
-from interop.ops.dtypes import as_array, highest, is_inexact, jax_dtype, lowest
+from interop.ops.dtypes import Number, Operand, as_array, highest, is_inexact, jax_dtype, lowest
 from interop.ops.elementwise import div_mode
 from interop.ops.layout import normal_dim
 from interop.ops.registry import register
 
 
 @register("aten.index.Tensor", "aten._unsafe_index.Tensor")
-def index(x: Any, indices: Sequence[Any]) -> Any:
+def index(x: Array, indices: Sequence[Array | None]) -> Array:
     return x[_index(indices)]
 
 
-def _index(indices: Sequence[Any]) -> tuple[Any, ...]:
+def _index(indices: Sequence[Array | None]) -> tuple[Array | slice, ...]:
     """NumPy's index: None stands for a whole dimension."""
     return tuple(slice(None) if i is None else i for i in indices)
 
 
 @register("aten.index_put.default", "aten._unsafe_index_put.default")
-def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Any:
+def index_put(x: Array, indices: Sequence[Array | None], values: Array, accumulate: bool = False) -> Array:
     """x with `values` written, or added, at the indices; a boolean index is a mask."""
     values = jnp.asarray(values, x.dtype)
     masks = [i for i in indices if i is not None and i.dtype == jnp.bool_]
@@ -38,17 +39,17 @@ def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = Fa
 
 
 @register("aten.index_select.default")
-def index_select(x: Any, dim: int, index: Any) -> Any:
+def index_select(x: Array, dim: int, index: Array) -> Array:
     return jnp.take(x.reshape(1) if x.ndim == 0 else x, index, axis=dim)
 
 
 @register("aten.gather.default")
-def gather(x: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Any:
+def gather(x: Array, dim: int, index: Array, *, sparse_grad: bool = False) -> Array:
     """out[i][j] = x[index[i][j]][j] for dim = 0; index may be smaller than x in the other dimensions."""
     return x[_places(index, dim)] if x.ndim else x
 
 
-def _places(index: Any, dim: int) -> tuple[Any, ...]:
+def _places(index: Array, dim: int) -> tuple[Array, ...]:
     """For each element of `index`, its own position, with `index` in place of dimension `dim`."""
     places = list(jnp.indices(index.shape, sparse=True))
     places[normal_dim(dim, index.ndim)] = index
@@ -56,17 +57,17 @@ def _places(index: Any, dim: int) -> tuple[Any, ...]:
 
 
 @register("aten.scatter.src", "aten.scatter.value")
-def scatter(x: Any, dim: int, index: Any, src: Any) -> Any:
+def scatter(x: Array, dim: int, index: Array, src: Operand) -> Array:
     return x.at[_places(index, dim)].set(_cropped(src, index, x.dtype))
 
 
 @register("aten.scatter_add.default")
-def scatter_add(x: Any, dim: int, index: Any, src: Any) -> Any:
+def scatter_add(x: Array, dim: int, index: Array, src: Array) -> Array:
     return x.at[_places(index, dim)].add(_cropped(src, index, x.dtype))
 
 
 @register("aten.scatter.reduce", "aten.scatter.value_reduce")
-def scatter_reduce_op(x: Any, dim: int, index: Any, src: Any, *, reduce: str) -> Any:
+def scatter_reduce_op(x: Array, dim: int, index: Array, src: Operand, *, reduce: str) -> Array:
     places = _places(index, dim)
     at = x.at[places]
     source = _cropped(src, index, x.dtype)
@@ -74,17 +75,17 @@ def scatter_reduce_op(x: Any, dim: int, index: Any, src: Any, *, reduce: str) ->
 
 
 @register("aten.scatter_reduce.two")
-def scatter_reduce(x: Any, dim: int, index: Any, src: Any, reduce: str, *, include_self: bool = True) -> Any:
+def scatter_reduce(x: Array, dim: int, index: Array, src: Array, reduce: str, *, include_self: bool = True) -> Array:
     return _reduced(x, _places(index, dim), _cropped(src, index, x.dtype), reduce, include_self)
 
 
 @register("aten.index_reduce.default")
-def index_reduce(x: Any, dim: int, index: Any, source: Any, reduce: str, *, include_self: bool = True) -> Any:
+def index_reduce(x: Array, dim: int, index: Array, source: Array, reduce: str, *, include_self: bool = True) -> Array:
     x, source = (jnp.moveaxis(a, dim, 0) for a in (x, source))
     return jnp.moveaxis(_reduced(x, (index,), source, reduce, include_self), 0, dim)
 
 
-def _reduced(x: Any, places: tuple[Any, ...], source: Any, reduce: str, include_self: bool) -> Any:
+def _reduced(x: Array, places: tuple[Array, ...], source: Array, reduce: str, include_self: bool) -> Array:
     """x, each place of it reduced with what of `source` is for it; without `include_self`, that alone."""
     neutral = {"sum": 0, "mean": 0, "prod": 1, "amax": lowest(x.dtype), "amin": highest(x.dtype)}[reduce]
     start = x if include_self else x.at[places].set(jnp.asarray(neutral, x.dtype))
@@ -100,19 +101,21 @@ def _reduced(x: Any, places: tuple[Any, ...], source: Any, reduce: str, include_
 
 
 @jax.custom_jvp
-def _multiplied(x: Any, places: tuple[Any, ...], source: Any) -> Any:
+def _multiplied(x: Array, places: tuple[Array, ...], source: Array) -> Array:
     """x.at[places].multiply(source), which JAX derives only where no place is named twice."""
     return x.at[places].multiply(source)
 
 
 @_multiplied.defjvp
-def _multiplied_jvp(primals: Any, tangents: Any) -> Any:
+def _multiplied_jvp(
+    primals: tuple[Array, tuple[Array, ...], Array], tangents: tuple[Array, object, Array]
+) -> tuple[Array, Array]:
     """Each factor's derivative is the product of the others: with a zero among them 0, else the product over it."""
     x, places, source = primals
     product = _nonzero(x).at[places].multiply(_nonzero(source))
     zeros = (x == 0).astype(int).at[places].add(source == 0)
 
-    def others(factor: Any, product: Any, zeros: Any) -> Any:
+    def others(factor: Array, product: Array, zeros: Array) -> Array:
         return jnp.where(zeros == (factor == 0), product / _nonzero(factor), 0)
 
     tangent = (
@@ -123,51 +126,51 @@ def _multiplied_jvp(primals: Any, tangents: Any) -> Any:
     return _multiplied(*primals), tangent
 
 
-def _nonzero(x: Any) -> Any:
+def _nonzero(x: Array) -> Array:
     return jnp.where(x == 0, jnp.ones((), x.dtype), x)
 
 
-def _cropped(src: Any, index: Any, dtype: Any) -> Any:
+def _cropped(src: Operand, index: Array, dtype: DTypeLike) -> Array:
     src = as_array(src, dtype)
     return src[tuple(slice(0, n) for n in index.shape)] if src.ndim else src
 
 
-def _at(x: Any, dim: int, index: Any) -> tuple[Any, ...]:
+def _at(x: Array, dim: int, index: Array | slice | int) -> tuple[Array | slice | int, ...]:
     """`index` along one dimension, all of the others."""
-    at: list[Any] = [slice(None)] * x.ndim
+    at: list[Array | slice | int] = [slice(None)] * x.ndim
     at[normal_dim(dim, x.ndim)] = index
     return tuple(at)
 
 
 @register("aten.index_add.default")
-def index_add(x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
+def index_add(x: Array, dim: int, index: Array, source: Array, *, alpha: Number = 1) -> Array:
     return x.at[_at(x, dim, index)].add(alpha * source)
 
 
 @register("aten.index_copy.default")
-def index_copy(x: Any, dim: int, index: Any, source: Any) -> Any:
+def index_copy(x: Array, dim: int, index: Array, source: Array) -> Array:
     return x.at[_at(x, dim, index)].set(source)
 
 
 @register("aten.index_fill.int_Scalar", "aten.index_fill.int_Tensor")
-def index_fill(x: Any, dim: int, index: Any, value: Any) -> Any:
+def index_fill(x: Array, dim: int, index: Array, value: Operand) -> Array:
     return x.at[_at(x, dim, index)].set(as_array(value, x.dtype))
 
 
 @register("aten.slice_scatter.default")
 def slice_scatter(
-    x: Any, src: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Any:
+    x: Array, src: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Array:
     return x.at[_at(x, dim, slice(start, end, step))].set(src.astype(x.dtype))
 
 
 @register("aten.select_scatter.default")
-def select_scatter(x: Any, src: Any, dim: int, index: int) -> Any:
+def select_scatter(x: Array, src: Array, dim: int, index: int) -> Array:
     return x.at[_at(x, dim, index)].set(src.astype(x.dtype))
 
 
 @register("aten.diagonal_scatter.default")
-def diagonal_scatter(x: Any, src: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+def diagonal_scatter(x: Array, src: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
     moved = jnp.moveaxis(x, (dim1, dim2), (-2, -1))
     count = src.shape[-1]
     rows = jnp.arange(count) + max(-offset, 0)
@@ -176,13 +179,13 @@ def diagonal_scatter(x: Any, src: Any, offset: int = 0, dim1: int = 0, dim2: int
 
 
 @register("aten.copy.default")
-def copy(x: Any, src: Any, non_blocking: bool = False) -> Any:
+def copy(x: Array, src: Array, non_blocking: bool = False) -> Array:
     """The values of `src`, with the shape and type of x."""
     return jnp.broadcast_to(src.astype(x.dtype), x.shape)
 
 
 @register("aten.masked_scatter.default")
-def masked_scatter(x: Any, mask: Any, source: Any) -> Any:
+def masked_scatter(x: Array, mask: Array, source: Array) -> Array:
     """The elements of `source`, in order, where `mask` holds."""
     mask = jnp.broadcast_to(mask, x.shape)
     order = jnp.clip(jnp.cumsum(mask.reshape(-1)) - 1, 0, source.size - 1)
@@ -191,8 +194,8 @@ def masked_scatter(x: Any, mask: Any, source: Any) -> Any:
 
 @register("aten.embedding.default")
 def embedding(
-    weight: Any, indices: Any, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
-) -> Any:
+    weight: Array, indices: Array, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Array:
     """Rows of `weight`; the row `padding_idx` gets no gradient.
 
     With `scale_grad_by_freq` a row's gradient is divided by how often it was asked for.
@@ -208,16 +211,16 @@ def embedding(
 
 @register("aten._embedding_bag.default")
 def embedding_bag(
-    weight: Any,
-    indices: Any,
-    offsets: Any,
+    weight: Array,
+    indices: Array,
+    offsets: Array,
     scale_grad_by_freq: bool = False,
     mode: int = 0,
     sparse: bool = False,
-    per_sample_weights: Any = None,
+    per_sample_weights: Array | None = None,
     include_last_offset: bool = False,
     padding_idx: int = -1,
-) -> tuple[Any, Any, Any, Any]:
+) -> tuple[Array, Array, Array, Array]:
     """Sums (mode 0), means (1) or maxima (2) of the rows of each bag; bag i begins at `offsets[i]`.
 
     What is `padding_idx` does not count, and an empty bag is 0.
@@ -244,50 +247,50 @@ def embedding_bag(
 
 
 @register("aten.one_hot.default")
-def one_hot(x: Any, num_classes: int = -1) -> Any:
+def one_hot(x: Array, num_classes: int = -1) -> Array:
     if num_classes < 0:
         raise ValueError("one_hot needs num_classes: without it the shape of the result depends on data")
     return jax.nn.one_hot(x, num_classes, dtype=jax_dtype(jnp.int64))
 
 
 @register("aten.take.default")
-def take(x: Any, index: Any) -> Any:
+def take(x: Array, index: Array) -> Array:
     return x.reshape(-1)[index]
 
 
 @register("aten.put.default")
-def put(x: Any, index: Any, source: Any, accumulate: bool = False) -> Any:
+def put(x: Array, index: Array, source: Array, accumulate: bool = False) -> Array:
     at = x.reshape(-1).at[index]
     return (at.add(source) if accumulate else at.set(source)).reshape(x.shape)
 
 
 @register("aten.take_along_dim.default")
-def take_along_dim(x: Any, indices: Any, dim: int | None = None) -> Any:
+def take_along_dim(x: Array, indices: Array, dim: int | None = None) -> Array:
     return jnp.take_along_axis(x, indices, dim)
 
 
 @register("aten.tril.default")
-def tril(x: Any, diagonal: int = 0) -> Any:
+def tril(x: Array, diagonal: int = 0) -> Array:
     return jnp.tril(x, diagonal)
 
 
 @register("aten.triu.default")
-def triu(x: Any, diagonal: int = 0) -> Any:
+def triu(x: Array, diagonal: int = 0) -> Array:
     return jnp.triu(x, diagonal)
 
 
 @register("aten.linalg_diagonal.default")
-def linalg_diagonal(x: Any, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
+def linalg_diagonal(x: Array, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Array:
     return jnp.diagonal(x, offset, dim1, dim2)
 
 
 @register("aten.diagonal.default")
-def diagonal(x: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Any:
+def diagonal(x: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
     return jnp.diagonal(x, offset, dim1, dim2)
 
 
 @register("aten.diag_embed.default")
-def diag_embed(x: Any, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
+def diag_embed(x: Array, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Array:
     size = x.shape[-1] + abs(offset)
     out = jnp.zeros((*x.shape[:-1], size, size), x.dtype)
     rows = jnp.arange(x.shape[-1]) + max(-offset, 0)
@@ -297,14 +300,14 @@ def diag_embed(x: Any, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Any:
 
 @register("aten.searchsorted.Tensor", "aten.searchsorted.Scalar")
 def searchsorted(
-    sorted_sequence: Any,
-    values: Any,
+    sorted_sequence: Array,
+    values: Operand,
     *,
     out_int32: bool = False,
     right: bool = False,
     side: str | None = None,
-    sorter: Any = None,
-) -> Any:
+    sorter: Array | None = None,
+) -> Array:
     """Where in the sorted last dimension each value belongs: one row for all values, or one for each row of them."""
     if sorter is not None:
         sorted_sequence = jnp.take_along_axis(sorted_sequence, sorter, -1)
@@ -316,5 +319,5 @@ def searchsorted(
 
 
 @register("aten.bucketize.Tensor")
-def bucketize(values: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:
+def bucketize(values: Array, boundaries: Array, *, out_int32: bool = False, right: bool = False) -> Array:
     return searchsorted(boundaries, values, out_int32=out_int32, right=right)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-
-Tensor = Any  # jax.Array or Laid
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Laid:
         return self.array.ndim
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self.array.dtype
 
     @property
@@ -40,6 +39,9 @@ class Laid:
     @property
     def size(self) -> int:
         return int(self.array.size)
+
+
+Tensor = jax.Array | Laid
 
 
 def inverse(order: Sequence[int]) -> tuple[int, ...]:
@@ -55,7 +57,7 @@ def channels_last(ndim: int) -> tuple[int, ...]:
     return (0, *range(2, ndim), 1)
 
 
-def is_tensor(x: Any) -> bool:
+def is_tensor(x: object) -> bool:
     """Whether x is a tensor of the program, in whatever order."""
     return isinstance(x, (jax.Array, Laid)) or hasattr(x, "__jax_array__") or type(x).__module__ == "numpy"
 
@@ -76,6 +78,10 @@ def laid(array: jax.Array, order: Sequence[int]) -> Tensor:
     return array if order == tuple(range(len(order))) else Laid(array, order)
 
 
+@overload
+def plain(x: Tensor) -> jax.Array: ...
+@overload
+def plain(x: Any) -> Any: ...
 def plain(x: Any) -> Any:
     """x in the program's order; whatever is no tensor as it is, containers item by item."""
     if isinstance(x, Laid):

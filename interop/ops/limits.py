@@ -5,31 +5,29 @@ These changed in PyTorch 2.14 and 2.15: a program has those of the version that 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
-from interop.ops.dtypes import is_float, promoted
+from interop.ops.dtypes import Number, Operand, is_float, promoted
 from interop.ops.registry import register
 
 
 @register("aten.fmax.default", layout="elementwise")
-def fmax(x: Any, y: Any) -> Any:
+def fmax(x: Operand, y: Operand) -> Array:
     """The larger, the first of equals; the other one where one is not a number."""
     x, y = promoted(x, y)
     return jnp.where((x >= y) | jnp.isnan(y), x, y)
 
 
 @register("aten.fmin.default", layout="elementwise")
-def fmin(x: Any, y: Any) -> Any:
+def fmin(x: Operand, y: Operand) -> Array:
     x, y = promoted(x, y)
     return jnp.where((x <= y) | jnp.isnan(y), x, y)
 
 
 @jax.custom_jvp
-def _shared(value: Any, weights: Any, operands: Any) -> Any:
+def _shared(value: Array, weights: list[Array], operands: list[Array]) -> Array:
     """`value`; its derivative is the sum of the weights times the operands' derivatives.
 
     The rules of PyTorch for minima, maxima and limits, which give each operand 1, a half or nothing.
@@ -38,7 +36,9 @@ def _shared(value: Any, weights: Any, operands: Any) -> Any:
 
 
 @_shared.defjvp
-def _shared_jvp(primals: Any, tangents: Any) -> Any:
+def _shared_jvp(
+    primals: tuple[Array, list[Array], list[Array]], tangents: tuple[Array, list[Array], list[Array]]
+) -> tuple[Array, Array]:
     value, weights, _ = primals
     shares = [
         jnp.where(weight == 0, jnp.zeros((), value.dtype), weight * tangent)
@@ -47,7 +47,7 @@ def _shared_jvp(primals: Any, tangents: Any) -> Any:
     return value, jnp.broadcast_to(sum(shares[1:], shares[0]), value.shape)
 
 
-def _with_weights(value: Any, *parts: tuple[Any, Any]) -> Any:
+def _with_weights(value: Array, *parts: tuple[Array, Array | bool]) -> Array:
     """`value`, of the operands and weights in `parts`; integers have no derivative."""
     if not is_float(value.dtype):
         return value
@@ -55,54 +55,54 @@ def _with_weights(value: Any, *parts: tuple[Any, Any]) -> Any:
     return _shared(*lax.stop_gradient((value, weights)), [operand for operand, _ in parts])
 
 
-def _halves(x: Any, y: Any) -> Any:
+def _halves(x: Array, y: Array) -> Array:
     """x's weight in the larger of x and y as PyTorch has it: a half of equals, 1 where one is no number
     (tools/autograd/derivatives.yaml, maximum)."""
     return jnp.where(x == y, 0.5, jnp.where(x < y, 0.0, 1.0))
 
 
 @register("aten.fmax.default", layout="elementwise", since="2.14")
-def fmax_2_14(x: Any, y: Any) -> Any:
+def fmax_2_14(x: Operand, y: Operand) -> Array:
     """As `fmax`; the derivative is that of `maximum`."""
     x, y = promoted(x, y)
     return _with_weights(fmax(x, y), (x, _halves(x, y)), (y, _halves(y, x)))
 
 
 @register("aten.fmin.default", layout="elementwise", since="2.14")
-def fmin_2_14(x: Any, y: Any) -> Any:
+def fmin_2_14(x: Operand, y: Operand) -> Array:
     x, y = promoted(x, y)
     return _with_weights(fmin(x, y), (x, _halves(y, x)), (y, _halves(x, y)))
 
 
 @register("aten.fmax.default", layout="elementwise", since="2.15")
-def fmax_2_15(x: Any, y: Any) -> Any:
+def fmax_2_15(x: Operand, y: Operand) -> Array:
     """As `fmax`; equals share the derivative."""
     x, y = promoted(x, y)
     return _equals_share(fmax(x, y), x, y, (x > y) | jnp.isnan(y))
 
 
 @register("aten.fmin.default", layout="elementwise", since="2.15")
-def fmin_2_15(x: Any, y: Any) -> Any:
+def fmin_2_15(x: Operand, y: Operand) -> Array:
     x, y = promoted(x, y)
     return _equals_share(fmin(x, y), x, y, (x < y) | jnp.isnan(y))
 
 
-def _equals_share(value: Any, x: Any, y: Any, is_x: Any) -> Any:
+def _equals_share(value: Array, x: Array, y: Array, is_x: Array) -> Array:
     return _with_weights(value, (x, jnp.where(x == y, 0.5, is_x)), (y, jnp.where(x == y, 0.5, ~is_x)))
 
 
 @register("aten.maximum.default", "aten.max.other", layout="elementwise")
-def maximum(x: Any, y: Any) -> Any:
+def maximum(x: Operand, y: Operand) -> Array:
     return jnp.maximum(*promoted(x, y))
 
 
 @register("aten.minimum.default", "aten.min.other", layout="elementwise")
-def minimum(x: Any, y: Any) -> Any:
+def minimum(x: Operand, y: Operand) -> Array:
     return jnp.minimum(*promoted(x, y))
 
 
 @register("aten.clamp.default", "aten.clip.default", layout="elementwise")
-def clamp(x: Any, min: Any = None, max: Any = None) -> Any:
+def clamp(x: Array, min: Operand | None = None, max: Operand | None = None) -> Array:
     """x between min and max. The derivative is 1 where min <= x <= max, borders included (torch: clamp_backward).
 
     That leaves out what is no number.
@@ -117,7 +117,7 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Any:
 
 
 @register("aten.clamp.Tensor", "aten.clip.Tensor", layout="elementwise")
-def clamp_tensor(x: Any, min: Any = None, max: Any = None) -> Any:
+def clamp_tensor(x: Array, min: Operand | None = None, max: Operand | None = None) -> Array:
     """As `clamp`; a limit has the derivative beyond it, the lower one not where the limits are equal or cross."""
     x, low, high = promoted(x, min, max)
     parts = [(x, (True if low is None else x >= low) & (True if high is None else x <= high))]
@@ -129,27 +129,27 @@ def clamp_tensor(x: Any, min: Any = None, max: Any = None) -> Any:
 
 
 @register("aten.clamp_min.Tensor", layout="elementwise")
-def clamp_min_tensor(x: Any, min: Any) -> Any:
+def clamp_min_tensor(x: Array, min: Operand) -> Array:
     return clamp_tensor(x, min)
 
 
 @register("aten.clamp_max.Tensor", layout="elementwise")
-def clamp_max_tensor(x: Any, max: Any) -> Any:
+def clamp_max_tensor(x: Array, max: Operand) -> Array:
     return clamp_tensor(x, None, max)
 
 
 @register("aten.clamp_min.default", layout="elementwise")
-def clamp_min(x: Any, min: Any) -> Any:
+def clamp_min(x: Array, min: Number) -> Array:
     return clamp(x, min)
 
 
 @register("aten.clamp_max.default", layout="elementwise")
-def clamp_max(x: Any, max: Any) -> Any:
+def clamp_max(x: Array, max: Number) -> Array:
     return clamp(x, None, max)
 
 
 @register("aten.clamp.default", "aten.clip.default", layout="elementwise", since="2.14")
-def clamp_2_14(x: Any, min: Any = None, max: Any = None) -> Any:
+def clamp_2_14(x: Array, min: Operand | None = None, max: Operand | None = None) -> Array:
     """As `clamp`; the derivative is 0 at the limits."""
     x, low, high = promoted(x, min, max)
     x = jnp.where(jnp.isnan(x), lax.stop_gradient(x), x)
@@ -161,17 +161,17 @@ def clamp_2_14(x: Any, min: Any = None, max: Any = None) -> Any:
 
 
 @register("aten.clamp_min.default", layout="elementwise", since="2.14")
-def clamp_min_2_14(x: Any, min: Any) -> Any:
+def clamp_min_2_14(x: Array, min: Number) -> Array:
     return clamp_2_14(x, min)
 
 
 @register("aten.clamp_max.default", layout="elementwise", since="2.14")
-def clamp_max_2_14(x: Any, max: Any) -> Any:
+def clamp_max_2_14(x: Array, max: Number) -> Array:
     return clamp_2_14(x, None, max)
 
 
 @register("aten.clamp.default", "aten.clip.default", layout="elementwise", since="2.15")
-def clamp_2_15(x: Any, min: Any = None, max: Any = None) -> Any:
+def clamp_2_15(x: Array, min: Operand | None = None, max: Operand | None = None) -> Array:
     """As 2.14's; a limit that no integer of x's dtype passes is none, where it was wrapped into that dtype.
 
     Raises ValueError where every integer passes it, as PyTorch does (aten/src/ATen/native/TensorCompare.cpp).
@@ -186,24 +186,24 @@ def clamp_2_15(x: Any, min: Any = None, max: Any = None) -> Any:
     return clamp_2_14(x, low, high)
 
 
-def _reached(name: str, limit: int, beyond: bool, idle: bool, x: Any) -> int | None:
+def _reached(name: str, limit: int, beyond: bool, idle: bool, x: Array) -> int | None:
     if beyond:
         raise ValueError(f"clamp: {name}={limit} leaves no value of {x.dtype}; give a limit that the dtype can hold")
     return None if idle else limit
 
 
 @register("aten.clamp_min.default", layout="elementwise", since="2.15")
-def clamp_min_2_15(x: Any, min: Any) -> Any:
+def clamp_min_2_15(x: Array, min: Number) -> Array:
     return clamp_2_15(x, min)
 
 
 @register("aten.clamp_max.default", layout="elementwise", since="2.15")
-def clamp_max_2_15(x: Any, max: Any) -> Any:
+def clamp_max_2_15(x: Array, max: Number) -> Array:
     return clamp_2_15(x, None, max)
 
 
 @register("aten.clamp.Tensor", "aten.clip.Tensor", layout="elementwise", since="2.14")
-def clamp_tensor_2_14(x: Any, min: Any = None, max: Any = None) -> Any:
+def clamp_tensor_2_14(x: Array, min: Operand | None = None, max: Operand | None = None) -> Array:
     """As `clamp`; x shares the derivative with a limit that it equals.
 
     With both limits, x and the lower one have no part where the limits cross, and x has all of it where all three are
@@ -223,10 +223,10 @@ def clamp_tensor_2_14(x: Any, min: Any = None, max: Any = None) -> Any:
 
 
 @register("aten.clamp_min.Tensor", layout="elementwise", since="2.14")
-def clamp_min_tensor_2_14(x: Any, min: Any) -> Any:
+def clamp_min_tensor_2_14(x: Array, min: Operand) -> Array:
     return clamp_tensor_2_14(x, min)
 
 
 @register("aten.clamp_max.Tensor", layout="elementwise", since="2.14")
-def clamp_max_tensor_2_14(x: Any, max: Any) -> Any:
+def clamp_max_tensor_2_14(x: Array, max: Operand) -> Array:
     return clamp_tensor_2_14(x, None, max)

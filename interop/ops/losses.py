@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from interop.ops.registry import register
 
 
 @jax.custom_jvp
-def _cross_entropy(p: Any, target: Any) -> Any:
+def _cross_entropy(p: Array, target: Array) -> Array:
     return (target - 1) * jnp.maximum(jnp.log1p(-p), -100) - target * jnp.maximum(jnp.log(p), -100)
 
 
@@ -22,7 +21,7 @@ _cross_entropy.defjvps(
 
 
 @register("aten.binary_cross_entropy.default")
-def binary_cross_entropy(p: Any, target: Any, weight: Any = None, reduction: int = 1) -> Any:
+def binary_cross_entropy(p: Array, target: Array, weight: Array | None = None, reduction: int = 1) -> Array:
     """-target log p - (1 - target) log(1 - p): of each (reduction 0), their mean (1) or sum (2).
 
     Logarithms stop at -100, and the derivative divides by max(p (1 - p), 1e-12) (aten/src/ATen/native/Loss.cpp).

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 import jaxnorm
 from interop.ops.layout import Tensor, arranged, array_of, axis_of, channels_last, laid, order_of, plain
 from interop.ops.registry import register
 
 
-def _wide(x: Any) -> Any:
+def _wide(x: Array) -> Array:
     """Half-precision numbers as float32: PyTorch computes their statistics in float32."""
     return x.astype(jnp.float32) if x.dtype in (jnp.float16, jnp.bfloat16) else x
 
 
-def _normalised(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any, Any]:
+def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array, Array]:
     mean = jnp.mean(x, axes, keepdims=True)
     centred = x - mean
     rstd = lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + eps)
@@ -27,8 +27,8 @@ def _normalised(x: Any, axes: tuple[int, ...], eps: float) -> tuple[Any, Any, An
 
 @register("aten.native_layer_norm.default")
 def native_layer_norm(
-    x: Any, normalized_shape: Sequence[int], weight: Any, bias: Any, eps: float
-) -> tuple[Any, Any, Any]:
+    x: Array, normalized_shape: Sequence[int], weight: Array | None, bias: Array | None, eps: float
+) -> tuple[Array, Array, Array]:
     axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
     y, mean, rstd = _normalised(_wide(x), axes, eps)
     y = y if weight is None else y * weight
@@ -38,18 +38,18 @@ def native_layer_norm(
 
 @register("aten.layer_norm.default")
 def layer_norm(
-    x: Any,
+    x: Array,
     normalized_shape: Sequence[int],
-    weight: Any = None,
-    bias: Any = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
     eps: float = 1e-5,
     cudnn_enable: bool = True,
-) -> Any:
+) -> Array:
     return native_layer_norm(x, normalized_shape, weight, bias, eps)[0]
 
 
 @register("aten.rms_norm.default")
-def rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Any:
+def rms_norm(x: Array, normalized_shape: Sequence[int], weight: Array | None = None, eps: float | None = None) -> Array:
     """x / sqrt(mean(x^2) + eps) weight; eps defaults to the machine epsilon of the type computed in."""
     axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
     wide = _wide(x)
@@ -59,7 +59,9 @@ def rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any = None, eps: f
 
 
 @register("aten._fused_rms_norm.default")
-def fused_rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any, eps: float | None) -> tuple[Any, Any]:
+def fused_rms_norm(
+    x: Array, normalized_shape: Sequence[int], weight: Array | None, eps: float | None
+) -> tuple[Array, Array]:
     axes = tuple(range(x.ndim - len(normalized_shape), x.ndim))
     wide = _wide(x)
     limit = float(jnp.finfo(wide.dtype).eps) if eps is None else eps
@@ -70,7 +72,12 @@ def fused_rms_norm(x: Any, normalized_shape: Sequence[int], weight: Any, eps: fl
 
 @register("aten.group_norm.default", layout="aware")
 def group_norm(
-    x: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
 ) -> Tensor:
     """Statistics over each group of channels of each example."""
     order = channels_last(x.ndim)
@@ -86,8 +93,8 @@ def group_norm(
 
 @register("aten.native_group_norm.default", layout="aware")
 def native_group_norm(
-    x: Tensor, weight: Any, bias: Any, N: int, C: int, HxW: int, group: int, eps: float
-) -> tuple[Any, ...]:
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, C: int, HxW: int, group: int, eps: float
+) -> tuple[Tensor, Array, Array]:
     y = group_norm(x, group, weight, bias, eps)
     grouped = _wide(plain(x)).reshape(N, group, -1)
     _, mean, rstd = _normalised(grouped, (2,), eps)
@@ -96,7 +103,7 @@ def native_group_norm(
 
 def _batch_norm(
     x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float, eps: float
-) -> tuple[Tensor, Any, Any, Any, Any]:
+) -> tuple[Tensor, Array, Array, Array | None, Array | None]:
     """y, the mean and 1 / std used, and the new running statistics (momentum as PyTorch: share of the new batch)."""
     array, axis = array_of(x), axis_of(x, 1)
     shape = [1] * array.ndim
@@ -120,10 +127,10 @@ def _batch_norm(
 @register("aten.batch_norm.default", layout="aware")
 def batch_norm(
     x: Tensor,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     training: bool,
     momentum: float,
     eps: float,
@@ -134,15 +141,28 @@ def batch_norm(
 
 @register("aten._native_batch_norm_legit_functional.default", layout="aware")
 def native_batch_norm_functional(
-    x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float, eps: float
-) -> tuple[Any, ...]:
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Array, Array, Array | None, Array | None]:
     return _batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
 @register("aten._native_batch_norm_legit_no_training.default", layout="aware")
 def native_batch_norm_eval(
-    x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
-) -> tuple[Any, ...]:
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Array, Array]:
     """On a CPU what PyTorch keeps for the backward pass of eval mode is empty."""
     y = _batch_norm(x, weight, bias, running_mean, running_var, False, momentum, eps)[0]
     return y, jnp.zeros(0, y.dtype), jnp.zeros(0, y.dtype)
@@ -150,25 +170,32 @@ def native_batch_norm_eval(
 
 @register("aten._native_batch_norm_legit.no_stats", layout="aware")
 def native_batch_norm_no_stats(
-    x: Tensor, weight: Any, bias: Any, training: bool, momentum: float, eps: float
-) -> tuple[Any, ...]:
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Array, Array]:
     return _batch_norm(x, weight, bias, None, None, True, momentum, eps)[:3]
 
 
 @register("aten.native_batch_norm.default", layout="aware")
 def native_batch_norm(
-    x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float, eps: float
-) -> tuple[Any, ...]:
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Array, Array]:
     return _batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)[:3]
 
 
 @register("aten.instance_norm.default", layout="aware")
 def instance_norm(
     x: Tensor,
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     use_input_stats: bool,
     momentum: float,
     eps: float,

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
-from interop.ops.dtypes import jax_dtype
+from interop.ops.dtypes import Number, jax_dtype
 from interop.ops.registry import register
 
 
-def _kept(values: Any, places: Any, dim: int, keepdim: bool) -> tuple[Any, Any]:
+def _kept(values: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
     places = places.astype(jax_dtype(jnp.int64))
     return (values, places) if keepdim else (jnp.squeeze(values, dim), jnp.squeeze(places, dim))
 
 
 @register("aten.kthvalue.default")
-def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
+def kthvalue(x: Array, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
     """The k-th smallest, counted from 1."""
     if x.ndim == 0:
         return x, jnp.zeros((), jax_dtype(jnp.int64))
@@ -26,7 +26,7 @@ def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Any,
 
 
 @register("aten.mode.default")
-def mode(x: Any, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
+def mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
     """The most frequent value, the smallest of several, and its last place."""
     if x.ndim == 0:
         return x, jnp.zeros((), jax_dtype(jnp.int64))
@@ -42,14 +42,14 @@ def mode(x: Any, dim: int = -1, keepdim: bool = False) -> tuple[Any, Any]:
     return _kept(jnp.moveaxis(values, -1, dim), jnp.moveaxis(last, -1, dim), dim, keepdim)
 
 
-def _running(x: Any, dim: int, better: Any) -> tuple[Any, Any]:
+def _running(x: Array, dim: int, better: Callable[[Array, Array], Array]) -> tuple[Array, Array]:
     """The best so far and its place, the last of several; nan is better than anything."""
     if x.ndim == 0:
         return x, jnp.zeros((), jax_dtype(jnp.int64))
     axis = dim % x.ndim
     places = lax.broadcasted_iota(jax_dtype(jnp.int64), x.shape, axis)
 
-    def best(a: Any, b: Any) -> Any:
+    def best(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, i), (y, j) = a, b
         # Here too, the later one of equals.
         take = (better(y, x) | (y == x) | jnp.isnan(y)) & ((~jnp.isnan(x)) | jnp.isnan(y))
@@ -60,17 +60,17 @@ def _running(x: Any, dim: int, better: Any) -> tuple[Any, Any]:
 
 
 @register("aten.cummax.default")
-def cummax(x: Any, dim: int) -> tuple[Any, Any]:
+def cummax(x: Array, dim: int) -> tuple[Array, Array]:
     return _running(x, dim, jnp.greater)
 
 
 @register("aten.cummin.default")
-def cummin(x: Any, dim: int) -> tuple[Any, Any]:
+def cummin(x: Array, dim: int) -> tuple[Array, Array]:
     return _running(x, dim, jnp.less)
 
 
 @register("aten.histc.default")
-def histc(x: Any, bins: int = 100, min: Any = 0, max: Any = 0) -> Any:
+def histc(x: Array, bins: int = 100, min: Number = 0, max: Number = 0) -> Array:
     """How many values lie in each of `bins` equal parts of [min, max], by default of what x spans; others are left out.
 
     The last part includes its upper end. Nothing of it has a gradient.

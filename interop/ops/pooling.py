@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
-from interop.ops.convolution import cut_windows, per_dim
+from interop.ops.convolution import PerDim, cut_windows, per_dim
 from interop.ops.dtypes import jax_dtype, lowest
 from interop.ops.layout import Tensor, arranged, channels_last, laid, plain
 from interop.ops.registry import register
+
+AdaptiveSize = int | list[int | None] | tuple[int | None, ...]  # None: as many as there are
 
 
 def _out_size(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
@@ -32,7 +33,15 @@ def _out_size(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
 class _Windows:
     """The windows of one pooling call: kernel, stride, padding and dilation for each spatial dimension."""
 
-    def __init__(self, sizes: Sequence[int], kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        kernel: PerDim,
+        stride: PerDim | None,
+        padding: PerDim,
+        dilation: PerDim,
+        ceil_mode: bool,
+    ):
         count = len(sizes)
         self.sizes = tuple(sizes)
         self.kernel = per_dim(kernel, count)
@@ -46,7 +55,7 @@ class _Windows:
         ):
             self.pads.append((p, max((out - 1) * s + d * (k - 1) + 1 - n - p, 0)))
 
-    def reduce(self, x: Any, start: Any, function: Callable[..., Any]) -> Any:
+    def reduce(self, x: Array, start: np.ndarray, function: Callable[[Array, Array], Array]) -> Array:
         """lax.reduce_window of an array (N, spatial..., C)."""
         y = lax.reduce_window(
             x, start, function, (1, *self.kernel, 1), (1, *self.stride, 1), [(0, 0), *self.pads, (0, 0)],
@@ -55,7 +64,7 @@ class _Windows:
         return y[(slice(None), *(slice(0, n) for n in self.out), slice(None))]
 
 
-def _batched(x: Tensor, spatial: int, function: Callable[[Any], Any]) -> Tensor:
+def _batched(x: Tensor, spatial: int, function: Callable[[Array], Array]) -> Tensor:
     """Applies `function` to the array (N, spatial..., C) of x, and lays the result like it.
 
     A batch dimension is made where none is.
@@ -67,11 +76,16 @@ def _batched(x: Tensor, spatial: int, function: Callable[[Any], Any]) -> Tensor:
     return laid(function(arranged(x, order)), order)
 
 
-def _max_pool(spatial: int) -> Callable[..., Any]:
+def _max_pool(spatial: int) -> Callable[..., Tensor]:
     def apply(
-        x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
+        x: Tensor,
+        kernel_size: PerDim,
+        stride: PerDim | None = None,
+        padding: PerDim = 0,
+        dilation: PerDim = 1,
+        ceil_mode: bool = False,
     ) -> Tensor:
-        def pool(a: Any) -> Any:
+        def pool(a: Array) -> Array:
             windows = _Windows(a.shape[1:-1], kernel_size, stride, padding, dilation, ceil_mode)
             if any(d > 1 for d in windows.dilation):
                 return _dilated_max(a, windows)
@@ -82,7 +96,7 @@ def _max_pool(spatial: int) -> Callable[..., Any]:
     return apply
 
 
-def _dilated_max(a: Any, windows: _Windows) -> Any:
+def _dilated_max(a: Array, windows: _Windows) -> Array:
     """The first largest element of each window; lax.reduce_window with dilation has no derivative."""
     a = lax.pad(
         a, jnp.asarray(lowest(a.dtype)), [(0, 0, 0), *((low, high, 0) for low, high in windows.pads), (0, 0, 0)]
@@ -94,18 +108,23 @@ def _dilated_max(a: Any, windows: _Windows) -> Any:
     return jnp.take_along_axis(stacked, best, 0)[0][(slice(None), *(slice(0, n) for n in windows.out))]
 
 
-def _max_pool_indices(spatial: int) -> Callable[..., Any]:
+def _max_pool_indices(spatial: int) -> Callable[..., tuple[Tensor, Array]]:
     values = _max_pool(spatial)
 
     def apply(
-        x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
-    ) -> Any:
+        x: Tensor,
+        kernel_size: PerDim,
+        stride: PerDim | None = None,
+        padding: PerDim = 0,
+        dilation: PerDim = 1,
+        ceil_mode: bool = False,
+    ) -> tuple[Tensor, Array]:
         sizes = x.shape[-spatial:]
         windows = _Windows(sizes, kernel_size, stride, padding, dilation, ceil_mode)
         flat = lax.stop_gradient(plain(x))
         position = jnp.broadcast_to(jnp.arange(math.prod(sizes)).reshape(sizes), flat.shape)
 
-        def first_largest(a: Any, b: Any) -> Any:
+        def first_largest(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
             take = (b[0] > a[0]) | ((b[0] == a[0]) & (b[1] < a[1]))
             return jnp.where(take, b[0], a[0]), jnp.where(take, b[1], a[1])
 
@@ -126,12 +145,12 @@ for _n in (1, 2, 3):
     register(f"aten.max_pool{_n}d_with_indices.default", layout="aware")(_max_pool_indices(_n))
 
 
-def _avg_pool(spatial: int) -> Callable[..., Any]:
+def _avg_pool(spatial: int) -> Callable[..., Tensor]:
     def apply(
-        x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
+        x: Tensor, kernel_size: PerDim, stride: PerDim | None = None, padding: PerDim = 0, ceil_mode: bool = False,
         count_include_pad: bool = True, divisor_override: int | None = None,
     ) -> Tensor:  # fmt: skip
-        def pool(a: Any) -> Any:
+        def pool(a: Array) -> Array:
             windows = _Windows(a.shape[1:-1], kernel_size, stride, padding, 1, ceil_mode)
             total = windows.reduce(a, np.zeros((), a.dtype), lax.add)
             return total / _divisors(windows, count_include_pad, divisor_override).astype(a.dtype)
@@ -168,9 +187,9 @@ def _cells(n: int, out: int) -> list[tuple[int, int]]:
     return [(i * n // out, -(-(i + 1) * n // out)) for i in range(out)]
 
 
-def _adaptive_avg_pool(spatial: int) -> Callable[..., Any]:
-    def apply(x: Tensor, output_size: Any) -> Tensor:
-        def pool(a: Any) -> Any:
+def _adaptive_avg_pool(spatial: int) -> Callable[..., Tensor]:
+    def apply(x: Tensor, output_size: AdaptiveSize) -> Tensor:
+        def pool(a: Array) -> Array:
             for axis, out in enumerate(_adaptive_sizes(output_size, a.shape[1:-1]), start=1):
                 a = _averaged(a, axis, out)
             return a
@@ -180,12 +199,12 @@ def _adaptive_avg_pool(spatial: int) -> Callable[..., Any]:
     return apply
 
 
-def _adaptive_sizes(output_size: Any, sizes: Sequence[int]) -> list[int]:
+def _adaptive_sizes(output_size: AdaptiveSize, sizes: Sequence[int]) -> list[int]:
     wanted = output_size if isinstance(output_size, (list, tuple)) else [output_size] * len(sizes)
     return [n if out is None else out for out, n in zip(wanted, sizes, strict=True)]
 
 
-def _averaged(a: Any, axis: int, out: int) -> Any:
+def _averaged(a: Array, axis: int, out: int) -> Array:
     n = a.shape[axis]
     if out == n:
         return a
@@ -197,8 +216,8 @@ def _averaged(a: Any, axis: int, out: int) -> Any:
     return jnp.moveaxis(jnp.tensordot(a, jnp.asarray(weights, a.dtype), (axis, 0)), -1, axis)
 
 
-def _adaptive_max_pool(spatial: int) -> Callable[..., Any]:
-    def apply(x: Tensor, output_size: Any) -> tuple[Any, Any]:
+def _adaptive_max_pool(spatial: int) -> Callable[..., tuple[Array, Array]]:
+    def apply(x: Tensor, output_size: AdaptiveSize) -> tuple[Array, Array]:
         a = plain(x)
         sizes = a.shape[-spatial:]
         out = _adaptive_sizes(output_size, sizes)
@@ -223,7 +242,7 @@ for _n in (1, 2, 3):
 
 
 @register("aten.im2col.default")
-def im2col(x: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+def im2col(x: Array, kernel_size: PerDim, dilation: PerDim, padding: PerDim, stride: PerDim) -> Array:
     """torch.nn.functional.unfold: (N, C kh kw, windows), channels outermost."""
     if x.ndim == 3:
         return im2col(x[None], kernel_size, dilation, padding, stride)[0]
@@ -241,7 +260,9 @@ def im2col(x: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -
 
 
 @register("aten.col2im.default")
-def col2im(x: Any, output_size: Any, kernel_size: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+def col2im(
+    x: Array, output_size: Sequence[int], kernel_size: PerDim, dilation: PerDim, padding: PerDim, stride: PerDim
+) -> Array:
     """torch.nn.functional.fold: the sum of the windows at their places."""
     if x.ndim == 2:
         return col2im(x[None], output_size, kernel_size, dilation, padding, stride)[0]

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
-from interop.ops.dtypes import is_complex, is_float, is_inexact, jax_dtype, promoted, result_type
+from interop.ops.dtypes import Operand, is_complex, is_float, is_inexact, jax_dtype, promoted, result_type
 from interop.ops.registry import register
 
 
@@ -18,7 +18,7 @@ from interop.ops.registry import register
     "aten.pow.Scalar",
     layout="elementwise",
 )
-def power(x: Any, y: Any) -> Any:
+def power(x: Operand, y: Operand) -> Array:
     """x ** y. A whole number as y is a product of x's, so that the derivative holds at 0 and below."""
     if isinstance(y, (int, float)) and not isinstance(y, bool) and hasattr(x, "dtype"):
         dtype = result_type(x, y)
@@ -33,7 +33,7 @@ def power(x: Any, y: Any) -> Any:
     return _power(x, y) if is_inexact(x.dtype) else _whole_power(x, y)
 
 
-def _whole_power(x: Any, y: Any) -> Any:
+def _whole_power(x: Array, y: Array) -> Array:
     """x ** y of integers or of booleans; with y < 0 it is 0 but for x = 1 and x = -1 (torch: powi)."""
     if x.dtype == jnp.bool_:
         return x | ~y
@@ -44,12 +44,12 @@ def _whole_power(x: Any, y: Any) -> Any:
 
 
 @jax.custom_jvp
-def _power(x: Any, y: Any) -> Any:
+def _power(x: Array, y: Array) -> Array:
     return jnp.power(x, y)
 
 
 @_power.defjvp
-def _power_jvp(primals: Any, tangents: Any) -> Any:
+def _power_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     """By x it is 0 for y = 0, by y it is 0 for x = 0 <= y (torch: pow_backward_self, pow_backward_exponent)."""
     x, y = primals
     result, zero = jnp.power(x, y), jnp.zeros((), x.dtype)
@@ -61,7 +61,7 @@ def _power_jvp(primals: Any, tangents: Any) -> Any:
 @register(
     "aten.float_power.Tensor_Tensor", "aten.float_power.Tensor_Scalar", "aten.float_power.Scalar", layout="elementwise"
 )
-def float_power(x: Any, y: Any) -> Any:
+def float_power(x: Any, y: Any) -> Array:
     """x ** y in double precision, as far as JAX has it."""
     wide = jax_dtype(jnp.complex128 if is_complex(result_type(x, y)) else jnp.float64)
     return power(x.astype(wide) if hasattr(x, "dtype") else x, y.astype(wide) if hasattr(y, "dtype") else y)

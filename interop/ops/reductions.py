@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jax.typing import DTypeLike
 
-from interop.ops.dtypes import is_inexact, jax_dtype, lowest
+from interop.ops.dtypes import Real, is_inexact, jax_dtype, lowest
 from interop.ops.layout import Tensor, array_of, axis_of, inverse, laid, normal_dim, order_of, plain
 from interop.ops.registry import register
+from interop.program.nodes import DType
+
+Dims = int | Sequence[int] | None  # one, several, or all
 
 
-def _dims(dim: Any, ndim: int) -> tuple[int, ...]:
+def _dims(dim: Dims, ndim: int) -> tuple[int, ...]:
     """The dimensions meant: None and the empty list mean all of them."""
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
         return tuple(range(ndim))
@@ -24,7 +28,7 @@ def _dims(dim: Any, ndim: int) -> tuple[int, ...]:
     return tuple(normal_dim(d, ndim) for d in dim) if ndim else ()
 
 
-def reduce(function: Callable[..., Any], x: Tensor, dim: Any, keepdim: bool) -> Tensor:
+def reduce(function: Callable[[Array, tuple[int, ...], bool], Array], x: Tensor, dim: Dims, keepdim: bool) -> Tensor:
     """`function(array, axes, keepdims)` along PyTorch's dimensions `dim`, in whatever order x lies."""
     dims = _dims(dim, x.ndim)
     order = order_of(x)
@@ -37,7 +41,11 @@ def reduce(function: Callable[..., Any], x: Tensor, dim: Any, keepdim: bool) -> 
     return laid(result, [ranks[d] for d in kept])
 
 
-def typed(x: Tensor, dtype: Any, integers: Any = None) -> Tensor:
+@overload
+def typed(x: Array, dtype: DType | DTypeLike | None, integers: DTypeLike | None = None) -> Array: ...
+@overload
+def typed(x: Tensor, dtype: DType | DTypeLike | None, integers: DTypeLike | None = None) -> Tensor: ...
+def typed(x: Tensor, dtype: DType | DTypeLike | None, integers: DTypeLike | None = None) -> Tensor:
     """x as `dtype`; without one, integers and booleans as `integers`."""
     if dtype is None and integers is not None and not is_inexact(x.dtype):
         dtype = integers
@@ -45,29 +53,29 @@ def typed(x: Tensor, dtype: Any, integers: Any = None) -> Tensor:
 
 
 @register("aten.sum.default", "aten.sum.dim_IntList", layout="aware")
-def sum_(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def sum_(x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
     x = typed(x, dtype, jnp.int64)
     return reduce(lambda a, axes, keep: jnp.sum(a, axes, keepdims=keep, dtype=a.dtype), x, dim, keepdim)
 
 
 @register("aten.mean.default", "aten.mean.dim", layout="aware")
-def mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def mean(x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
     return reduce(lambda a, axes, keep: jnp.mean(a, axes, keepdims=keep), typed(x, dtype), dim, keepdim)
 
 
 @register("aten.nansum.default", layout="aware")
-def nansum(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def nansum(x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: DType | None = None) -> Tensor:
     return reduce(lambda a, axes, keep: jnp.nansum(a, axes, keepdims=keep), typed(x, dtype, jnp.int64), dim, keepdim)
 
 
 @register("aten.amax.default", layout="aware")
-def amax(x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+def amax(x: Tensor, dim: Dims = (), keepdim: bool = False) -> Tensor:
     """The largest element; equal ones share its derivative."""
     return reduce(lambda a, axes, keep: jnp.max(a, axes, keepdims=keep), x, dim, keepdim)
 
 
 @register("aten.amin.default", layout="aware")
-def amin(x: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
+def amin(x: Tensor, dim: Dims = (), keepdim: bool = False) -> Tensor:
     return reduce(lambda a, axes, keep: jnp.min(a, axes, keepdims=keep), x, dim, keepdim)
 
 
@@ -80,8 +88,8 @@ register("aten.max.default", layout="aware")(amax)
 register("aten.min.default", layout="aware")(amin)
 
 
-def _selected(choose: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+def _selected(choose: Callable[..., Array]) -> Callable[..., tuple[Array, Array]]:
+    def apply(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
         if x.ndim == 0:
             return x, jnp.zeros((), jax_dtype(jnp.int64))
         index = choose(lax.stop_gradient(x), axis=dim, keepdims=True)
@@ -96,8 +104,8 @@ register("aten.max.dim")(_selected(jnp.argmax))
 register("aten.min.dim")(_selected(jnp.argmin))
 
 
-def _position(choose: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(x: Any, dim: int | None = None, keepdim: bool = False) -> Any:
+def _position(choose: Callable[..., Array]) -> Callable[..., Array]:
+    def apply(x: Array, dim: int | None = None, keepdim: bool = False) -> Array:
         index = choose(x.reshape(-1)) if dim is None else choose(x, axis=dim, keepdims=keepdim)
         if dim is None and keepdim:
             index = index.reshape((1,) * x.ndim)
@@ -110,10 +118,10 @@ register("aten.argmax.default")(_position(jnp.argmax))
 register("aten.argmin.default")(_position(jnp.argmin))
 
 
-def _truth(function: Callable[..., Any]) -> Callable[..., Any]:
+def _truth(function: Callable[..., Array]) -> Callable[..., Tensor]:
     """A boolean, but a byte of bytes."""
 
-    def apply(x: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    def apply(x: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
         dtype = x.dtype if x.dtype == jnp.uint8 else jnp.bool_
         return reduce(lambda a, axes, keep: function(a, axes, keepdims=keep).astype(dtype), x, dim, keepdim)
 
@@ -125,22 +133,22 @@ register("aten.any.default", "aten.any.dim", "aten.any.dims", layout="aware")(_t
 
 
 @register("aten.prod.default")
-def prod(x: Any, *, dtype: Any = None) -> Any:
+def prod(x: Array, *, dtype: DType | None = None) -> Array:
     return jnp.prod(typed(x, dtype, jnp.int64))
 
 
 @register("aten.prod.dim_int")
-def prod_dim(x: Any, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Any:
+def prod_dim(x: Array, dim: int, keepdim: bool = False, *, dtype: DType | None = None) -> Array:
     return jnp.prod(typed(x, dtype, jnp.int64), axis=dim, keepdims=keepdim)
 
 
 @register("aten.count_nonzero.default", "aten.count_nonzero.dim_IntList", layout="aware")
-def count_nonzero(x: Tensor, dim: Any = None) -> Tensor:
+def count_nonzero(x: Tensor, dim: Dims = None) -> Tensor:
     return sum_(laid(array_of(x) != 0, order_of(x)), dim)
 
 
-def _variance(x: Tensor, dim: Any, correction: Any, keepdim: bool) -> Tensor:
-    def variance(a: Any, axes: tuple[int, ...], keep: bool) -> Any:
+def _variance(x: Tensor, dim: Dims, correction: Real, keepdim: bool) -> Tensor:
+    def variance(a: Array, axes: tuple[int, ...], keep: bool) -> Array:
         count = math.prod(a.shape[axis] for axis in axes)
         centred = a - jnp.mean(a, axes, keepdims=True)
         squares = jnp.real(centred * jnp.conj(centred))
@@ -149,69 +157,73 @@ def _variance(x: Tensor, dim: Any, correction: Any, keepdim: bool) -> Tensor:
     return reduce(variance, x, dim, keepdim)
 
 
-def _correction(unbiased: Any, correction: Any) -> Any:
+def _correction(unbiased: bool | None, correction: Real | None) -> Real:
     if correction is not None:
         return correction
     return 1 if unbiased is None else int(unbiased)
 
 
 @register("aten.var.default")
-def var(x: Any, unbiased: bool = True) -> Any:
+def var(x: Array, unbiased: bool = True) -> Tensor:
     return _variance(x, None, int(unbiased), False)
 
 
 @register("aten.var.dim", layout="aware")
-def var_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Tensor:
+def var_dim(x: Tensor, dim: Dims, unbiased: bool = True, keepdim: bool = False) -> Tensor:
     return _variance(x, dim, int(unbiased), keepdim)
 
 
 @register("aten.var.correction", layout="aware")
-def var_correction(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
+def var_correction(x: Tensor, dim: Dims = None, *, correction: Real | None = None, keepdim: bool = False) -> Tensor:
     return _variance(x, dim, _correction(None, correction), keepdim)
 
 
 @register("aten.std.default")
-def std(x: Any, unbiased: bool = True) -> Any:
+def std(x: Array, unbiased: bool = True) -> Array:
     return plain(root(_variance(x, None, int(unbiased), False)))
 
 
 @register("aten.std.dim", layout="aware")
-def std_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Tensor:
+def std_dim(x: Tensor, dim: Dims, unbiased: bool = True, keepdim: bool = False) -> Tensor:
     return root(_variance(x, dim, int(unbiased), keepdim))
 
 
 @register("aten.std.correction", layout="aware")
-def std_correction(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
+def std_correction(x: Tensor, dim: Dims = None, *, correction: Real | None = None, keepdim: bool = False) -> Tensor:
     return root(_variance(x, dim, _correction(None, correction), keepdim))
 
 
 @register("aten.var_mean.correction", layout="aware")
-def var_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+def var_mean(
+    x: Tensor, dim: Dims = None, *, correction: Real | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
     return _variance(x, dim, _correction(None, correction), keepdim), mean(x, dim, keepdim)
 
 
 @register("aten.var_mean.dim", layout="aware")
-def var_mean_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+def var_mean_dim(x: Tensor, dim: Dims, unbiased: bool = True, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     return _variance(x, dim, int(unbiased), keepdim), mean(x, dim, keepdim)
 
 
 @register("aten.std_mean.correction", layout="aware")
-def std_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+def std_mean(
+    x: Tensor, dim: Dims = None, *, correction: Real | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
     return std_correction(x, dim, correction=correction, keepdim=keepdim), mean(x, dim, keepdim)
 
 
 @register("aten.std_mean.dim", layout="aware")
-def std_mean_dim(x: Tensor, dim: Any, unbiased: bool = True, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+def std_mean_dim(x: Tensor, dim: Dims, unbiased: bool = True, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     return std_dim(x, dim, unbiased, keepdim), mean(x, dim, keepdim)
 
 
 @jax.custom_jvp
-def _root_or_zero(x: Any) -> Any:
+def _root_or_zero(x: Array) -> Array:
     return jnp.sqrt(x)
 
 
 @_root_or_zero.defjvp
-def _root_or_zero_jvp(primals: Any, tangents: Any) -> Any:
+def _root_or_zero_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
     root = jnp.sqrt(primals[0])
     safe = jnp.where(root == 0, jnp.ones_like(root), root)
     return root, jnp.where(root == 0, jnp.zeros_like(root), tangents[0] / (2 * safe))
@@ -226,12 +238,12 @@ def root(x: Tensor) -> Tensor:
 
 
 @register("aten.logsumexp.default", layout="aware")
-def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+def logsumexp(x: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     return reduce(lambda a, axes, keep: jax.nn.logsumexp(a, axes, keepdims=keep), x, dim, keepdim)
 
 
-def _softmax_like(function: Callable[..., Any], *names: str) -> None:
-    def apply(x: Tensor, dim: int, dtype: Any = None, **keywords: Any) -> Tensor:
+def _softmax_like(function: Callable[[Array, int], Array], *names: str) -> None:
+    def apply(x: Any, dim: int, dtype: DType | bool | None = None, **keywords: Any) -> Tensor:
         dtype = keywords.get("dtype", dtype)
         if isinstance(dtype, bool):  # _softmax(x, dim, half_to_float)
             dtype = jnp.float32 if dtype else None
@@ -248,48 +260,50 @@ _softmax_like(lambda a, axis: jax.nn.log_softmax(a, axis), "aten.log_softmax.int
 
 
 @register("aten.cumsum.default")
-def cumsum(x: Any, dim: int, *, dtype: Any = None) -> Any:
+def cumsum(x: Array, dim: int, *, dtype: DType | None = None) -> Array:
     x = typed(x, dtype, jnp.int64)
     return x if x.ndim == 0 else jnp.cumsum(x, axis=dim, dtype=x.dtype)
 
 
 @register("aten.cumprod.default")
-def cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
+def cumprod(x: Array, dim: int, *, dtype: DType | None = None) -> Array:
     x = typed(x, dtype, jnp.int64)
     return x if x.ndim == 0 else jnp.cumprod(x, axis=dim, dtype=x.dtype)
 
 
 @register("aten.logcumsumexp.default")
-def logcumsumexp(x: Any, dim: int) -> Any:
+def logcumsumexp(x: Array, dim: int) -> Array:
     return lax.associative_scan(jnp.logaddexp, x, axis=normal_dim(dim, x.ndim))
 
 
 @register("aten.sort.default", "aten.sort.stable")
-def sort(x: Any, dim: int = -1, descending: bool = False, *, stable: Any = None, **keywords: Any) -> tuple[Any, Any]:
+def sort(
+    x: Array, dim: int = -1, descending: bool = False, *, stable: bool | None = None, **keywords: Any
+) -> tuple[Array, Array]:
     dim, descending = keywords.get("dim", dim), keywords.get("descending", descending)
     index = jnp.argsort(lax.stop_gradient(x), axis=dim, descending=descending, stable=True)
     return jnp.take_along_axis(x, index, dim), index.astype(jax_dtype(jnp.int64))
 
 
 @register("aten.argsort.default", "aten.argsort.stable")
-def argsort(x: Any, dim: int = -1, descending: bool = False, **_: Any) -> Any:
+def argsort(x: Array, dim: int = -1, descending: bool = False, **_: object) -> Array:
     return sort(x, dim, descending)[1]
 
 
 @register("aten.topk.default")
-def topk(x: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Any, Any]:
+def topk(x: Array, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Array, Array]:
     """The k largest (or smallest) elements in order, and where they are."""
     values, index = sort(x, dim, largest)
     return lax.slice_in_dim(values, 0, k, axis=dim % x.ndim), lax.slice_in_dim(index, 0, k, axis=dim % x.ndim)
 
 
-def _median(past_nan: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _median(past_nan: bool) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
     """The lower of the two middle elements: of all of x, and with its place along one dimension.
 
     What is no number is the median, the first of several, or with `past_nan` does not count.
     """
 
-    def along(x: Any, dim: int, keepdim: bool = False) -> tuple[Any, Any]:
+    def along(x: Array, dim: int, keepdim: bool = False) -> tuple[Array, Array]:
         values, index = sort(jnp.atleast_1d(x), dim)  # what is no number comes last
         numbers = jnp.sum(~jnp.isnan(values), dim, keepdims=True)
         n = values.shape[dim]
@@ -297,7 +311,7 @@ def _median(past_nan: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
         values, index = (jnp.take_along_axis(y, middle, dim) for y in (values, index))
         return (values, index) if keepdim and x.ndim else (jnp.squeeze(values, dim), jnp.squeeze(index, dim))
 
-    def of_all(x: Any) -> Any:
+    def of_all(x: Array) -> Array:
         """Equal elements share the derivative (torch: evenly_distribute_backward)."""
         middle = lax.stop_gradient(along(x.reshape(-1), 0)[0])
         return jnp.where(jnp.isnan(middle), middle, jnp.max(x, where=x == middle, initial=lowest(x.dtype)))
@@ -311,5 +325,5 @@ for _name, _functions in (("median", _median(False)), ("nanmedian", _median(True
 
 
 @register("aten.diff.default")
-def diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+def diff(x: Array, n: int = 1, dim: int = -1, prepend: Array | None = None, append: Array | None = None) -> Array:
     return jnp.diff(x, n, dim, prepend, append)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from interop.ops.activations import hardtanh
 from interop.ops.layout import Tensor, arranged, channels_last, laid
@@ -76,7 +77,9 @@ def _antialiased_weights(kernel: Callable[[np.ndarray], np.ndarray], reach: floa
     return weights
 
 
-def _nearest_index(out: int, n: int, scale: float | None, exact: bool, real: Any, generic: bool) -> np.ndarray:
+def _nearest_index(
+    out: int, n: int, scale: float | None, exact: bool, real: type[np.float32 | np.float64], generic: bool
+) -> np.ndarray:
     """Which element each output is, rounded as ATen does.
 
     In its general kernel (aten/src/ATen/native/cpu/UpSampleKernel.cpp, HelperInterpNearest) positions are of type
@@ -121,7 +124,7 @@ def _resized(x: Tensor, kind: str, sizes: Sequence[int], scales: Sequence[float 
     return laid(array, order)
 
 
-def _picked(array: Any, axis: int, index: np.ndarray) -> Any:
+def _picked(array: Array, axis: int, index: np.ndarray) -> Array:
     n = array.shape[axis]
     if len(index) == n and (index == np.arange(n)).all():
         return array
@@ -131,7 +134,7 @@ def _picked(array: Any, axis: int, index: np.ndarray) -> Any:
     return jnp.take(array, jnp.asarray(index), axis=axis)
 
 
-def _wanted(x: Tensor, output_size: Any, scale_factors: Any) -> tuple[list[int], list[float | None]]:
+def _wanted(x: Tensor, output_size: Sequence[int] | None, scale_factors: Any) -> tuple[list[int], list[float | None]]:
     sizes = x.shape[2:]
     if output_size is not None:
         return [int(n) for n in output_size], [None] * len(sizes)
@@ -139,19 +142,21 @@ def _wanted(x: Tensor, output_size: Any, scale_factors: Any) -> tuple[list[int],
 
 
 def _register(name: str, kind: str, spatial: int, corners: bool) -> None:
-    def sized(x: Tensor, output_size: Any, *rest: Any) -> Tensor:
+    def sized(x: Tensor, output_size: Sequence[int], *rest: bool | float | None) -> Tensor:
         """aten::upsample_*(x, output_size, [align_corners,] scale for each dimension)."""
         align = bool(rest[0]) if corners and rest else False
         scales = list(rest[1 if corners else 0 :]) or [None] * spatial
         return _resized(x, kind, [int(n) for n in output_size], scales + [None] * (spatial - len(scales)), align)
 
-    def vec(x: Tensor, output_size: Any, *rest: Any) -> Tensor:
+    def vec(x: Tensor, output_size: Sequence[int] | None, *rest: Any) -> Tensor:
         """aten::upsample_*.vec(x, output_size, [align_corners,] scale_factors)."""
         align = bool(rest[0]) if corners and rest else False
         scale_factors = rest[1 if corners else 0] if len(rest) > (1 if corners else 0) else None
         return _resized(x, kind, *_wanted(x, output_size, scale_factors), align)
 
-    def named_sized(x: Tensor, output_size: Any, *rest: Any, **keywords: Any) -> Tensor:
+    def named_sized(
+        x: Tensor, output_size: Sequence[int], *rest: bool | float | None, **keywords: bool | float | None
+    ) -> Tensor:
         return sized(x, output_size, *rest, *keywords.values())
 
     register(f"aten.{name}.default", layout="aware")(named_sized)
@@ -187,10 +192,10 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
 
 
 @register("aten.affine_grid_generator.default")
-def affine_grid(theta: Any, size: Sequence[int], align_corners: bool) -> Any:
+def affine_grid(theta: Array, size: Sequence[int], align_corners: bool) -> Array:
     """The grid of an affine map (N, 2, 3) or (N, 3, 4), for grid_sampler; coordinates x first."""
 
-    def line(n: int) -> Any:
+    def line(n: int) -> Array:
         points = jnp.linspace(-1, 1, n, dtype=theta.dtype) if n > 1 else jnp.zeros(1, theta.dtype)
         return points if align_corners else points * ((n - 1) / n)
 
@@ -199,16 +204,16 @@ def affine_grid(theta: Any, size: Sequence[int], align_corners: bool) -> Any:
     return jnp.einsum("...j,nij->n...i", base, theta)
 
 
-def _unnormalised(grid: Any, n: int, align_corners: bool) -> Any:
+def _unnormalised(grid: Array, n: int, align_corners: bool) -> Array:
     return (grid + 1) / 2 * (n - 1) if align_corners else ((grid + 1) * n - 1) / 2
 
 
-def _clipped(x: Any, n: int) -> Any:
+def _clipped(x: Array, n: int) -> Array:
     """x between 0 and n - 1; the derivative is 0 at both (GridSampler.h, clip_coordinates_set_grad)."""
     return hardtanh(x, 0, n - 1)
 
 
-def _reflected(x: Any, n: int, align_corners: bool) -> Any:
+def _reflected(x: Array, n: int, align_corners: bool) -> Array:
     low, span = (0.0, n - 1) if align_corners else (-0.5, n)
     if span == 0:
         return jnp.zeros_like(x)
@@ -219,19 +224,19 @@ def _reflected(x: Any, n: int, align_corners: bool) -> Any:
 
 
 @register("aten.grid_sampler.default", "aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
-def grid_sampler(x: Any, grid: Any, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Any:
+def grid_sampler(x: Array, grid: Array, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Array:
     """torch.nn.functional.grid_sample of images and of volumes.
 
     Modes 0 linear, 1 nearest, 2 cubic (images only, as in PyTorch); padding 0 zeros, 1 border, 2 reflection.
     """
     sizes = x.shape[2:]
 
-    def placed(position: Any, n: int) -> Any:
+    def placed(position: Array, n: int) -> Array:
         if padding_mode == 1:
             return _clipped(position, n)
         return _reflected(position, n, align_corners) if padding_mode == 2 else position
 
-    def pick(place: Sequence[Any]) -> Any:
+    def pick(place: Sequence[Array]) -> Array:
         """x at whole positions, (N, out..., C); zero outside."""
         inside = functools.reduce(jnp.logical_and, [(p >= 0) & (p < n) for p, n in zip(place, sizes, strict=True)])
         index = [jnp.clip(p, 0, n - 1).astype(int) for p, n in zip(place, sizes, strict=True)]
@@ -246,21 +251,23 @@ def grid_sampler(x: Any, grid: Any, interpolation_mode: int, padding_mode: int, 
     if interpolation_mode == 1:
         return jnp.moveaxis(pick([jnp.round(p) for p in position]), -1, 1)
     first = [jnp.floor(p) for p in position]
-    total: Any = 0
+    total: Array | int = 0
     if interpolation_mode == 0:
         for corner in itertools.product((0, 1), repeat=len(sizes)):
-            shares = [p - f if far else 1 - (p - f) for p, f, far in zip(position, first, corner, strict=True)]
+            shares: list[Any] = [
+                p - f if far else 1 - (p - f) for p, f, far in zip(position, first, corner, strict=True)
+            ]
             picked = pick([f + far for f, far in zip(first, corner, strict=True)])
             total = total + picked * math.prod(shares)[..., None]
         return jnp.moveaxis(total, -1, 1)
     for corner in itertools.product(range(-1, 3), repeat=len(sizes)):
-        weights = [_cubic_at(p - f - tap) for p, f, tap in zip(position, first, corner, strict=True)]
+        weights: list[Any] = [_cubic_at(p - f - tap) for p, f, tap in zip(position, first, corner, strict=True)]
         taps = [placed(f + tap, n) for f, tap, n in zip(first, corner, sizes, strict=True)]
         total = total + pick(taps) * math.prod(weights)[..., None]
     return jnp.moveaxis(total, -1, 1)
 
 
-def _cubic_at(distance: Any, a: float = -0.75) -> Any:
+def _cubic_at(distance: Array, a: float = -0.75) -> Array:
     d = jnp.abs(distance)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a

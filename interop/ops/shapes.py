@@ -9,12 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
-from interop.ops.dtypes import as_array, jax_dtype, promoted
+from interop.ops.dtypes import Number, as_array, jax_dtype, promoted
 from interop.ops.layout import (
     Tensor,
     arranged,
@@ -28,6 +27,7 @@ from interop.ops.layout import (
     plain,
 )
 from interop.ops.registry import register
+from interop.program.nodes import DType
 
 
 @register("aten.permute.default", layout="aware")
@@ -64,7 +64,7 @@ def numpy_t(x: Tensor) -> Tensor:
 
 
 @register("aten.movedim.intlist", "aten.movedim.int", layout="aware")
-def movedim(x: Tensor, source: Any, destination: Any) -> Tensor:
+def movedim(x: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     source = [normal_dim(d, x.ndim) for d in ([source] if isinstance(source, int) else source)]
     destination = [normal_dim(d, x.ndim) for d in ([destination] if isinstance(destination, int) else destination)]
     dims = [d for d in range(x.ndim) if d not in source]
@@ -101,7 +101,7 @@ def _filled(size: Sequence[int], count: int) -> list[int]:
     return size
 
 
-def _without_ones(x: Tensor) -> tuple[tuple[int, ...], Any]:
+def _without_ones(x: Tensor) -> tuple[tuple[int, ...], Array]:
     """The order and array of x with its dimensions of size 1 left out."""
     kept = [d for d in order_of(x) if x.shape[d] != 1]
     ranks = {d: rank for rank, d in enumerate(sorted(kept))}
@@ -129,7 +129,7 @@ def _pieces(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
 
 
 @register("aten.view.dtype")
-def view_dtype(x: Any, dtype: Any) -> Any:
+def view_dtype(x: Array, dtype: DType) -> Array:
     return x.view(jax_dtype(dtype))
 
 
@@ -153,7 +153,7 @@ def unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
 
 
 @register("aten.squeeze.default", "aten.squeeze.dim", "aten.squeeze.dims", layout="aware")
-def squeeze(x: Tensor, dim: Any = None) -> Tensor:
+def squeeze(x: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
     if x.ndim == 0:
         return x
     dims = range(x.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
@@ -188,22 +188,22 @@ def expand_as(x: Tensor, other: Tensor) -> Tensor:
 
 
 @register("aten.broadcast_tensors.default")
-def broadcast_tensors(tensors: Sequence[Any]) -> Any:
+def broadcast_tensors(tensors: Sequence[Array]) -> Sequence[Array]:
     return jnp.broadcast_arrays(*tensors)
 
 
 @register("aten.repeat.default")
-def repeat(x: Any, repeats: Sequence[int]) -> Any:
+def repeat(x: Array, repeats: Sequence[int]) -> Array:
     return jnp.tile(x, tuple(repeats))
 
 
 @register("aten.tile.default")
-def tile(x: Any, dims: Sequence[int]) -> Any:
+def tile(x: Array, dims: Sequence[int]) -> Array:
     return jnp.tile(x, tuple(dims))
 
 
 @register("aten.repeat_interleave.self_int")
-def repeat_interleave(x: Any, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Any:
+def repeat_interleave(x: Array, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Array:
     return jnp.repeat(x.reshape(-1) if dim is None else x, repeats, 0 if dim is None else dim)
 
 
@@ -232,7 +232,7 @@ def hstack(tensors: Sequence[Tensor]) -> Tensor:
 
 @register("aten.slice.Tensor", layout="aware")
 def slice_(x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
-    index: list[Any] = [slice(None)] * x.ndim
+    index: list[slice] = [slice(None)] * x.ndim
     index[axis_of(x, dim)] = slice(start, end, step)
     return laid(array_of(x)[tuple(index)], order_of(x))
 
@@ -289,7 +289,7 @@ def flip(x: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 @register("aten.roll.default", layout="aware")
-def roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
+def roll(x: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> Tensor:
     shifts = [shifts] if isinstance(shifts, int) else list(shifts)
     if isinstance(dims, int):
         dims = [dims]
@@ -310,7 +310,7 @@ def _pads(x: Tensor, pad: Sequence[int]) -> list[tuple[int, int]]:
 
 
 @register("aten.constant_pad_nd.default", layout="aware")
-def constant_pad_nd(x: Tensor, pad: Sequence[int], value: Any = 0) -> Tensor:
+def constant_pad_nd(x: Tensor, pad: Sequence[int], value: Number | None = 0) -> Tensor:
     """Negative pads cut."""
     array = array_of(x)
     filler = as_array(0 if value is None else value, array.dtype)
@@ -318,7 +318,7 @@ def constant_pad_nd(x: Tensor, pad: Sequence[int], value: Any = 0) -> Tensor:
 
 
 @register("aten.pad.default", layout="aware")
-def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Tensor:
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: Number | None = None) -> Tensor:
     if mode == "constant":
         return constant_pad_nd(x, pad, value)
     pads = _pads(x, pad)
@@ -340,12 +340,12 @@ for _n in (1, 2, 3):
 
 
 @register("aten.meshgrid.indexing", "aten.meshgrid.default")
-def meshgrid(tensors: Sequence[Any], *, indexing: str = "ij") -> list[Any]:
+def meshgrid(tensors: Sequence[Array], *, indexing: str = "ij") -> list[Array]:
     return list(jnp.meshgrid(*tensors, indexing=indexing))
 
 
 @register("aten.unfold.default")
-def unfold(x: Any, dimension: int, size: int, step: int) -> Any:
+def unfold(x: Array, dimension: int, size: int, step: int) -> Array:
     """Windows of `size` along a dimension, in a new last dimension."""
     if x.ndim == 0:
         return x.reshape(1)[:size]
@@ -356,30 +356,30 @@ def unfold(x: Any, dimension: int, size: int, step: int) -> Any:
 
 
 @register("aten.as_strided.default")
-def as_strided(x: Any, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = 0) -> Any:
+def as_strided(x: Array, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = 0) -> Array:
     """Elements of the tensor as it lies contiguous in memory."""
-    index: Any = storage_offset or 0
+    index: Array | int = storage_offset or 0
     for n, s in zip(size, stride, strict=True):
         index = jnp.asarray(index)[..., None] + jnp.arange(n) * s
     return x.reshape(-1)[index]
 
 
 @register("aten.view_as_real.default", "aten.view_as_real_copy.default")
-def view_as_real(x: Any) -> Any:
+def view_as_real(x: Array) -> Array:
     return jnp.stack([jnp.real(x), jnp.imag(x)], -1)
 
 
 @register("aten.view_as_complex.default")
-def view_as_complex(x: Any) -> Any:
+def view_as_complex(x: Array) -> Array:
     return lax.complex(x[..., 0], x[..., 1])
 
 
 @register("aten.atleast_1d.default")
-def atleast_1d(x: Any) -> Any:
+def atleast_1d(x: Array) -> Array:
     return jnp.atleast_1d(x)
 
 
 @register("aten.cartesian_prod.default")
-def cartesian_prod(tensors: Sequence[Any]) -> Any:
+def cartesian_prod(tensors: Sequence[Array]) -> Array:
     grids = jnp.meshgrid(*promoted(*tensors), indexing="ij")
     return jnp.stack([grid.reshape(-1) for grid in grids], -1)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
+from interop.ops.dtypes import Number
 from interop.ops.layout import Tensor
 from interop.ops.registry import register
+
+Item = TypeVar("Item")
 
 for _name in (
     "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge",
@@ -18,7 +22,7 @@ for _name in (
 for _name in ("floor", "ceil", "sqrt", "trunc", "log2", "log", "exp"):
     register(f"math.{_name}", f"torch._sym_{_name}", layout="aware")(getattr(math, _name))
 
-_PYTHON: dict[str, Any] = {
+_PYTHON: dict[str, Callable[..., Number]] = {
     "max": max,
     "min": min,
     "int": int,
@@ -31,17 +35,17 @@ for _name, _function in _PYTHON.items():
 
 
 @register("torch.sym_ite", layout="aware")
-def sym_ite(condition: bool, yes: Any, no: Any) -> Any:
+def sym_ite(condition: bool, yes: Number, no: Number) -> Number:
     return yes if condition else no
 
 
 @register("torch.sym_sum", layout="aware")
-def sym_sum(items: Any) -> Any:
+def sym_sum(items: Sequence[Number]) -> Number:
     return sum(items)
 
 
 @register("operator.getitem", layout="aware")
-def getitem(items: Any, index: Any) -> Any:
+def getitem(items: Sequence[Item], index: int) -> Item:
     return items[index]
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy import special
 
 from interop.ops.dtypes import floating, promoted
@@ -36,19 +35,19 @@ register("aten.lcm.default")(lambda a, b: jnp.lcm(*promoted(a, b)))
 
 
 @register("aten.polygamma.default")
-def polygamma(n: int, x: Any) -> Any:
+def polygamma(n: int, x: Array) -> Array:
     x = floating(x)
     return special.digamma(x) if n == 0 else special.polygamma(jnp.asarray(n), x)
 
 
 @register("aten.ldexp.Tensor")
-def ldexp(x: Any, exponent: Any) -> Any:
+def ldexp(x: Array, exponent: Array) -> Array:
     """x 2^exponent."""
     x, exponent = promoted(x, exponent, inexact=True)
     return x * jnp.exp2(exponent)
 
 
 @register("aten.frexp.Tensor")
-def frexp(x: Any) -> tuple[Any, Any]:
+def frexp(x: Array) -> tuple[Array, Array]:
     mantissa, exponent = jnp.frexp(x)
     return mantissa, exponent.astype(jnp.int32)
