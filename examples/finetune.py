@@ -74,7 +74,7 @@ def main() -> None:
     print_table(figures)
     plot(runs, options, options.out / "finetune.png")
 
-    heading(5, "Home again")
+    heading(5, "Exported to PyTorch")
     averaged = jaxnorm.unreplicate(runs["synchronised"].state).ema_model()
     export_to_torch(averaged, evaluate(averaged, data.test_images), data, options)
 

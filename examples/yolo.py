@@ -80,7 +80,7 @@ def main() -> None:
     figures = {name: summary(run, tests, evaluate) for name, run in runs.items()}
     print_table(figures)
 
-    heading(4, "Home again")
+    heading(4, "Exported to PyTorch")
     averaged = jaxnorm.unreplicate(runs["synchronised"].state).ema_model()
     export_to_torch(averaged, evaluate(averaged)[0], tests, options)
 

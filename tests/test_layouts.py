@@ -225,7 +225,7 @@ def test_a_layer_computes_what_pytorchs_computes_with_its_weights(name):
         y = np.moveaxis(np.asarray(y), -1, 1) if moved else np.asarray(y)
         np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
 
-    # Home again, bit for bit, and the other way round.
+    # Exported to PyTorch, bit for bit, and the other way round.
     assert_same_arrays(interop.state_dict(model), state_dict)
     assert_same_arrays(interop.state_dict(linen_model, inputs=inputs), state_dict)
     assert_flax_survives(nnx_layer, blanked(nnx_layer))
