@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from hlo import outside_branches
+
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTED = (1, 2, 4, 8)
 MODELLED = tuple(2**k for k in range(3, 13))
@@ -55,13 +57,13 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 
 
 def collectives(hlo: str, replicas: int) -> list[Collective]:
-    """The collectives of one program in HLO text, in its order.
+    """The collectives of one program in HLO text, in its order, but those of a branch that a step need not take.
 
     Raises:
         ValueError: for a kind that a training step of this library does not have.
     """
     found = []
-    for match in _COLLECTIVE.finditer(hlo):
+    for match in _COLLECTIVE.finditer(outside_branches(hlo)):
         kind, sizes = match["kind"], [_bytes(array) for array in _ARRAY.finditer(match["result"])]
         if kind == "all-gather":
             # all-gather-start gives (what went in, what comes out); all-gather what comes out.

@@ -1,14 +1,11 @@
 """The operation: statistics, normalisation, derivatives. Written once, for every way to be parallel.
 
-With an axis name (`pmap`, `shard_map`, `vmap`) each replica sees its own part of the batch and `moments.py` merges.
-Under `jit` with sharded arrays one program sees the whole batch: there the batch is cut into as many parts as the mesh
-has devices, and the same per-replica program runs under `vmap` over the parts. XLA keeps each part on its device, so
-the global view too is one collective and is shifted part by part.
+With an axis name (`pmap`, `shard_map`, `vmap`) each replica sees its own part of the batch, and the sums of
+`moments.py` are added up over the replicas. Under `jit` one program sees the whole batch: the same sums are global.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,16 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
-from jaxnorm.collectives import (
-    GLOBAL_VIEW,
-    AxisName,
-    Groups,
-    axis_size,
-    canonical_groups,
-    global_view_replicas,
-    under_automatic_sharding,
-)
-from jaxnorm.moments import SAVED, Moments, accumulable, batch_moments, merge_stacked, reduced_axes, saved
+from jaxnorm.collectives import AxisName, Replicas, axis_size, canonical_groups, under_automatic_sharding
+from jaxnorm.moments import SAVED, Moments, accumulable, batch_statistics, merge_stacked, reduced_axes, saved
 
 Activation = Callable[[Any], Any]
 
@@ -42,6 +31,7 @@ def batch_norm(
     mask: Bool[Array, "..."] | None = None,
     activation: Activation | None = None,
     dtype: Any = None,
+    shift: Inexact[Array, "*channels"] | None = None,
 ) -> tuple[Shaped[Array, "..."], Moments]:
     """Normalises `x` with the statistics of its batch, taken over all replicas.
 
@@ -64,6 +54,9 @@ def batch_norm(
         mask: which values count, broadcastable to `x`; all values are normalised.
         activation: applied to the result. The backward pass recomputes its input from `x` instead of keeping it.
         dtype: of the output; by default that of `x`.
+        shift: a guess of each channel's mean, about which float32 and float64 input is summed; a layer gives its
+            running mean. It changes no result, whatever it is: one that is far off costs a second look (`moments.py`).
+            Where replicas might each have another (`pmap`, `vmap`, check_vma=False) it is not used.
 
     Returns:
         `y`, and the `Moments` that it was normalised with: one value for each channel. (Under `jit` with groups, the
@@ -80,29 +73,89 @@ def batch_norm(
     reduced = reduced_axes(x.ndim, axis)
     channels = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     keep = tuple(1 if a in reduced else n for a, n in enumerate(x.shape))
-    params = {"scale": scale, "bias": bias}
-    for name, value in params.items():
+    for name, value in {"scale": scale, "bias": bias, "shift": shift}.items():
         if value is not None and value.shape != channels:
             raise ValueError(f"{name} has shape {value.shape}, expected {channels}: input {x.shape} with axis={axis!r}")
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*[1] * (x.ndim - mask.ndim), *mask.shape)).astype(bool)
         if any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
             raise ValueError(f"mask of shape {mask.shape} does not broadcast to the input's {x.shape}")
-    arrays = {name: None if value is None else value.reshape(keep) for name, value in params.items()}
-    options: dict[str, Any] = {
-        "reduced": reduced,
-        "epsilon": epsilon,
-        "activation": activation,
-        "dtype": dtype or x.dtype,
-    }
-    if axis_name is None and reduced:
-        whole = partial(_global_view, axis_index_groups=axis_index_groups, options=options)
-        y, found = under_automatic_sharding(whole, x)(x, mask, arrays)
+    arrays = (x, mask, *(None if value is None else value.reshape(keep) for value in (scale, bias, shift)))
+    options: dict[str, Any] = {"epsilon": epsilon, "activation": activation, "dtype": dtype or x.dtype}
+    if axis_name is None and axis_index_groups is not None and reduced:
+        y, found = _groups_of_parts(arrays, reduced, axis_index_groups, options)
     else:
         groups = canonical_groups(axis_index_groups, axis_size(axis_name)) if axis_name is not None else None
-        y, found = _replica(x, mask, arrays, axis_name=axis_name, groups=groups, **options)
+        replicas = Replicas(axis_name, groups)
+        y, found = _normalised(arrays, reduced, Replicas() if groups and replicas.size == 1 else replicas, **options)
     count = found.count.reshape(()) if found.count.size == 1 else found.count.reshape(channels)
     return y, Moments(count, found.mean.reshape(channels), found.m2.reshape(channels))
+
+
+def _normalised(
+    arrays: tuple[Any, ...],
+    reduced: tuple[int, ...],
+    replicas: Replicas,
+    *,
+    epsilon: float,
+    activation: Activation | None,
+    dtype: Any,
+) -> tuple[Shaped[Array, "..."], Moments]:
+    """`arrays` are x, mask, scale, bias and shift, reduced axes 1 wide; so are the moments."""
+    x, mask, scale, bias, shift = arrays
+    if mask is None and replicas.size * math.prod(x.shape[a] for a in reduced) == 1:
+        raise ValueError(
+            f"expected more than 1 value per channel when training, got input of shape {x.shape}"
+            + (f" on each of {replicas.size} replicas" if replicas.axis_name is not None else "")
+        )
+    if shift is not None and not replicas.know(shift):
+        shift = None
+
+    def normalised(
+        x: Shaped[Array, "..."], scale: Float[Array, "..."] | None, bias: Float[Array, "..."] | None
+    ) -> tuple[Shaped[Array, "..."], Moments]:
+        found = saved(batch_statistics(x, shift, mask, reduced, epsilon, replicas))
+        y = _affine(accumulable(x), found.shift, found.delta, found.inverse, scale, bias, mask, activation, dtype)
+        return y, Moments(found.count, found.mean, found.m2)
+
+    # The backward pass keeps the input as it came and the statistics; all else it computes again, element by element.
+    # XLA may do otherwise (prevent_cse): a barrier would keep it from joining BatchNorm to what is computed before.
+    policy = jax.checkpoint_policies.save_only_these_names(SAVED)
+    return jax.checkpoint(normalised, policy=policy, prevent_cse=False)(x, scale, bias)
+
+
+def _groups_of_parts(
+    arrays: tuple[Any, ...],
+    reduced: tuple[int, ...],
+    axis_index_groups: Sequence[Sequence[int]],
+    options: dict[str, Any],
+) -> tuple[Shaped[Array, "..."], Moments]:
+    """As `_normalised`, the parts of the batch in groups: the first reduced axis is cut into (parts, rest)."""
+    x = arrays[0]
+    batch, parts = reduced[0], sum(map(len, axis_index_groups))
+    groups = canonical_groups(axis_index_groups, parts)
+    if x.shape[batch] % parts:
+        raise ValueError(
+            f"axis_index_groups names {parts} replicas, which do not divide the batch of {x.shape[batch]} "
+            f"(input of shape {x.shape})"
+        )
+    if groups is None:
+        return _normalised(arrays, reduced, Replicas(), **options)
+
+    def cut(a: Any) -> Any:
+        ways = (1, 1) if a.shape[batch] == 1 else (parts, a.shape[batch] // parts)
+        return a.reshape(*a.shape[:batch], *ways, *a.shape[batch + 1 :])
+
+    def run(*arrays: Any) -> tuple[Shaped[Array, "..."], Moments]:
+        cuts = tuple(None if a is None else cut(a) for a in arrays)
+        y, found = _normalised(
+            cuts, tuple(a + 1 for a in reduced), Replicas(groups=groups, parts_axis=batch), **options
+        )
+        first = jnp.asarray([group[0] for group in groups])  # one part of each group speaks for it
+        fields = (jnp.moveaxis(jnp.broadcast_to(field, found.mean.shape), batch, 0)[first] for field in found)
+        return y.reshape(x.shape), merge_stacked(*fields)
+
+    return under_automatic_sharding(run, x)(*arrays)
 
 
 def normalize(
@@ -124,103 +177,30 @@ def normalize(
     reduced = reduced_axes(x.ndim, axis)
     keep = tuple(1 if a in reduced else n for a, n in enumerate(x.shape))
     scale, bias = (None if v is None else v.reshape(keep) for v in (scale, bias))
-    variance = var.reshape(keep) + epsilon
-    return _affine(accumulable(x), mean.reshape(keep), None, variance, scale, bias, activation, dtype or x.dtype)
-
-
-def _replica(
-    x: Shaped[Array, "..."],
-    mask: Bool[Array, "..."] | None,
-    arrays: dict[str, Array | None],
-    *,
-    reduced: tuple[int, ...],
-    epsilon: float,
-    activation: Activation | None,
-    dtype: Any,
-    axis_name: AxisName | None,
-    groups: Groups | None,
-) -> tuple[Shaped[Array, "..."], Moments]:
-    """One replica's program; reduced axes are kept, 1 wide."""
-    replicas = 1 if axis_name is None else len(groups[0]) if groups else axis_size(axis_name)
-    if groups and replicas == 1:  # each for itself
-        axis_name = groups = None
-    values = replicas * math.prod(x.shape[a] for a in reduced)
-    if values == 1 and mask is None:
-        raise ValueError(
-            f"expected more than 1 value per channel when training, got input of shape {x.shape}"
-            + (f" on each of {replicas} replicas" if axis_name is not None else "")
-        )
-
-    def normalised(
-        x: Shaped[Array, "..."], scale: Float[Array, "..."] | None, bias: Float[Array, "..."] | None
-    ) -> tuple[Shaped[Array, "..."], Moments]:
-        found = saved(batch_moments(x, mask, reduced, axis_name, groups))
-        variance = found.m2 / jnp.maximum(found.count, 1) + epsilon
-        y = _affine(accumulable(x), found.shift, found.offset, variance, scale, bias, activation, dtype)
-        return y, Moments(found.count, found.mean, found.m2)
-
-    # The backward pass keeps the input as it came and the statistics; all else it computes again, element by element.
-    keep = jax.checkpoint_policies.save_only_these_names(SAVED)
-    return jax.checkpoint(normalised, policy=keep)(x, arrays["scale"], arrays["bias"])
+    inverse = lax.rsqrt(var.reshape(keep) + epsilon)
+    return _affine(accumulable(x), mean.reshape(keep), None, inverse, scale, bias, None, activation, dtype or x.dtype)
 
 
 def _affine(
     x: Inexact[Array, "..."],
     shift: Inexact[Array, "..."],
-    offset: Inexact[Array, "..."] | None,
-    variance: Float[Array, "..."],
+    delta: Inexact[Array, "..."] | None,
+    inverse: Float[Array, "..."],
     scale: Float[Array, "..."] | None,
     bias: Float[Array, "..."] | None,
+    mask: Bool[Array, "..."] | None,
     activation: Activation | None,
     dtype: Any,
 ) -> Shaped[Array, "..."]:
-    """`activation(((x - shift) - offset) / sqrt(variance) * scale + bias)`, in two operations for each element."""
-    mul = lax.rsqrt(variance)
-    if scale is not None:
-        mul = mul * scale
-    y = (x - shift) * mul
-    if offset is not None:  # of the deviation's size, so that nothing cancels
-        bias = -offset * mul if bias is None else bias - offset * mul
+    """`activation(((x - shift) - delta) * inverse * scale + bias)`, in two operations for each element."""
+    mul = inverse if scale is None else inverse * scale
+    if delta is not None:  # of the deviation's size, so that nothing cancels
+        bias = -delta * mul if bias is None else bias - delta * mul
+    d = x - shift
+    bad = None if mask is None else ~(mask | jnp.isfinite(x))
+    y = (d if bad is None else jnp.where(bad, 0, d)) * mul
     if bias is not None:
         y = y + bias
+    if bad is not None:  # a masked value that is no number comes out as it is, and has no part in any derivative
+        y = jnp.where(bad, d.astype(y.dtype), y)
     return (y if activation is None else activation(y)).astype(dtype)
-
-
-def _global_view(
-    x: Shaped[Array, "..."],
-    mask: Bool[Array, "..."] | None,
-    arrays: dict[str, Array | None],
-    *,
-    axis_index_groups: Sequence[Sequence[int]] | None,
-    options: dict[str, Any],
-) -> tuple[Shaped[Array, "..."], Moments]:
-    """The whole batch in one program: cut into parts along the first reduced axis, then `_replica` under vmap."""
-    batch = options["reduced"][0]
-    parts = sum(map(len, axis_index_groups)) if axis_index_groups else global_view_replicas(x, batch)
-    if x.shape[batch] % parts:
-        raise ValueError(
-            f"axis_index_groups names {parts} replicas, which do not divide the batch of {x.shape[batch]} "
-            f"(input of shape {x.shape})"
-        )
-    groups = canonical_groups(axis_index_groups, parts)
-    if parts == 1:
-        return _replica(x, mask, arrays, axis_name=None, groups=None, **options)
-
-    def cut(a: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        return a.reshape(*a.shape[:batch], parts, -1, *a.shape[batch + 1 :])
-
-    masks_differ = mask is not None and mask.shape[batch] > 1
-    replica: Callable[..., Any] = partial(_replica, axis_name=GLOBAL_VIEW, groups=groups, **options)
-    per_part = jax.vmap(
-        replica,
-        in_axes=(batch, batch if masks_differ else None, None),
-        out_axes=(batch, None if groups is None else 0),
-        axis_name=GLOBAL_VIEW,
-    )
-    y, found = per_part(cut(x), cut(mask) if mask is not None and masks_differ else mask, arrays)
-    y = y.reshape(x.shape)
-    if groups is not None:  # one part of each group speaks for it
-        first = jnp.asarray([group[0] for group in groups])
-        merged = merge_stacked(*(jnp.broadcast_to(field, found.mean.shape)[first] for field in found))
-        found = Moments(merged.count, merged.mean, merged.m2)
-    return y, found

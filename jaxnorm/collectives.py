@@ -1,19 +1,18 @@
-"""What replicas tell one another: gather and sum over a named axis, in every way to be parallel.
+"""What replicas tell one another: the sum over a named axis, or over parts of a batch, in every way to be parallel.
 
 JAX's collectives differ in what they admit (read in `jax/_src/lax/parallel.py`, JAX 0.10):
 
-| context                     | `axis_index_groups`                 | a gathered value counts as replicated if   |
-|-----------------------------|-------------------------------------|--------------------------------------------|
-| `pmap`, `shard_map`         | `all_gather`, `psum`                | always                                     |
-| `shard_map`, check_vma=True | `all_gather` only; `psum` refuses   | gathered with `to="invarying"` (no groups) |
-| `vmap(axis_name=...)`       | refused by both                     | always                                     |
+| context                     | `axis_index_groups`                 |
+|-----------------------------|-------------------------------------|
+| `pmap`, `shard_map`         | `all_gather`, `psum`                |
+| `shard_map`, check_vma=True | `all_gather` only; `psum` refuses   |
+| `vmap(axis_name=...)`       | refused by both                     |
 
-The functions here admit groups in all three and ask XLA for one collective each.
+`Replicas.sum` admits groups in all three, and asks XLA for one collective.
 """
 
-import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +24,6 @@ from jaxnorm._typing import Array, Shaped
 
 AxisName = Hashable | tuple[Hashable, ...]
 Groups = tuple[tuple[int, ...], ...]
-
-
-# The axis name under which the parts of a globally viewed batch run as replicas.
-GLOBAL_VIEW = "jaxnorm: parts of the global batch"
 
 
 def axis_size(axis_name: AxisName) -> int:
@@ -66,98 +61,106 @@ def canonical_groups(axis_index_groups: Sequence[Sequence[int]] | None, size: in
     return None if len(groups) == 1 else groups
 
 
-def gather_replicas(
-    x: Shaped[Array, "..."], axis_name: AxisName, groups: Groups | None
-) -> Shaped[Array, "replicas ..."]:
-    """The arrays of all replicas of this replica's group, stacked along a new first axis: one all-gather."""
-    if _alone(x, axis_name):
-        return x[None]
-    if _is_mesh_axis(axis_name):
-        if groups is not None:
-            return lax.all_gather(x, axis_name, axis_index_groups=groups)
-        return lax.all_gather(x, axis_name, to="invarying")
-    gathered = x[None]
-    for axis in reversed(_axes(axis_name)):  # one by one: vmap does not gather over several axes
-        gathered = lax.all_gather(gathered, axis)
-        gathered = gathered.reshape(-1, *x.shape)
-    if axis_name == GLOBAL_VIEW:
-        gathered = _replicated(gathered, like=x)
-    return gathered if groups is None else gathered[_own_group(axis_name, groups)]
+class Replicas(NamedTuple):
+    """Who shares statistics: the replicas of an axis name, or equal parts of the batch, all or in groups; or nobody."""
 
+    axis_name: AxisName | None = None
+    groups: Groups | None = None
+    parts_axis: int | None = None  # the axis of the arrays along which the parts of a batch lie
 
-def sum_replicas(x: Shaped[Array, "..."], axis_name: AxisName, groups: Groups | None) -> Shaped[Array, "..."]:
-    """The sum over this replica's group: one all-reduce, which transposes to one all-reduce.
+    @property
+    def size(self) -> int:
+        """How many share with one another."""
+        if self.groups is not None:
+            return len(self.groups[0])
+        return 1 if self.axis_name is None else axis_size(self.axis_name)
 
-    Where `lax.psum` refuses groups it is an all-gather and a local sum, which transposes to one reduce-scatter.
-    """
-    if _alone(x, axis_name):
-        return x
-    if groups is None:
-        return lax.psum(x, axis_name)
-    if _is_mesh_axis(axis_name):
-        try:
-            return lax.psum(x, axis_name, axis_index_groups=groups)
-        except NotImplementedError:  # shard_map with check_vma=True
-            pass
-    return gather_replicas(x, axis_name, groups).sum(0)
+    def sum(self, *arrays: Shaped[Array, "..."]) -> tuple[Shaped[Array, "..."], ...]:
+        """Each array's sum over those who share: one collective, whose transpose is one."""
+        if self.axis_name is not None:
+            return _together(lambda x: _sum_over_axis(x, self.axis_name, self.groups), arrays)
+        if self.groups is not None:
+            return tuple(_sum_over_parts(x, self.parts_axis, self.groups) for x in arrays)
+        return arrays
 
+    def know(self, x: Any) -> bool:
+        """Whether all of them are certain to hold the same value of `x`.
 
-def global_view_replicas(x: Shaped[Array, "..."], batch_axis: int) -> int:
-    """How many parts a batch that `jit` sees whole is cut into, so that no part spans two devices.
-
-    The mesh is part of a traced array's type, its partition under automatic sharding is not: there each device of the
-    mesh counts, which at worst cuts a device's part in several.
-    """
-    sharding = jax.typeof(x).sharding
-    automatic = [axis for axis, kind in _axis_types(sharding.mesh).items() if kind == AxisType.Auto]
-    devices = math.prod(sharding.mesh.shape[axis] for axis in automatic)
-    return math.gcd(devices, x.shape[batch_axis])
+        A single program does (`jit`), and `shard_map` with check_vma=True knows which values vary. Under `pmap`, `vmap`
+        and check_vma=False each replica has a value of its own, whatever it was meant to be.
+        """
+        if self.axis_name is None:
+            return True
+        return _is_checked(self.axis_name) and not _varying(x) & set(_axes(self.axis_name))
 
 
 def under_automatic_sharding(f: Callable[..., Any], x: Shaped[Array, "..."]) -> Callable[..., Any]:
     """`f(x, ...) -> (array like x, replicated arrays)` with the mesh's explicit axes made automatic while it runs.
 
-    In explicit sharding every intermediate shape must have a partition of its own; inside the operation XLA decides.
+    In explicit sharding every intermediate shape must have a partition of its own; inside `f` XLA decides.
     """
     sharding = jax.typeof(x).sharding
-    explicit = tuple(axis for axis, kind in _axis_types(sharding.mesh).items() if kind == AxisType.Explicit)
+    types = zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
+    explicit = tuple(axis for axis, kind in types if kind == AxisType.Explicit)
     if not explicit:
         return f
     out = (sharding, NamedSharding(sharding.mesh, PartitionSpec()))
     return lambda *args: auto_axes(f, axes=explicit, out_sharding=out)(*args)
 
 
-def _axis_types(mesh: Any) -> dict[str, AxisType]:
-    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+def _together(add: Any, arrays: tuple[Shaped[Array, "..."], ...]) -> tuple[Shaped[Array, "..."], ...]:
+    """`add` of all arrays at once: real and imaginary parts side by side, in one array."""
+    real = [part for x in arrays for part in ((x,) if jnp.isrealobj(x) else (x.real, x.imag))]
+    added = add(jnp.concatenate([part.reshape(-1) for part in real]))
+    ends = np.cumsum([part.size for part in real])[:-1]
+    back = iter(part.reshape(x.shape) for part, x in zip(jnp.split(added, ends), real, strict=True))
+    return tuple(next(back) if jnp.isrealobj(x) else lax.complex(next(back), next(back)) for x in arrays)
 
 
-def _replicated(gathered: Shaped[Array, "..."], like: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """`gathered` on every device, which makes XLA gather the parts once instead of reducing over them twice."""
-    mesh = jax.typeof(like).sharding.mesh
-    if mesh.empty or AxisType.Auto not in mesh.axis_types:
-        return gathered
-    spec = PartitionSpec(None, *[PartitionSpec.UNCONSTRAINED] * (gathered.ndim - 1))
-    return lax.with_sharding_constraint(gathered, NamedSharding(mesh, spec))
+def _sum_over_axis(x: Shaped[Array, " n"], axis_name: AxisName | None, groups: Groups | None) -> Shaped[Array, " n"]:
+    """Where `lax.psum` refuses groups it is an all-gather and a local sum, which transposes to one reduce-scatter."""
+    if axis_size(axis_name) == 1 and not _varying(x) & set(_axes(axis_name)):
+        return x  # with check_vma=True a collective of one still makes a value replicated
+    if groups is None:
+        return lax.psum(x, axis_name)
+    if set(_axes(axis_name)) <= set(jax.sharding.get_abstract_mesh().manual_axes):  # shard_map or pmap, not vmap
+        try:
+            return lax.psum(x, axis_name, axis_index_groups=groups)
+        except NotImplementedError:  # check_vma=True
+            return lax.all_gather(x, axis_name, axis_index_groups=groups).sum(0)
+    gathered = x[None]
+    for axis in reversed(_axes(axis_name)):  # one by one: vmap does not gather over several axes
+        gathered = lax.all_gather(gathered, axis)
+        gathered = gathered.reshape(-1, *x.shape)
+    return gathered[jnp.asarray(_members(groups))[lax.axis_index(axis_name)]].sum(0)
 
 
-def _axes(axis_name: AxisName) -> tuple[Hashable, ...]:
-    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+def _sum_over_parts(x: Shaped[Array, "..."], axis: int | None, groups: Groups) -> Shaped[Array, "..."]:
+    members = _members(groups)
+    return sum((jnp.take(x, members[:, i], axis) for i in range(members.shape[1])), jnp.zeros_like(x))
 
 
-def _is_mesh_axis(axis_name: AxisName) -> bool:
-    """Whether the axis comes from `shard_map` or `pmap` (a `shard_map` itself since JAX 0.8) and not from `vmap`."""
-    return set(_axes(axis_name)) <= set(jax.sharding.get_abstract_mesh().manual_axes)
-
-
-def _alone(x: Shaped[Array, "..."], axis_name: AxisName) -> bool:
-    """Whether there is nobody to tell. (With check_vma=True a collective of one still makes a value replicated.)"""
-    kind: Any = jax.typeof(x)
-    varying = kind.vma if hasattr(kind, "vma") else kind.mat.varying  # JAX 0.10 renamed it
-    return axis_size(axis_name) == 1 and not varying & set(_axes(axis_name))
-
-
-def _own_group(axis_name: AxisName, groups: Groups) -> Shaped[Array, " replicas"]:
+def _members(groups: Groups) -> np.ndarray:
+    """For each replica those of its group."""
     members = np.empty((sum(map(len, groups)), len(groups[0])), np.int32)
     for group in groups:
         members[list(group)] = group
-    return jnp.asarray(members)[lax.axis_index(axis_name)]
+    return members
+
+
+def _axes(axis_name: AxisName | None) -> tuple[Hashable, ...]:
+    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def _varying(x: Any) -> set[Hashable]:
+    """The mesh axes over which `x` may vary; none where that is not kept track of."""
+    kind: Any = jax.typeof(x)
+    return set(kind.vma if hasattr(kind, "vma") else kind.mat.varying)  # JAX 0.10 renamed it
+
+
+def _is_checked(axis_name: AxisName) -> bool:
+    """Whether JAX keeps track of what varies over the axis: the index along it does."""
+    axes = _axes(axis_name)
+    if not set(axes) <= set(jax.sharding.get_abstract_mesh().manual_axes):
+        return False
+    return set(axes) <= _varying(lax.axis_index(axis_name))

@@ -92,6 +92,7 @@ class BatchNorm(nn.BatchNorm):
                 axis_name=None if starting else self.axis_name,
                 axis_index_groups=None if starting else self.axis_index_groups,
                 mask=mask,
+                shift=kept.get("mean"),
                 **options,
             )
         except (NameError, ValueError) as error:

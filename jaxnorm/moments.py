@@ -1,23 +1,35 @@
-"""Mean and variance of a batch as `Moments`: of one array, merged, over the replicas of an axis name.
+"""Mean and variance of a batch as `Moments`: of one array, merged, over replicas.
 
-**One pass, no cancellation.** The sums are taken about a shift that lies inside the data, one for each channel:
+**Two sums about a shift that every replica knows.** With one shift for each channel,
 
-    d = x - shift,   S1 = sum(d),   S2 = sum(d^2),   mean = shift + S1/n,   m2 = S2 - S1^2/n
+    d = x - shift,   S1 = sum(d),   S2 = sum(|d|^2),   mean = shift + S1 / n,   m2 = S2 - |S1|^2 / n
 
-E[x^2] - E[x]^2 loses (mean/std)^2 of the precision (Chan, Golub & LeVeque, "Algorithms for Computing the Sample
-Variance", 1983, section 3); here that is (shift - mean)^2/var, a number near 0. The shift is the mean of about 1/512 of
-the batch, taken evenly from all of it, and in a constant channel exactly the constant, so that d = 0.
+S1 and S2 are plain sums: an accelerator takes them while it computes x, and replicas add theirs up in one collective of
+two numbers for each channel. The relative error of the variance is about 2^-24 (1 + ((mean - shift) / std)^2) in
+float32 (Chan, Golub & LeVeque, "Algorithms for Computing the Sample Variance", 1983, section 3), so the shift has to be
+near the mean, not exact. In training it is the running mean, which is near it from the first few steps on.
+
+**Looked at again where that was too far.** For float32 and float64 input, `lax.cond` takes the sums once more, about a
+mean found from the batch itself, if |mean - shift| is more than one deviation in some channel. So a shift that is
+stale, infinite or not a number costs a second look, not a digit.
+
+**16-bit input** is summed about 0, once. With r = |mean| / std, rounding x to bfloat16 or float16 (u = 2^-9 or 2^-12)
+has moved it by up to u r deviations, and the sums change the output by about 2^-25 r^2 of its value. The second is the
+smaller one for every mean at which these dtypes still resolve a deviation (r < 1 / u).
 
 **Merged, not averaged.** Two samples give (Chan et al., 1979)
 
     mean = (n_a mean_a + n_b mean_b) / n,   m2 = m2_a + m2_b + n_a (mean_a - mean)^2 + n_b (mean_b - mean)^2
 
-so that uneven, masked and empty parts are exact. Replicas gather one another's moments in one collective and merge them
-by the same formula.
+so that uneven, masked and empty parts are exact.
 
-**Derivatives** are written out once (`_shifted_moments_jvp`), in a form whose transpose is one collective too:
+**Derivatives** are written out once (`_statistics_jvp`), with the deviations divided by the standard deviation, so that
+they neither overflow nor vanish. The transpose is one collective of two numbers for each channel too:
 
-    d mean = sum(dx) / n,   d m2 = 2 sum((x - mean) dx)
+    d mean = sum(dx) / n,   d m2 = 2 sum(conj(x - mean) dx),   d inverse = -inverse^2 sum(conj(xhat) dx) / n
+
+**Limits.** Counts are integers on each replica, and are rounded to the statistics' dtype when they are added up. A sum
+of squares beyond the largest float makes m2 infinite and the output NaN.
 """
 
 import math
@@ -31,15 +43,12 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
-from jaxnorm.collectives import AxisName, Groups, gather_replicas, sum_replicas
-from jaxnorm.packing import pack, unpack
+from jaxnorm.collectives import Replicas
 from jaxnorm.sums import two_sums
 
-# One value in so many places the shift. That also bounds (shift - mean)^2/var, whatever the data.
-_SHIFT_PART = 512
-
-
 SAVED = "jaxnorm statistics"
+# Squared deviations between shift and mean up to which the sums are as good as about the mean itself.
+_NEAR = 1.0
 
 
 class Moments(NamedTuple):
@@ -74,7 +83,7 @@ def moments(
         mask: which values count, broadcastable to `x`; None counts all.
     """
     reduced = reduced_axes(x.ndim, axis)
-    found = batch_moments(x, mask, reduced, None, None)
+    found = batch_statistics(x, None, mask, reduced, 0.0, Replicas())
     shape = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     return Moments(_counts(found.count, shape), found.mean.reshape(shape), found.m2.reshape(shape))
 
@@ -87,37 +96,45 @@ def merge(first: Moments, *others: Moments) -> Moments:
     if not others:
         return first
     counts, means, m2s = (jnp.stack(jnp.broadcast_arrays(*field)) for field in zip(first, *others, strict=True))
-    counts = counts.reshape(*counts.shape, *[1] * (means.ndim - counts.ndim))
-    merged = merge_stacked(counts, means, m2s)
+    merged = merge_stacked(counts.reshape(*counts.shape, *[1] * (means.ndim - counts.ndim)), means, m2s)
     return Moments(_counts(merged.count, means.shape[1:]), merged.mean, merged.m2)
 
 
-class ShiftedMoments(NamedTuple):
-    """Moments whose mean is `base + delta`, to more digits than one float holds.
+def merge_stacked(
+    counts: Float[Array, "parts ..."], means: Inexact[Array, "parts ..."], m2s: Float[Array, "parts ..."]
+) -> Moments:
+    """The moments of all parts, which lie along the first axis."""
+    total = counts.sum(0)
+    occupied = counts > 0
+    # Any mean will do as the base. The largest is found in one reduction, however many parts there are.
+    base = jnp.where(occupied & jnp.isfinite(means), means, -jnp.inf).max(0)
+    base = jnp.where(jnp.isfinite(base), base, 0)
+    apart = jnp.where(occupied, means - base, 0)
+    delta = (counts * apart).sum(0) / jnp.maximum(total, 1)
+    m2 = (m2s + counts * _square(apart - delta)).sum(0)
+    return Moments(total, base + delta, m2)
 
-    A float32 mean of 1e5 is good to 0.004 only; `(x - shift) - offset` is good to a few parts in 1e7 of the deviation,
-    since `shift` lies near this replica's data. Shapes are those of `x` with reduced axes 1.
+
+class Statistics(NamedTuple):
+    """Moments whose mean is `shift + delta`, and the inverse deviation. Shapes are those of `x`, reduced axes 1 wide.
+
+    A float32 mean of 1e5 is good to 0.004 only; `(x - shift) - delta` is good to a few parts in 1e7 of the deviation.
     """
 
     count: Float[Array, "..."]  # type: ignore[assignment]  # not tuple.count
-    shift: Inexact[Array, "..."]  # this replica's own; no derivative
-    base: Inexact[Array, "..."]  # the same for all replicas; no derivative
+    shift: Inexact[Array, "..."]  # no derivative
     delta: Inexact[Array, "..."]
     m2: Float[Array, "..."]
+    inverse: Float[Array, "..."]  # 1 / sqrt(m2 / count + epsilon)
 
     @property
     def mean(self) -> Inexact[Array, "..."]:
-        return self.base + self.delta
-
-    @property
-    def offset(self) -> Inexact[Array, "..."]:
-        """`mean - shift`."""
-        return (self.base - self.shift) + self.delta
+        return self.shift + self.delta
 
 
-def saved(found: ShiftedMoments) -> ShiftedMoments:
+def saved(found: Statistics) -> Statistics:
     """Marks what the backward pass keeps besides the input (see `_batch_norm.py`)."""
-    return ShiftedMoments(*(checkpoint_name(field, SAVED) for field in found))
+    return Statistics(*(checkpoint_name(field, SAVED) for field in found))
 
 
 def accumulable(x: Shaped[Array, "..."]) -> Inexact[Array, "..."]:
@@ -138,142 +155,122 @@ def reduced_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(a for a in range(ndim) if a not in channels)
 
 
-def batch_moments(
+def batch_statistics(
     x: Shaped[Array, "..."],
+    shift: Inexact[Array, "..."] | None,
     mask: Bool[Array, "..."] | None,
     reduced: tuple[int, ...],
-    axis_name: AxisName | None,
-    groups: Groups | None,
-) -> ShiftedMoments:
-    """The moments of `x` over the axes `reduced` and, given an axis name, over the replicas (of this one's group).
+    epsilon: float,
+    replicas: Replicas,
+) -> Statistics:
+    """The statistics of `x` over the axes `reduced` and over the replicas.
 
-    The m2 of complex numbers is sum(|x - mean|^2), as in Flax.
+    `shift` is a value near the mean of each channel, the same on all replicas, of which nothing else is required; None
+    for 0. The m2 of complex numbers is sum(|x - mean|^2), as in Flax.
     """
-    if jnp.iscomplexobj(x):
-        parts, part_mask = jnp.stack([x.real, x.imag], -1), None if mask is None else mask[..., None]
-        found = batch_moments(parts, part_mask, reduced, axis_name, groups)
-        shift, base, delta = (lax.complex(z[..., 0], z[..., 1]) for z in (found.shift, found.base, found.delta))
-        return ShiftedMoments(found.count[..., 0], shift, base, delta, found.m2.sum(-1))
-    shift = _shift(lax.stop_gradient(x), mask, reduced)
-    return shifted_moments(accumulable(x), shift, mask, reduced, axis_name, groups)
+    wide = accumulable(x)
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+    keep = [1 if a in reduced else n for a, n in enumerate(x.shape)]
+    if shift is None or narrow:
+        shift = jnp.zeros(keep, wide.dtype)
+    else:
+        shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0).astype(wide.dtype))
+    return _statistics(wide, shift, mask, reduced, epsilon, replicas, not narrow)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
-def shifted_moments(
-    x: Float[Array, "..."],
-    shift: Float[Array, "..."],
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5, 6))
+def _statistics(
+    x: Inexact[Array, "..."],
+    shift: Inexact[Array, "..."],
     mask: Bool[Array, "..."] | None,
     reduced: tuple[int, ...],
-    axis_name: AxisName | None,
-    groups: Groups | None,
-) -> ShiftedMoments:
-    """`batch_moments` with sums about `shift`, a constant for each channel."""
-    centred = x - shift
-    if mask is not None:
-        centred = jnp.where(mask, centred, 0)
-    s1, s2 = two_sums(centred, jnp.square(centred), reduced)
-    count = _count(x, mask, reduced)
+    epsilon: float,
+    replicas: Replicas,
+    again: bool,
+) -> Statistics:
+    """`again`: whether a shift that was too far is replaced."""
+    return _in_one_or_two_looks(x, shift, mask, reduced, epsilon, replicas, again)
+
+
+# Outside jit, too, compiled once for each shape: the branches of a cond are new functions, and new programs, each time.
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _in_one_or_two_looks(
+    x: Inexact[Array, "..."],
+    shift: Inexact[Array, "..."],
+    mask: Bool[Array, "..."] | None,
+    reduced: tuple[int, ...],
+    epsilon: float,
+    replicas: Replicas,
+    again: bool,
+) -> Statistics:
+    about = partial(_about, x, mask=mask, reduced=reduced, replicas=replicas)
+    count, delta, m2 = about(shift)
+    if again:
+        variance = m2 / jnp.maximum(count, 1)
+        near = (_square(delta) <= _NEAR * (variance + epsilon)) & (m2 < jnp.inf)
+
+        def closer() -> tuple[Array, ...]:
+            mean = jnp.zeros_like(delta)
+            for _ in range(2):  # the second time it is exact in a constant channel
+                (total,) = replicas.sum(_counted(x - mean, mask).sum(reduced, keepdims=True))
+                mean = mean + total / jnp.maximum(count, 1)
+            _, *found = about(mean)
+            return tuple(jnp.where(near, *pair) for pair in zip((shift, delta, m2), (mean, *found), strict=True))
+
+        shift, delta, m2 = lax.cond(near.all(), lambda: (jnp.where(near, shift, 0), delta, m2), closer)
+    variance = jnp.where(m2 < jnp.inf, m2, jnp.nan) / jnp.maximum(count, 1)
+    return Statistics(count, shift, delta, m2, lax.rsqrt(variance + epsilon))
+
+
+def _about(
+    x: Inexact[Array, "..."],
+    shift: Inexact[Array, "..."],
+    *,
+    mask: Bool[Array, "..."] | None,
+    reduced: tuple[int, ...],
+    replicas: Replicas,
+) -> tuple[Float[Array, "..."], Inexact[Array, "..."], Float[Array, "..."]]:
+    """Count, mean - shift, and m2."""
+    d = _counted(x - shift, mask)
+    s1, s2 = two_sums(d, _square(d), reduced)
+    if mask is None:
+        size = replicas.size * math.prod(x.shape[a] for a in reduced)
+        s1, s2 = replicas.sum(s1, s2)
+        count = jnp.full([1] * x.ndim, size, s2.dtype)
+    else:
+        # Axes along which the mask is 1 wide count each value as often as x is long there.
+        repeats = math.prod(x.shape[a] // mask.shape[a] for a in reduced if mask.shape[a])
+        s1, s2, count = replicas.sum(s1, s2, (repeats * mask.sum(reduced, keepdims=True)).astype(s2.dtype))
     delta = s1 / jnp.maximum(count, 1)
-    m2 = jnp.maximum(s2 - s1 * delta, 0)
-    if axis_name is None:
-        return ShiftedMoments(count, shift, shift, delta, m2)
-    high = shift + _settled(delta)
-    words = pack(high, (shift - high) + delta, m2, count)
-    # Without a mask every replica counts the same number of values: no need to send it.
-    sent = [words] if mask is None else [words, count.view(words.dtype)]
-    gathered = gather_replicas(jnp.concatenate([part.reshape(-1) for part in sent]), axis_name, groups)
-    counts = jnp.broadcast_to(count, (len(gathered), *count.shape))
-    if mask is not None:
-        counts = gathered[:, words.size :].reshape(counts.shape).view(count.dtype)
-    highs, lows, m2s = unpack(gathered[:, : words.size].reshape(-1, *words.shape), counts, axis=1)
-    return merge_stacked(counts, highs, m2s, lows)._replace(shift=shift)
+    return count, delta, jnp.maximum(s2 - jnp.real(jnp.conj(s1) * delta), 0)
 
 
-@shifted_moments.defjvp
-def _shifted_moments_jvp(reduced, axis_name, groups, primals, tangents):  # type: ignore[no-untyped-def]
+@_statistics.defjvp
+def _statistics_jvp(reduced, epsilon, replicas, again, primals, tangents):  # type: ignore[no-untyped-def]
     x, _, mask = primals
-    found = saved(shifted_moments(*primals, reduced, axis_name, groups))
-    dx = tangents[0] if mask is None else jnp.where(mask, tangents[0], 0)
-    centred = x - found.shift
-    if mask is not None:
-        centred = jnp.where(mask, centred, 0)  # what is masked may be NaN
-    d1 = dx.sum(reduced, keepdims=True)
-    d2 = (centred * dx).sum(reduced, keepdims=True) - found.offset * d1
-    if axis_name is not None:
-        d1, d2 = sum_replicas(jnp.stack([d1, d2]), axis_name, groups)
-    return found, ShiftedMoments(
+    found = saved(_statistics(*primals, reduced, epsilon, replicas, again))
+    dx = _counted(tangents[0], mask)
+    xhat = _counted(((x - found.shift) - found.delta) * found.inverse, mask)  # what is masked may be NaN
+    d1, d2 = dx.sum(reduced, keepdims=True), jnp.real(jnp.conj(xhat) * dx).sum(reduced, keepdims=True)
+    d1, d2 = replicas.sum(d1, d2)
+    n = jnp.maximum(found.count, 1)
+    return found, Statistics(
         count=jnp.zeros_like(found.count),
         shift=jnp.zeros_like(found.shift),
-        base=jnp.zeros_like(found.base),
-        delta=d1 / jnp.maximum(found.count, 1),
-        m2=2 * d2,
+        delta=d1 / n,
+        m2=2 * d2 / found.inverse,
+        inverse=-found.inverse * (found.inverse * (d2 / n)),
     )
 
 
-def _shift(x: Shaped[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
-    """A value for each channel that lies among its values."""
-    if mask is not None:  # the part may be masked altogether: take all that counts
-        wide = accumulable(x)
-        mean = jnp.sum(wide, reduced, where=mask, keepdims=True) / jnp.maximum(_count(wide, mask, reduced), 1)
-        low = jnp.min(wide, reduced, where=mask, initial=jnp.inf, keepdims=True)
-        high = jnp.max(wide, reduced, where=mask, initial=-jnp.inf, keepdims=True)
-        return jnp.where(low > high, 0, jnp.clip(mean, low, high))
-    keep = [1 if a in reduced else n for a, n in enumerate(x.shape)]
-    if x.size == 0 or not reduced:
-        return accumulable(jnp.zeros(keep, x.dtype))
-    # Relative to one value, so that where all are equal their mean is exactly that value.
-    # The barrier keeps XLA from converting all of x before it takes the part.
-    one, part = map(accumulable, lax.optimization_barrier((lax.slice(x, [0] * x.ndim, keep), _part(x, reduced))))
-    return one + _settled((part - one).mean(reduced, keepdims=True))
+def _counted(x: Inexact[Array, "..."], mask: Bool[Array, "..."] | None) -> Inexact[Array, "..."]:
+    return x if mask is None else jnp.where(mask, x, 0)
 
 
-def _settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` without its last bit, so that what is added to it gives the same sum everywhere.
-
-    XLA computes cheap values anew in each fusion that uses them. If `x` is a product, `y + x` may be a fused
-    multiply-add in one of them and not in another, and where the sum lies halfway between two floats they differ: at a
-    mean of 1e5, by 1/128. The last bit of `x` is far below that.
-    """
-    kind = jnp.finfo(x.dtype)
-    return lax.reduce_precision(x, kind.nexp, kind.nmant - 1)
-
-
-def _part(x: Shaped[Array, "..."], reduced: tuple[int, ...]) -> Shaped[Array, "..."]:
-    """Every 512th value or so, from as many examples as will do: positions are skipped first."""
-    starts, strides, left = [0] * x.ndim, [1] * x.ndim, _SHIFT_PART
-    for a in reversed(reduced):
-        strides[a] = min(left, x.shape[a])
-        starts[a] = strides[a] // 2  # not at the border, where padding makes positions unlike the others
-        left //= strides[a]
-    return lax.slice(x, starts, x.shape, strides)
-
-
-def _count(x: Float[Array, "..."], mask: Bool[Array, "..."] | None, reduced: tuple[int, ...]) -> Float[Array, "..."]:
-    if mask is None:
-        return jnp.full([1] * x.ndim, math.prod(x.shape[a] for a in reduced), x.dtype)
-    # Axes along which the mask is 1 wide count each value as often as x is long there.
-    repeats = math.prod(x.shape[a] // mask.shape[a] for a in reduced if mask.shape[a])
-    return repeats * mask.sum(reduced, keepdims=True, dtype=x.dtype)
+def _square(x: Inexact[Array, "..."]) -> Float[Array, "..."]:
+    """|x|^2"""
+    return jnp.square(x) if jnp.isrealobj(x) else jnp.square(x.real) + jnp.square(x.imag)
 
 
 def _counts(count: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
     return count.reshape(()) if count.size == 1 else count.reshape(shape)
-
-
-def merge_stacked(
-    counts: Float[Array, "parts ..."],
-    means: Inexact[Array, "parts ..."],
-    m2s: Float[Array, "parts ..."],
-    rests: Inexact[Array, "parts ..."] | float = 0.0,
-) -> ShiftedMoments:
-    """The moments of all parts, whose means are `means + rests`; `base` is the mean of one of them."""
-    total = counts.sum(0)
-    occupied = counts > 0
-    # Any mean will do. The largest is found in one reduction, however many parts there are.
-    base = jnp.where(occupied & jnp.isfinite(means), means, -jnp.inf).max(0)
-    base = jnp.where(jnp.isfinite(base), base, 0)
-    apart = jnp.where(occupied, (means - base) + rests, 0)
-    delta = (counts * apart).sum(0) / jnp.maximum(total, 1)
-    from_delta = apart - delta
-    m2 = (m2s + counts * jnp.real(from_delta * jnp.conj(from_delta))).sum(0)  # of complex numbers, |.|^2
-    return ShiftedMoments(total, base, base, delta, m2)

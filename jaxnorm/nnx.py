@@ -169,6 +169,7 @@ class BatchNorm(nnx.BatchNorm):
                 mask=mask,
                 activation=self.activation,
                 dtype=dtype,
+                shift=mean,
             )
         except (NameError, ValueError) as error:
             error.add_note(f"in {self._described()}")

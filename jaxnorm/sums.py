@@ -14,12 +14,14 @@ Milliseconds for 16x112x112x64, JAX 0.10, 2 cores (each form as it is called in 
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
-from jaxnorm._typing import Array, Float
+from jaxnorm._typing import Array, Inexact
 
 _ROWS = 32  # from about 40 on LLVM no longer unrolls
 _FEWEST = 4  # with less than that the steps gain nothing
@@ -28,28 +30,29 @@ _FEWEST = 4  # with less than that the steps gain nothing
 # Outside jit, too, compiled once for each shape: the branches below are new functions, and new programs, at each call.
 @partial(jax.jit, static_argnums=2)
 def two_sums(
-    a: Float[Array, "..."], b: Float[Array, "..."], axes: tuple[int, ...]
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    a: Inexact[Array, "..."], b: Inexact[Array, "..."], axes: tuple[int, ...]
+) -> tuple[Inexact[Array, "..."], Inexact[Array, "..."]]:
     """`a.sum(axes, keepdims=True), b.sum(axes, keepdims=True)` of two arrays of one shape."""
 
-    def apart(a: Float[Array, "..."], b: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    def apart(a: Any, b: Any) -> tuple[Any, Any]:
         return a.sum(axes, keepdims=True), b.sum(axes, keepdims=True)
 
+    if not all(isinstance(n, int) for n in a.shape):  # symbolic
+        return apart(a, b)
     # Of neighbouring axes, which are one at no cost, those that divide best.
     run = max(_runs(axes), key=lambda run: _rows(_size(a, run)), default=())
     size = _size(a, run)
     rows = _rows(size)
-    if rows < _FEWEST:
+    if rows < _FEWEST or _is_spread(a):
         return apart(a, b)
     split = (*a.shape[: run[0]], rows, size // rows, *a.shape[run[-1] + 1 :])
     left = tuple(axis if axis <= run[0] else axis - len(run) + 1 for axis in axes if axis not in run[1:])
     kept = [1 if axis in axes else n for axis, n in enumerate(a.shape)]
 
-    def in_steps(a: Float[Array, "..."], b: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        zero = jnp.zeros((), a.dtype)
+    def in_steps(a: Any, b: Any) -> tuple[Any, Any]:
         pairs = lax.reduce(
             (a.reshape(split), b.reshape(split)),
-            (zero, zero),
+            (jnp.zeros((), a.dtype), jnp.zeros((), b.dtype)),
             lambda one, other: (one[0] + other[0], one[1] + other[1]),
             (run[0],),
         )
@@ -57,6 +60,12 @@ def two_sums(
         return first, second
 
     return lax.platform_dependent(a, b, cpu=in_steps, default=apart)
+
+
+def _is_spread(x: Inexact[Array, "..."]) -> bool:
+    """Whether `jit` may have spread the array over devices, so that cutting an axis could move it."""
+    mesh = jax.typeof(x).sharding.mesh
+    return any(n > 1 and kind != AxisType.Manual for n, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True))
 
 
 def _runs(axes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -70,7 +79,7 @@ def _runs(axes: Sequence[int]) -> list[tuple[int, ...]]:
     return runs
 
 
-def _size(x: Float[Array, "..."], axes: Sequence[int]) -> int:
+def _size(x: Inexact[Array, "..."], axes: Sequence[int]) -> int:
     return math.prod(x.shape[axis] for axis in axes)
 
 

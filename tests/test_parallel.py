@@ -1,6 +1,8 @@
 """Every way to be parallel gives the numbers of one device with the whole batch."""
 
+import pathlib
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+
+from hlo import outside_branches
 
 RNG = np.random.default_rng(0)
 X, DY = (jnp.asarray(a) for a in RNG.standard_normal((2, 16, 3, 5, 6)) * 2 + 1)
@@ -200,7 +206,8 @@ def test_second_derivatives_over_replicas_are_those_of_one_device():
 
 
 def collectives(compiled):
-    return [(kind, shape) for shape, kind in COLLECTIVE.findall(compiled.as_text())]
+    """Those of a step whose shift was near the mean: the others stand in a branch."""
+    return [(kind, shape) for shape, kind in COLLECTIVE.findall(outside_branches(compiled.as_text()))]
 
 
 def numbers(shape):
@@ -221,11 +228,9 @@ def test_one_collective_forward_and_one_backward_of_two_numbers_for_each_channel
         return jax.vjp(lambda x: forward(x)[0], x)[1](dy)[0]
 
     forward_only = collectives(jax.pmap(forward, axis_name="batch").lower(x).compile())
-    assert [kind for kind, _ in forward_only] == ["all-gather"]
-    assert numbers(forward_only[0][1]) == 8 * (2 * 6 + masked)  # what all replicas sent
-    (gather, _), (reduce, sent) = collectives(jax.pmap(backward, axis_name="batch").lower(x, x).compile())
-    assert (gather, reduce) == ("all-gather", "all-reduce")
-    assert numbers(sent) == 2 * 6
+    assert [(kind, numbers(shape)) for kind, shape in forward_only] == [("all-reduce", 2 * 6 + masked)]
+    both = collectives(jax.pmap(backward, axis_name="batch").lower(x, x).compile())
+    assert [(kind, numbers(shape)) for kind, shape in both] == [("all-reduce", 2 * 6 + masked), ("all-reduce", 2 * 6)]
 
 
 def test_no_collective_in_eval_and_none_for_one_replica():

@@ -128,7 +128,22 @@ def test_bfloat16_training_has_float32_statistics():
     assert y.dtype == jnp.bfloat16
     assert moments.mean.dtype == moments.m2.dtype == jnp.float32
     np.testing.assert_allclose(moments.mean, np.asarray(x, np.float64).mean(AXES), rtol=1e-6)
-    np.testing.assert_allclose(moments.variance(), np.asarray(x, np.float64).var(AXES), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0, 4, 16, 64, 256])
+@pytest.mark.parametrize("dtype, unit", [("bfloat16", 2**-9), ("float16", 2**-12)])
+def test_sums_of_16_bit_input_cost_less_than_its_own_rounding(dtype, unit, ratio):
+    """The bounds of `moments.py`: the variance to 2^-24 (1 + r^2), times 8 for the order of the sums; what rounding the
+    input costs lies between, up to u r deviations or, just above a power of two, twice that."""
+    x = jnp.asarray(X + ratio, dtype)
+    taken = np.asarray(x, np.float64)
+    normal = (taken - taken.mean(AXES)) / np.sqrt(taken.var(AXES) + 1e-5)
+    y, moments = jax.jit(lambda x: jaxnorm.batch_norm(x, dtype=jnp.float32))(x)
+    np.testing.assert_allclose(moments.variance(), taken.var(AXES), rtol=2.0**-21 * (1 + ratio**2))
+    assert relative_error(y, normal) < 2.0**-22 * (1 + ratio**2)
+    if ratio:
+        input_error = np.linalg.norm(taken - (X + ratio)) / np.linalg.norm(X)
+        assert relative_error(y, normal) < input_error < 2 * unit * ratio
 
 
 @pytest.mark.parametrize("replicas", [2, 8])

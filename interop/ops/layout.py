@@ -9,6 +9,7 @@ none between layers.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -38,7 +39,13 @@ class Laid:
 
     @property
     def size(self) -> int:
-        return int(self.array.size)
+        """The number of elements: an int, or with a symbolic batch (`jax.export`) an expression of it."""
+        return math.prod(self.array.shape)
+
+
+def _known_size(x: Tensor) -> int:
+    """The size to compare by, where a symbolic dimension has none."""
+    return math.prod(n for n in x.array.shape if isinstance(n, int))
 
 
 Tensor = jax.Array | Laid
@@ -116,7 +123,7 @@ def common_order(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
     """The order in which tensors that broadcast together are best combined; None for the program's own."""
     ndim = max((x.ndim for x in tensors), default=0)
     found = [x for x in tensors if isinstance(x, Laid) and x.ndim == ndim]
-    return max(found, key=lambda x: x.size).order if found else None
+    return max(found, key=_known_size).order if found else None
 
 
 def expanded(x: Tensor, order: Sequence[int]) -> jax.Array:

@@ -94,7 +94,7 @@ def view(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _filled(size: Sequence[int], count: int) -> list[int]:
-    size = [int(n) for n in size]
+    size = list(size)
     if -1 in size:
         known = math.prod(n for n in size if n != -1)
         size[size.index(-1)] = count // known if known else 0
@@ -177,7 +177,7 @@ def expand(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Tensor:
     if len(size) != x.ndim:
         x = plain(x)
         x = x.reshape((1,) * (len(size) - x.ndim) + x.shape)
-    shape = [n if wanted == -1 else int(wanted) for n, wanted in zip(x.shape, size, strict=True)]
+    shape = [n if wanted == -1 else wanted for n, wanted in zip(x.shape, size, strict=True)]
     order = order_of(x)
     return laid(jnp.broadcast_to(array_of(x), [shape[d] for d in order]), order)
 

@@ -51,9 +51,9 @@ def getitem(items: Sequence[Item], index: int) -> Item:
 
 @register("aten.sym_size.int", layout="aware")
 def sym_size(x: Tensor, dim: int) -> int:
-    return int(x.shape[dim])
+    return x.shape[dim]
 
 
 @register("aten.sym_numel.default", "aten.numel.default", layout="aware")
 def sym_numel(x: Tensor) -> int:
-    return int(x.size)
+    return x.size
