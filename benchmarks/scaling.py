@@ -24,14 +24,13 @@ import json
 import math
 import os
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from hlo import outside_branches
+from jaxnorm.hlo import Collective, collectives
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTED = (1, 2, 4, 8)
@@ -40,45 +39,6 @@ LIMIT = 0.01  # of a step
 
 
 # Counting
-
-
-class Collective(NamedTuple):
-    """One collective of a compiled program."""
-
-    kind: str  # "all-gather" or "all-reduce"
-    bytes: int  # what a replica gives
-
-
-_COLLECTIVE = re.compile(
-    r"= (?P<result>\(.*?\)|\S+) "
-    r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
-)
-_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
-
-
-def collectives(hlo: str, replicas: int) -> list[Collective]:
-    """The collectives of one program in HLO text, in its order, but those of a branch that a step need not take.
-
-    Raises:
-        ValueError: for a kind that a training step of this library does not have.
-    """
-    found = []
-    for match in _COLLECTIVE.finditer(outside_branches(hlo)):
-        kind, sizes = match["kind"], [_bytes(array) for array in _ARRAY.finditer(match["result"])]
-        if kind == "all-gather":
-            # all-gather-start gives (what went in, what comes out); all-gather what comes out.
-            gathered = sum(sizes[len(sizes) // 2 :]) if match["start"] else sum(sizes)
-            found.append(Collective(kind, gathered // replicas))
-        elif kind == "all-reduce":
-            found.append(Collective(kind, sum(sizes)))
-        else:
-            raise ValueError(f"a collective that is neither all-gather nor all-reduce: {match[0]}")
-    return found
-
-
-def _bytes(array: re.Match[str]) -> int:
-    bits = 8 if array[1] == "pred" else int(array[2])
-    return math.prod(int(n) for n in array[3].split(",") if n) * bits // 8
 
 
 def totals(found: Iterable[Collective]) -> dict[str, list[int]]:
@@ -178,7 +138,7 @@ def count(models: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dic
             if kind == "synchronised":
                 model = jaxnorm.convert_sync_batchnorm(model, axis_name="batch")
             found = collectives(compiled(model, loss_fn, batch, replicas), replicas)
-            counted[name][kind][str(replicas)] = [list(collective) for collective in found]
+            counted[name][kind][str(replicas)] = [[one.kind, one.bytes] for one in found]
             keep(counted)
     return counted
 
@@ -286,7 +246,7 @@ def seconds(found: Iterable[Collective], network: Network, replicas: int) -> flo
     """All collectives of a step one after the other, each by its fastest algorithm."""
     algorithms = ("torus",) if network.axes else ("ring", "tree")
     times = {"all-gather": all_gather, "all-reduce": all_reduce}
-    return sum(min(times[kind](network, replicas, size, a) for a in algorithms) for kind, size in found)
+    return sum(min(times[kind](network, replicas, size, a) for a in algorithms) for kind, size, _ in found)
 
 
 def largest_group(found: list[Collective], network: Network, step: float, limit: float = LIMIT) -> int | None:

@@ -47,6 +47,7 @@ from jaxnorm.collectives import Replicas
 from jaxnorm.sums import two_sums
 
 SAVED = "jaxnorm statistics"
+SCOPE = "batch_statistics"  # the name of these operations in a compiled program
 # Squared deviations between shift and mean up to which the sums are as good as about the mean itself.
 _NEAR = 1.0
 
@@ -189,7 +190,8 @@ def _statistics(
     again: bool,
 ) -> Statistics:
     """`again`: whether a shift that was too far is replaced."""
-    return _in_one_or_two_looks(x, shift, mask, reduced, epsilon, replicas, again)
+    with jax.named_scope(SCOPE):
+        return _in_one_or_two_looks(x, shift, mask, reduced, epsilon, replicas, again)
 
 
 # Outside jit, too, compiled once for each shape: the branches of a cond are new functions, and new programs, each time.
@@ -246,6 +248,7 @@ def _about(
 
 
 @_statistics.defjvp
+@jax.named_scope(SCOPE)
 def _statistics_jvp(reduced, epsilon, replicas, again, primals, tangents):  # type: ignore[no-untyped-def]
     x, _, mask = primals
     found = saved(_statistics(*primals, reduced, epsilon, replicas, again))

@@ -1,6 +1,7 @@
 """A training step over many devices: one way to run it under pmap, under shard_map, or under jit."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -77,6 +78,27 @@ def data_parallel(
     raise ValueError(f'how is "pmap", "shard_map" or "jit"; got {how!r}')
 
 
+def lower(
+    step: TrainStep,
+    how: str,
+    state: TrainState,
+    batch: PyTree,
+    devices: Sequence[jax.Device],
+    axis_name: str = "batch",
+) -> jax.stages.Lowered:
+    """The program of `data_parallel` ("jit" or "shard_map"; the state is donated) for arrays of these shapes.
+
+    The devices need not be there.
+
+    Raises:
+        ValueError: for a batch that the devices do not divide.
+    """
+    kinds: dict[str, Any] = {"jit": _Jit, "shard_map": partial(_ShardMap, check_vma=True)}
+    if how not in kinds:
+        raise ValueError(f'how is "jit" or "shard_map"; got {how!r}')
+    return kinds[how](step, axis_name, devices, donate=True).lower(state, batch)
+
+
 class _Parallel:
     """Splits the batch, keeps an average that lives elsewhere out of the compiled step, and updates it after."""
 
@@ -98,6 +120,21 @@ class _Parallel:
         # An average on this process's own device takes this process's own copy of the values.
         values = state if isinstance(where, Sharding) else own_values(state)
         return state.replace(ema_state=values.replace(ema_state=average).update_ema().ema_state), metrics
+
+    def lower(self, state: TrainState, batch: PyTree) -> jax.stages.Lowered:
+        if state.ema is not None and state.ema.device is not None:
+            state = state.replace(ema_state=None)
+        self.check_batch(batch, len(self.devices))
+        split, shared = (NamedSharding(self.mesh, PartitionSpec(axes)) for axes in (self.axis_name, None))
+
+        def shaped(tree: PyTree, sharding: NamedSharding) -> PyTree:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding), tree)
+
+        return self.program().lower(shaped(state, shared), shaped(batch, split))
+
+    def program(self) -> Any:
+        """The compiled function of a state as it is."""
+        raise NotImplementedError
 
     def check(self, state: TrainState) -> None:
         raise NotImplementedError
@@ -196,6 +233,9 @@ class _ShardMap(_Parallel):
             return self.copies(state, batch)
         return self.one(_everywhere(state, self.shared), batch)
 
+    def program(self) -> Any:
+        return self.one
+
     def refuse_varying(self, state: TrainState) -> None:
         names = {
             _layer(path) for path, x in jax.tree_util.tree_leaves_with_path(state) if self.axis_name in varying_axes(x)
@@ -214,6 +254,9 @@ class _Jit(_Parallel):
         self.step = with_axis(step, None)
         self.shared = NamedSharding(self.mesh, PartitionSpec())
         self.compiled = jax.jit(self.step, donate_argnums=self.donate, out_shardings=self.shared)
+
+    def program(self) -> Any:
+        return self.compiled
 
     def check(self, state: TrainState) -> None:
         self.refuse_replicated(state, 'how="jit"')

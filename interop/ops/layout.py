@@ -43,11 +43,6 @@ class Laid:
         return math.prod(self.array.shape)
 
 
-def _known_size(x: Tensor) -> int:
-    """The size to compare by, where a symbolic dimension has none."""
-    return math.prod(n for n in x.array.shape if isinstance(n, int))
-
-
 Tensor = jax.Array | Laid
 
 
@@ -123,7 +118,8 @@ def common_order(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
     """The order in which tensors that broadcast together are best combined; None for the program's own."""
     ndim = max((x.ndim for x in tensors), default=0)
     found = [x for x in tensors if isinstance(x, Laid) and x.ndim == ndim]
-    return max(found, key=_known_size).order if found else None
+    # A symbolic dimension, the batch, is the same in all and cannot be compared.
+    return max(found, key=lambda x: math.prod(n for n in x.array.shape if isinstance(n, int))).order if found else None
 
 
 def expanded(x: Tensor, order: Sequence[int]) -> jax.Array:
