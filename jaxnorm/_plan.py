@@ -12,7 +12,7 @@ from jaxnorm import hlo
 from jaxnorm._typing import PyTree
 from jaxnorm.means import batch_size
 from jaxnorm.moments import SCOPE
-from jaxnorm.parallel import lower
+from jaxnorm.parallel import traced
 from jaxnorm.topologies import Topology, topology
 from jaxnorm.train import TrainState, TrainStep
 
@@ -103,7 +103,7 @@ def plan(
         ImportError: where libtpu is not installed.
     """
     place = topology if isinstance(topology, Topology) else _topology(topology)
-    lowered = lower(step, how, state, batch, place.devices)
+    lowered = traced(step, how, state, batch, place.devices).lower()
     size, devices = batch_size(batch), len(place.devices)
     begun = time.perf_counter()
     try:
@@ -180,7 +180,11 @@ def _largest(memory: Memory, size: int, devices: int) -> int:
     return max(0, int((memory.available - fixed) * per_device / (memory.total - fixed))) * devices
 
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+# "the total memory required for HLO temporaries (52.24G) exceeds available HBM (15.75G)" and, of other parts of the
+# compiler, "Used 20.00G of 15.75G hbm".
+_USED = re.compile(
+    r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"
+)
 
 
 def _out_of_memory(error: Exception) -> tuple[int, int]:
@@ -188,5 +192,9 @@ def _out_of_memory(error: Exception) -> tuple[int, int]:
     match = _USED.search(str(error))
     if match is None:
         raise error
-    needed, available = (float(match[i]) * 1024 ** ("KMGT".index(match[i + 1]) + 1) for i in (1, 3))
-    return int(needed), int(available)
+    needed, needed_unit, available, available_unit = filter(None, match.groups())
+    return _parsed(needed, needed_unit), _parsed(available, available_unit)
+
+
+def _parsed(number: str, unit: str) -> int:
+    return int(float(number) * 1024 ** ("KMGT".index(unit) + 1))

@@ -212,7 +212,9 @@ def _in_one_or_two_looks(
         near = (_square(delta) <= _NEAR * (variance + epsilon)) & (m2 < jnp.inf)
 
         def closer() -> tuple[Array, ...]:
-            mean = jnp.zeros_like(delta)
+            # XLA's ConditionalSimplifier takes both branches where it thinks them cheap, and it thinks sums cheap; a
+            # barrier it leaves alone. (xla/hlo/transforms/simplifiers/conditional_simplifier.cc)
+            mean = lax.optimization_barrier(jnp.zeros_like(delta))
             for _ in range(2):  # the second time it is exact in a constant channel
                 (total,) = replicas.sum(_counted(x - mean, mask).sum(reduced, keepdims=True))
                 mean = mean + total / jnp.maximum(count, 1)
