@@ -3,7 +3,7 @@
 import re
 import time
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -49,7 +49,8 @@ class Plan:
 
     `seconds` is `cycles / clock` and the collectives' time. `statistics_cycles` are those of operations that take
     BatchNorm's sums and hold no convolution or matrix product: a sum that is taken while a convolution writes its
-    result costs nothing. `statistics` is the part of `collectives` that BatchNorm sends.
+    result costs nothing. `statistics` is the part of `collectives` that BatchNorm sends, with what the compiler has
+    merged into one with it.
     """
 
     topology: str
@@ -77,7 +78,7 @@ def plan(
     batch: PyTree,
     topology: str | Topology,
     *,
-    how: Literal["jit", "shard_map"] = "jit",
+    how: str = "jit",
 ) -> Plan:
     """Compiles a training step for TPUs that are not there, and reads what it will take.
 
@@ -96,10 +97,10 @@ def plan(
         step: what `train_step` gave.
         state, batch: arrays, or `jax.ShapeDtypeStruct`s in their place. The batch is the global one.
         topology: a generation and its sides: "v5e:2x4", "v5e:16x16", "v5p:2x2x4", "v6e:4x4".
-        how: as for `data_parallel`; the state is donated.
+        how: "jit" or "shard_map", as for `data_parallel`; the state is donated.
 
     Raises:
-        ValueError: for a topology that does not exist, or a batch that its devices do not divide.
+        ValueError: for an unknown topology, for another `how`, and for a batch that the devices do not divide.
         ImportError: where libtpu is not installed.
     """
     place = topology if isinstance(topology, Topology) else _topology(topology)
