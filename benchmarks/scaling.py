@@ -266,8 +266,8 @@ def report(counted: dict[str, Any], images_per_second: float, versions: str) -> 
         layers, channels = of_model["layers"]
         added = synchronisation(of_model)
         lines.append(
-            f"- {model}: {layers} BatchNorm layers, {channels:,} channels. Synchronisation adds {len(added)} all-reduces "
-            f"({sum(added) / channels:.1f} bytes a channel)."
+            f"- {model}: {layers} BatchNorm layers, {channels:,} channels. Synchronisation adds {len(added)} "
+            f"all-reduces ({sum(added) / channels:.1f} bytes a channel)."
         )
     shown = (8, 64, 512, 4096)
     lines += ["", "## Modelled: synchronisation as a share of a step", ""]

