@@ -53,7 +53,7 @@ def test_largest_group():
     assert scaling.largest_group(found, GPUS, 300e-4) == 8  # 1 % is 300 us
     assert scaling.largest_group(found, GPUS, 119e-4) is None
     assert scaling.largest_group(found, GPUS, 1.0) == 4096
-    assert scaling.largest_group(found, GPUS, 420e-5, limit=0.1) == 8
+    assert scaling.largest_group(found, GPUS, 419e-5, limit=0.1) == 8
 
 
 def test_sides_of_a_torus():
