@@ -141,7 +141,8 @@ def _grouped_jvp(
     if not isinstance(dx, SymbolicZero):
         dy = _grouped(dx, weight, *how)
     if not isinstance(dweight, SymbolicZero):
-        of_weight = _on_a_cpu(_by_tap, x, dweight, *how)
+        # Kept for the backward pass is the input, not what each platform's form would make of it first.
+        of_weight = jax.checkpoint(lambda x, w: _on_a_cpu(_by_tap, x, w, *how), prevent_cse=False)(x, dweight)
         dy = of_weight if dy is None else dy + of_weight
     return y, jnp.zeros_like(y) if dy is None else dy
 

@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 
 from interop.ops.dtypes import Number, Operand, as_array, default_float, jax_dtype
 from interop.ops.registry import register
-from interop.program.nodes import DType, Size
+from interop.program.guards import Size
+from interop.program.nodes import DType
 
 
 def _chosen(dtype: DType | None, *numbers: Number) -> DTypeLike:

@@ -14,7 +14,7 @@ from interop.ops.dtypes import Number, Operand, as_array, highest, is_inexact, j
 from interop.ops.elementwise import div_mode
 from interop.ops.layout import normal_dim
 from interop.ops.registry import register
-from interop.program.nodes import Size
+from interop.program.guards import Size
 
 
 @register("aten.index.Tensor", "aten._unsafe_index.Tensor")

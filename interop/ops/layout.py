@@ -18,7 +18,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from interop.program.nodes import Size
+from interop.program.guards import Size
 
 
 @dataclasses.dataclass(frozen=True)

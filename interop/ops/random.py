@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 
 from interop.ops.dtypes import default_float, is_inexact, jax_dtype
 from interop.ops.registry import register
-from interop.program.nodes import DType, Size
+from interop.program.guards import Size
+from interop.program.nodes import DType
 
 
 def kept(key: Array, shape: Sequence[Size], p: float) -> Array:

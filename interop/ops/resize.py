@@ -15,7 +15,7 @@ from jax import Array
 from interop.ops.activations import hardtanh
 from interop.ops.layout import Tensor, arranged, channels_last, laid
 from interop.ops.registry import register
-from interop.program.nodes import Size
+from interop.program.guards import Size
 
 
 def _source(out: int, n: int, scale: float | None, align_corners: bool) -> np.ndarray:

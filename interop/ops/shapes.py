@@ -27,7 +27,8 @@ from interop.ops.layout import (
     plain,
 )
 from interop.ops.registry import register
-from interop.program.nodes import DType, Size
+from interop.program.guards import Size
+from interop.program.nodes import DType
 
 
 @register("aten.permute.default", layout="aware")

@@ -10,7 +10,7 @@ from typing import TypeVar
 from interop.ops.dtypes import Number
 from interop.ops.layout import Tensor
 from interop.ops.registry import register
-from interop.program.nodes import Size
+from interop.program.guards import Size
 
 Item = TypeVar("Item")
 

@@ -11,10 +11,14 @@ import functools
 import math
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interop.errors import ProgramError
-from interop.program.nodes import Size
+
+if TYPE_CHECKING:
+    Size = int
+else:  # with the symbolic batch of `jax.export` an expression that counts as one
+    Size = Any
 
 _OPERATORS: dict[type, Any] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,

@@ -18,18 +18,13 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from interop.errors import ProgramError
 from interop.program.versions import release
 
 FORMAT = "jaxnorm.program"
 VERSION = 2
-
-if TYPE_CHECKING:
-    Size = int
-else:  # with the symbolic batch of `jax.export` an expression that counts as one
-    Size = Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 
 from interop.ops.dtypes import is_float, is_integer, jax_dtype
 from interop.program import guards, structure
-from interop.program.nodes import DType, Input, Program, Size, Value
+from interop.program.guards import Size
+from interop.program.nodes import DType, Input, Program, Value
 
 
 def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, jax.Array]:
