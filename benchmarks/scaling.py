@@ -12,9 +12,8 @@ Modelled: their time, by latency and bandwidth (the alpha-beta model of Thakur, 
 Collective Communication Operations in MPICH, 2005, https://doi.org/10.1177/1094342005051521; the ring's sums are
 Patarasuk and Yuan's, https://doi.org/10.1016/j.jpdc.2008.09.002):
 
-                                 latencies                     bytes through a replica's link
-    all-gather of m from each    ring n - 1,    tree log2 n    (n - 1) m
-    all-reduce of m              ring 2(n - 1), tree 2 log2 n  2 (n - 1)/n m
+                       latencies                     bytes through a replica's link
+    all-reduce of m    ring 2(n - 1), tree 2 log2 n  2 (n - 1)/n m
 
 Nothing is hidden behind computation: a layer cannot normalise before the statistics are there.
 """
@@ -24,14 +23,13 @@ import json
 import math
 import os
 import pathlib
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from hlo import outside_branches
+from jaxnorm.hlo import collectives
 
 ROOT = pathlib.Path(__file__).parent.parent
 COUNTED = (1, 2, 4, 8)
@@ -42,52 +40,16 @@ LIMIT = 0.01  # of a step
 # Counting
 
 
-class Collective(NamedTuple):
-    """One collective of a compiled program."""
-
-    kind: str  # "all-gather" or "all-reduce"
-    bytes: int  # what a replica gives
-
-
-_COLLECTIVE = re.compile(
-    r"= (?P<result>\(.*?\)|\S+) "
-    r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
-)
-_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
-
-
-def collectives(hlo: str, replicas: int) -> list[Collective]:
-    """The collectives of one program in HLO text, in its order, but those of a branch that a step need not take.
+def all_reduces(hlo: str, replicas: int) -> list[int]:
+    """The bytes of each all-reduce of one program.
 
     Raises:
-        ValueError: for a kind that a training step of this library does not have.
+        ValueError: for a collective of another kind, which a training step of this library does not have.
     """
-    found = []
-    for match in _COLLECTIVE.finditer(outside_branches(hlo)):
-        kind, sizes = match["kind"], [_bytes(array) for array in _ARRAY.finditer(match["result"])]
-        if kind == "all-gather":
-            # all-gather-start gives (what went in, what comes out); all-gather what comes out.
-            gathered = sum(sizes[len(sizes) // 2 :]) if match["start"] else sum(sizes)
-            found.append(Collective(kind, gathered // replicas))
-        elif kind == "all-reduce":
-            found.append(Collective(kind, sum(sizes)))
-        else:
-            raise ValueError(f"a collective that is neither all-gather nor all-reduce: {match[0]}")
-    return found
-
-
-def _bytes(array: re.Match[str]) -> int:
-    bits = 8 if array[1] == "pred" else int(array[2])
-    return math.prod(int(n) for n in array[3].split(",") if n) * bits // 8
-
-
-def totals(found: Iterable[Collective]) -> dict[str, list[int]]:
-    """{kind: [number, bytes]}."""
-    counted = {"all-gather": [0, 0], "all-reduce": [0, 0]}
-    for collective in found:
-        counted[collective.kind][0] += 1
-        counted[collective.kind][1] += collective.bytes
-    return counted
+    found = collectives(hlo, replicas)
+    if others := {one.kind for one in found} - {"all-reduce"}:
+        raise ValueError(f"a collective that is no all-reduce: {', '.join(sorted(others))}")
+    return [one.bytes for one in found]
 
 
 def resnet50() -> tuple[Any, Any, dict[str, Any]]:
@@ -177,30 +139,25 @@ def count(models: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> dic
             model, loss_fn, batch = made[name]
             if kind == "synchronised":
                 model = jaxnorm.convert_sync_batchnorm(model, axis_name="batch")
-            found = collectives(compiled(model, loss_fn, batch, replicas), replicas)
-            counted[name][kind][str(replicas)] = [list(collective) for collective in found]
+            counted[name][kind][str(replicas)] = all_reduces(compiled(model, loss_fn, batch, replicas), replicas)
             keep(counted)
     return counted
 
 
-def synchronisation(counted: dict[str, Any], replicas: int = COUNTED[-1]) -> list[Collective]:
-    """The collectives that a synchronised step has and the other has not: their number and bytes are the differences.
+def synchronisation(counted: dict[str, Any], replicas: int = COUNTED[-1]) -> list[int]:
+    """The all-reduces that a synchronised step has and the other has not, by their bytes.
 
     XLA merges neighbouring all-reduces, a few of BatchNorm's with one another and with parts of the gradients' large
     one. So that one is taken out by its rank, and what it is larger or smaller by goes to the largest that is left.
     """
-    found = [Collective(*collective) for collective in counted["synchronised"][str(replicas)]]
-    surplus: dict[str, int] = {}
-    for collective in (Collective(*collective) for collective in counted["per replica"][str(replicas)]):
-        largest = max((c for c in found if c.kind == collective.kind), key=lambda c: c.bytes)
-        found.remove(largest)
-        surplus[collective.kind] = surplus.get(collective.kind, 0) + largest.bytes - collective.bytes
-    for kind, size in surplus.items():
-        left = max((c for c in found if c.kind == kind), key=lambda c: c.bytes, default=None)
-        if left is not None:
-            found[found.index(left)] = Collective(kind, left.bytes + size)
-        elif size:
-            found.append(Collective(kind, size))
+    found = sorted(counted["synchronised"][str(replicas)])
+    surplus = 0
+    for size in sorted(counted["per replica"][str(replicas)], reverse=True):
+        surplus += found.pop() - size
+    if found:
+        found[-1] += surplus
+    elif surplus:
+        found.append(surplus)
     return found
 
 
@@ -252,24 +209,16 @@ def sides(replicas: int, axes: int) -> tuple[int, ...]:
     return tuple(2 ** (exponent // axes + (axis < exponent % axes)) for axis in range(axes))
 
 
-def all_gather(network: Network, replicas: int, size: int, algorithm: str) -> float:
-    """Seconds until each replica has the `size` bytes of all."""
-    return _collective(network, replicas, 1, (replicas - 1) * size, algorithm)
-
-
 def all_reduce(network: Network, replicas: int, size: int, algorithm: str) -> float:
     """Seconds until each replica has the sum of `size` bytes: a reduce-scatter and an all-gather of the parts."""
-    return _collective(network, replicas, 2, 2 * (replicas - 1) * size / replicas, algorithm)
-
-
-def _collective(network: Network, replicas: int, rounds: int, sent: float, algorithm: str) -> float:
     if replicas == 1:
         return 0.0
+    sent = 2 * (replicas - 1) * size / replicas
     if algorithm == "torus":
         lengths = [side for side in sides(replicas, network.axes) if side > 1]
         hops = sum(side // 2 if side >= 4 else side - 1 for side in lengths)
         links = sum(2 if side >= 4 else 1 for side in lengths)
-        return network.overhead + rounds * hops * network.inside.latency + sent / (links * network.inside.bandwidth)
+        return network.overhead + 2 * hops * network.inside.latency + sent / (links * network.inside.bandwidth)
     nodes = max(1, replicas // network.node)
     if algorithm == "ring":  # around all nodes, through each replica of a node
         between, inside = nodes - 1, replicas - nodes
@@ -279,17 +228,16 @@ def _collective(network: Network, replicas: int, rounds: int, sent: float, algor
         raise ValueError(f'algorithm is "ring", "tree" or "torus"; got {algorithm!r}')
     slowest = (network.between if nodes > 1 else network.inside).bandwidth
     latency = between * network.between.latency + inside * network.inside.latency
-    return network.overhead + rounds * latency + sent / slowest
+    return network.overhead + 2 * latency + sent / slowest
 
 
-def seconds(found: Iterable[Collective], network: Network, replicas: int) -> float:
+def seconds(found: Iterable[int], network: Network, replicas: int) -> float:
     """All collectives of a step one after the other, each by its fastest algorithm."""
     algorithms = ("torus",) if network.axes else ("ring", "tree")
-    times = {"all-gather": all_gather, "all-reduce": all_reduce}
-    return sum(min(times[kind](network, replicas, size, a) for a in algorithms) for kind, size in found)
+    return sum(min(all_reduce(network, replicas, size, a) for a in algorithms) for size in found)
 
 
-def largest_group(found: list[Collective], network: Network, step: float, limit: float = LIMIT) -> int | None:
+def largest_group(found: list[int], network: Network, step: float, limit: float = LIMIT) -> int | None:
     """The most replicas, of 2, 4, ..., 4096, that synchronise within `limit` of a step; None if no two do."""
     fitting = [n for n in (2, 4, *MODELLED) if seconds(found, network, n) < limit * step]
     return max(fitting, default=None)
@@ -308,24 +256,18 @@ def report(counted: dict[str, Any], images_per_second: float, versions: str) -> 
     """The tables, in Markdown."""
     lines = ["# Synchronised BatchNorm from 8 to 4096 replicas", "", "Written by `python benchmarks/scaling.py`.", ""]
     lines += [f"## Counted in the compiled training step ({versions})", ""]
-    lines += ["Bytes are those that a replica gives; an all-gather brings as many from each other replica.", ""]
-    lines += ["| model | statistics | replicas | all-gathers | bytes | all-reduces | bytes |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines += ["| model | statistics | replicas | all-reduces | bytes |", "|---|---|---|---|---|"]
     for model, of_model in counted.items():
         for kind in ("synchronised", "per replica"):
             for replicas, found in sorted(of_model[kind].items(), key=lambda item: int(item[0])):
-                gather, reduce = totals(Collective(*collective) for collective in found).values()
-                lines.append(
-                    f"| {model} | {kind} | {replicas} | {gather[0]} | {gather[1]:,} | {reduce[0]} | {reduce[1]:,} |"
-                )
+                lines.append(f"| {model} | {kind} | {replicas} | {len(found)} | {sum(found):,} |")
     lines.append("")
     for model, of_model in counted.items():
         layers, channels = of_model["layers"]
-        gather, reduce = totals(synchronisation(of_model)).values()
+        added = synchronisation(of_model)
         lines.append(
-            f"- {model}: {layers} BatchNorm layers, {channels:,} channels. Synchronisation adds {gather[0]} "
-            f"all-gathers ({gather[1] / channels:.1f} bytes a channel) and {reduce[0]} all-reduces "
-            f"({reduce[1] / channels:.1f} bytes a channel)."
+            f"- {model}: {layers} BatchNorm layers, {channels:,} channels. Synchronisation adds {len(added)} "
+            f"all-reduces ({sum(added) / channels:.1f} bytes a channel)."
         )
     shown = (8, 64, 512, 4096)
     lines += ["", "## Modelled: synchronisation as a share of a step", ""]
@@ -351,9 +293,7 @@ def report(counted: dict[str, Any], images_per_second: float, versions: str) -> 
     return "\n".join([*lines, "", "![Cost of synchronisation](scaling.png)", ""])
 
 
-def cases(
-    counted: dict[str, Any], images_per_second: float
-) -> Iterable[tuple[str, Network, int, float, list[Collective]]]:
+def cases(counted: dict[str, Any], images_per_second: float) -> Iterable[tuple[str, Network, int, float, list[int]]]:
     """Model, network, images a replica, seconds a step, collectives."""
     for model in counted:
         found = synchronisation(counted[model])

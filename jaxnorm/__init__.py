@@ -2,6 +2,7 @@
 
 from jaxnorm import linen, nnx
 from jaxnorm._batch_norm import batch_norm, normalize
+from jaxnorm._plan import Plan, plan
 from jaxnorm._recalibrate import recalibrate
 from jaxnorm.checkpoints import Checkpoints
 from jaxnorm.ema import Ema, EmaState
@@ -21,6 +22,7 @@ __all__ = [
     "LossScale",
     "Mean",
     "Moments",
+    "Plan",
     "TrainState",
     "batch_norm",
     "convert_sync_batchnorm",
@@ -32,6 +34,7 @@ __all__ = [
     "nnx",
     "normalize",
     "pad_batch",
+    "plan",
     "recalibrate",
     "replica_divergence",
     "replicate",

@@ -47,6 +47,7 @@ from jaxnorm.collectives import Replicas
 from jaxnorm.sums import two_sums
 
 SAVED = "jaxnorm statistics"
+SCOPE = "batch_statistics"  # the name of these operations in a compiled program
 # Squared deviations between shift and mean up to which the sums are as good as about the mean itself.
 _NEAR = 1.0
 
@@ -189,7 +190,8 @@ def _statistics(
     again: bool,
 ) -> Statistics:
     """`again`: whether a shift that was too far is replaced."""
-    return _in_one_or_two_looks(x, shift, mask, reduced, epsilon, replicas, again)
+    with jax.named_scope(SCOPE):
+        return _in_one_or_two_looks(x, shift, mask, reduced, epsilon, replicas, again)
 
 
 # Outside jit, too, compiled once for each shape: the branches of a cond are new functions, and new programs, each time.
@@ -210,7 +212,9 @@ def _in_one_or_two_looks(
         near = (_square(delta) <= _NEAR * (variance + epsilon)) & (m2 < jnp.inf)
 
         def closer() -> tuple[Array, ...]:
-            mean = jnp.zeros_like(delta)
+            # XLA's ConditionalSimplifier takes both branches where it thinks them cheap, and it thinks sums cheap; a
+            # barrier it leaves alone. (xla/hlo/transforms/simplifiers/conditional_simplifier.cc)
+            mean = lax.optimization_barrier(jnp.zeros_like(delta))
             for _ in range(2):  # the second time it is exact in a constant channel
                 (total,) = replicas.sum(_counted(x - mean, mask).sum(reduced, keepdims=True))
                 mean = mean + total / jnp.maximum(count, 1)
@@ -246,6 +250,7 @@ def _about(
 
 
 @_statistics.defjvp
+@jax.named_scope(SCOPE)
 def _statistics_jvp(reduced, epsilon, replicas, again, primals, tangents):  # type: ignore[no-untyped-def]
     x, _, mask = primals
     found = saved(_statistics(*primals, reduced, epsilon, replicas, again))

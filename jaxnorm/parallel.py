@@ -1,6 +1,7 @@
 """A training step over many devices: one way to run it under pmap, under shard_map, or under jit."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxnorm._typing import PyTree
 from jaxnorm.global_arrays import share
+from jaxnorm.memory_layouts import PreferredLayouts
 from jaxnorm.replicas import _layer, own_values
 from jaxnorm.train import Metrics, TrainState, TrainStep, varying_axes, with_axis
 
@@ -77,6 +79,27 @@ def data_parallel(
     raise ValueError(f'how is "pmap", "shard_map" or "jit"; got {how!r}')
 
 
+def traced(
+    step: TrainStep,
+    how: str,
+    state: TrainState,
+    batch: PyTree,
+    devices: Sequence[jax.Device],
+    axis_name: str = "batch",
+) -> jax.stages.Traced:
+    """`data_parallel`'s program for arrays of these shapes, not yet lowered, on devices that need not be there.
+
+    `how` is "jit" or "shard_map"; the state is donated.
+
+    Raises:
+        ValueError: for a batch that the devices do not divide.
+    """
+    kinds: dict[str, Any] = {"jit": _Jit, "shard_map": partial(_ShardMap, check_vma=True)}
+    if how not in kinds:
+        raise ValueError(f'how is "jit" or "shard_map"; got {how!r}')
+    return kinds[how](step, axis_name, devices, donate=True).trace(state, batch)
+
+
 class _Parallel:
     """Splits the batch, keeps an average that lives elsewhere out of the compiled step, and updates it after."""
 
@@ -98,6 +121,22 @@ class _Parallel:
         # An average on this process's own device takes this process's own copy of the values.
         values = state if isinstance(where, Sharding) else own_values(state)
         return state.replace(ema_state=values.replace(ema_state=average).update_ema().ema_state), metrics
+
+    def compiled_for(self, function: Any, state: PartitionSpec) -> PreferredLayouts:
+        split, shared = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((self.axis_name,), ()))
+        return PreferredLayouts(
+            function, state=NamedSharding(self.mesh, state), batch=split, more=shared, donate=bool(self.donate)
+        )
+
+    def trace(self, state: TrainState, batch: PyTree) -> jax.stages.Traced:
+        if state.ema is not None and state.ema.device is not None:
+            state = state.replace(ema_state=None)
+        self.check_batch(batch, len(self.devices))
+        return self.program().trace(state, batch)
+
+    def program(self) -> PreferredLayouts:
+        """The compiled function of a state as it is."""
+        raise NotImplementedError
 
     def check(self, state: TrainState) -> None:
         raise NotImplementedError
@@ -182,7 +221,7 @@ class _ShardMap(_Parallel):
             mapped = jax.shard_map(
                 function, mesh=self.mesh, in_specs=(spec, split), out_specs=(spec, shared), check_vma=check_vma
             )
-            return jax.jit(mapped, donate_argnums=self.donate)
+            return self.compiled_for(mapped, spec)
 
         self.copies, self.one = compiled(of_copies, split), compiled(of_one, shared)
 
@@ -195,6 +234,9 @@ class _ShardMap(_Parallel):
         if state.step.ndim:
             return self.copies(state, batch)
         return self.one(_everywhere(state, self.shared), batch)
+
+    def program(self) -> PreferredLayouts:
+        return self.one
 
     def refuse_varying(self, state: TrainState) -> None:
         names = {
@@ -213,7 +255,10 @@ class _Jit(_Parallel):
         super().__init__(step, axis_name, devices, donate)
         self.step = with_axis(step, None)
         self.shared = NamedSharding(self.mesh, PartitionSpec())
-        self.compiled = jax.jit(self.step, donate_argnums=self.donate, out_shardings=self.shared)
+        self.compiled = self.compiled_for(self.step, PartitionSpec())
+
+    def program(self) -> PreferredLayouts:
+        return self.compiled
 
     def check(self, state: TrainState) -> None:
         self.refuse_replicated(state, 'how="jit"')

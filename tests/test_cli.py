@@ -515,7 +515,7 @@ def test_a_library_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatc
     assert "torchvision.models is installed but cannot be imported: operator torchvision::nms does not exist" in error
 
 
-@pytest.mark.parametrize("command", ["inspect", "convert", "diff", "import", "export", "verify"])
+@pytest.mark.parametrize("command", ["inspect", "convert", "diff", "import", "export", "verify", "plan"])
 def test_help_has_examples(run, command):
     out = run(command, "--help")
     assert f"Usage: jaxnorm {command} " in out and f"Examples:\n    jaxnorm {command} " in out

@@ -1,8 +1,6 @@
 """Every way to be parallel gives the numbers of one device with the whole batch."""
 
-import pathlib
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
-
-from hlo import outside_branches
+from jaxnorm.hlo import outside_branches
 
 RNG = np.random.default_rng(0)
 X, DY = (jnp.asarray(a) for a in RNG.standard_normal((2, 16, 3, 5, 6)) * 2 + 1)

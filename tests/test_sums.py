@@ -1,8 +1,6 @@
 """Two sums in one pass: the same sums whatever the axes, and what one pass saves."""
 
-import pathlib
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +13,8 @@ from hypothesis import strategies as st
 
 import jaxnorm
 from interop.program.versions import release
+from jaxnorm import hlo
 from jaxnorm.sums import two_sums
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
-
-import hlo
 
 
 @examples(40)

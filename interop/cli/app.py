@@ -12,6 +12,7 @@ from interop.cli._diff import diff
 from interop.cli._export import export
 from interop.cli._import import import_
 from interop.cli._inspect import inspect
+from interop.cli._plan import plan
 from interop.cli._verify import verify
 
 
@@ -25,6 +26,7 @@ def command() -> Any:
     app.command("import")(import_)
     app.command("export")(export)
     app.command("verify")(verify)
+    app.command("plan")(plan)
     return typer.main.get_command(app)
 
 
@@ -53,4 +55,5 @@ def _options(
       jaxnorm import timm:resnet50 --weights resnet50.safetensors --out resnet50
       jaxnorm verify timm:resnet50 resnet50
       jaxnorm export resnet50 resnet50.pth
+      jaxnorm plan timm:resnet50 --topology v5e:4x4 --batch 2048
     """

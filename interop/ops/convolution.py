@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -81,25 +81,18 @@ def _convolution(
     x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
 ) -> jax.Array:
     """x (N, spatial..., C), weight (O, C / groups, spatial...)."""
+    convolve = _whole if groups == 1 or not x.size else _grouped
+    return convolve(x, weight, stride, tuple(pads), dilation, groups)
+
+
+def _whole(
+    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
+) -> jax.Array:
     letters = "DHW"[-(x.ndim - 2) :]
-
-    def whole(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return lax.conv_general_dilated(
-            x, weight, stride, pads, rhs_dilation=dilation, feature_group_count=groups,
-            dimension_numbers=(f"N{letters}C", f"OI{letters}", f"N{letters}C"),
-        )  # fmt: skip
-
-    if groups == 1 or not x.size:
-        return whole(x, weight)
-
-    def parts(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return _grouped(x, weight, stride, tuple(pads), dilation, groups)
-
-    if jax.default_backend() == "cpu":
-        return parts(x, weight)
-    # Beside an accelerator a program may still run on the CPU. Both are traced then (a MobileNetV2's step takes 1.5
-    # times as long to trace, and no longer to compile), and the one for where it runs is compiled.
-    return lax.platform_dependent(x, weight, cpu=parts, default=whole)
+    return lax.conv_general_dilated(
+        x, weight, stride, pads, rhs_dilation=dilation, feature_group_count=groups,
+        dimension_numbers=(f"N{letters}C", f"OI{letters}", f"N{letters}C"),
+    )  # fmt: skip
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
@@ -107,8 +100,31 @@ def _grouped(
     x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
 ) -> jax.Array:
     """Derivatives keep the input as it is, not cut into windows: those are as many times larger as the kernel is."""
-    formulation = _shifted if weight.shape[1] == 1 else _gathered
-    return formulation(x, weight, stride, pads, dilation, groups)
+    form = _shifted if weight.shape[1] == 1 else _gathered
+    return _on_a_cpu(form, x, weight, stride, pads, dilation, groups)
+
+
+# A layer's form is decided where it is lowered, not where it is traced: a program may be for another machine. Tracing
+# both costs nothing, since jit traces and differentiates them once for all layers of one shape.
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
+def _on_a_cpu(
+    form: Callable[..., jax.Array],
+    x: jax.Array,
+    weight: jax.Array,
+    stride: tuple[int, ...],
+    pads: Padding,
+    dilation: tuple[int, ...],
+    groups: int,
+) -> jax.Array:
+    """The convolution, by `form` on a CPU."""
+
+    def formed(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return form(x, weight, stride, pads, dilation, groups)
+
+    def whole(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return _whole(x, weight, stride, pads, dilation, groups)
+
+    return lax.platform_dependent(x, weight, cpu=formed, default=whole)
 
 
 def _grouped_jvp(
@@ -125,7 +141,8 @@ def _grouped_jvp(
     if not isinstance(dx, SymbolicZero):
         dy = _grouped(dx, weight, *how)
     if not isinstance(dweight, SymbolicZero):
-        of_weight = _by_tap(x, dweight, *how)
+        # Kept for the backward pass is the input, not what each platform's form would make of it first.
+        of_weight = jax.checkpoint(lambda x, w: _on_a_cpu(_by_tap, x, w, *how), prevent_cse=False)(x, dweight)
         dy = of_weight if dy is None else dy + of_weight
     return y, jnp.zeros_like(y) if dy is None else dy
 

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from interop.ops.dtypes import Number, Operand, as_array, default_float, jax_dtype
 from interop.ops.registry import register
+from interop.program.guards import Size
 from interop.program.nodes import DType
 
 
@@ -25,7 +26,7 @@ def _chosen(dtype: DType | None, *numbers: Number) -> DTypeLike:
 
 
 @register("aten.full.default")
-def full(size: Sequence[int], fill_value: Operand, *, dtype: DType | None = None, **_: object) -> Array:
+def full(size: Sequence[Size], fill_value: Operand, *, dtype: DType | None = None, **_: object) -> Array:
     return jnp.full(
         tuple(size),
         fill_value,
@@ -36,18 +37,18 @@ def full(size: Sequence[int], fill_value: Operand, *, dtype: DType | None = None
 
 
 @register("aten.zeros.default", "aten.empty.memory_format")
-def zeros(size: Sequence[int], *, dtype: DType | None = None, **_: object) -> Array:
+def zeros(size: Sequence[Size], *, dtype: DType | None = None, **_: object) -> Array:
     """Zeros; also where PyTorch leaves memory as it is."""
     return jnp.zeros(tuple(size), _chosen(dtype))
 
 
 @register("aten.empty_permuted.default", "aten.empty_strided.default")
-def empty_permuted(size: Sequence[int], _layout: Sequence[int], *, dtype: DType | None = None, **_: object) -> Array:
+def empty_permuted(size: Sequence[Size], _layout: Sequence[int], *, dtype: DType | None = None, **_: object) -> Array:
     return jnp.zeros(tuple(size), _chosen(dtype))
 
 
 @register("aten.ones.default")
-def ones(size: Sequence[int], *, dtype: DType | None = None, **_: object) -> Array:
+def ones(size: Sequence[Size], *, dtype: DType | None = None, **_: object) -> Array:
     return jnp.ones(tuple(size), _chosen(dtype))
 
 
@@ -86,17 +87,17 @@ def fill(x: Array, value: Operand) -> Array:
 
 
 @register("aten.new_full.default")
-def new_full(x: Array, size: Sequence[int], fill_value: Number, *, dtype: DType | None = None, **_: object) -> Array:
+def new_full(x: Array, size: Sequence[Size], fill_value: Number, *, dtype: DType | None = None, **_: object) -> Array:
     return jnp.full(tuple(size), fill_value, _like(x, dtype))
 
 
 @register("aten.new_zeros.default", "aten.new_empty.default")
-def new_zeros(x: Array, size: Sequence[int], *, dtype: DType | None = None, **_: object) -> Array:
+def new_zeros(x: Array, size: Sequence[Size], *, dtype: DType | None = None, **_: object) -> Array:
     return jnp.zeros(tuple(size), _like(x, dtype))
 
 
 @register("aten.new_ones.default")
-def new_ones(x: Array, size: Sequence[int], *, dtype: DType | None = None, **_: object) -> Array:
+def new_ones(x: Array, size: Sequence[Size], *, dtype: DType | None = None, **_: object) -> Array:
     return jnp.ones(tuple(size), _like(x, dtype))
 
 

@@ -14,6 +14,7 @@ from interop.ops.dtypes import Number, Operand, as_array, highest, is_inexact, j
 from interop.ops.elementwise import div_mode
 from interop.ops.layout import normal_dim
 from interop.ops.registry import register
+from interop.program.guards import Size
 
 
 @register("aten.index.Tensor", "aten._unsafe_index.Tensor")
@@ -159,7 +160,7 @@ def index_fill(x: Array, dim: int, index: Array, value: Operand) -> Array:
 
 @register("aten.slice_scatter.default")
 def slice_scatter(
-    x: Array, src: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    x: Array, src: Array, dim: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1
 ) -> Array:
     return x.at[_at(x, dim, slice(start, end, step))].set(src.astype(x.dtype))
 

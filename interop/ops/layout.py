@@ -14,8 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
+
+from interop.program.guards import Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +37,13 @@ class Laid:
         return self.array.dtype
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[Size, ...]:
         return tuple(self.array.shape[axis] for axis in inverse(self.order))
 
     @property
-    def size(self) -> int:
+    def size(self) -> Size:
         """The number of elements: an int, or with a symbolic batch (`jax.export`) an expression of it."""
         return math.prod(self.array.shape)
-
-
-def _known_size(x: Tensor) -> int:
-    """The size to compare by, where a symbolic dimension has none."""
-    return math.prod(n for n in x.array.shape if isinstance(n, int))
 
 
 Tensor = jax.Array | Laid
@@ -123,7 +121,8 @@ def common_order(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
     """The order in which tensors that broadcast together are best combined; None for the program's own."""
     ndim = max((x.ndim for x in tensors), default=0)
     found = [x for x in tensors if isinstance(x, Laid) and x.ndim == ndim]
-    return max(found, key=_known_size).order if found else None
+    # A symbolic dimension, the batch, is the same in all and cannot be compared.
+    return max(found, key=lambda x: math.prod(n for n in x.array.shape if isinstance(n, int))).order if found else None
 
 
 def expanded(x: Tensor, order: Sequence[int]) -> jax.Array:
@@ -136,8 +135,14 @@ def expanded(x: Tensor, order: Sequence[int]) -> jax.Array:
     return arranged(x, order)
 
 
+def _counted(x: Any) -> Any:
+    """A size with a symbolic batch in it is a number only when the program runs."""
+    return jnp.asarray(x) if jax.export.is_symbolic_dim(x) else x
+
+
 def elementwise(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Calls a function that treats all dimensions alike, with its tensors in one common order."""
+    args, kwargs = [_counted(x) for x in args], {key: _counted(x) for key, x in kwargs.items()}
     tensors = [x for x in (*args, *kwargs.values()) if is_tensor(x)]
     order = common_order(tensors)
     if order is None:

@@ -11,10 +11,11 @@ from jax.typing import DTypeLike
 
 from interop.ops.dtypes import default_float, is_inexact, jax_dtype
 from interop.ops.registry import register
+from interop.program.guards import Size
 from interop.program.nodes import DType
 
 
-def kept(key: Array, shape: Sequence[int], p: float) -> Array:
+def kept(key: Array, shape: Sequence[Size], p: float) -> Array:
     """True with probability 1 - p."""
     return jax.random.bernoulli(key, 1 - p, tuple(shape))
 
@@ -78,12 +79,12 @@ def _real(dtype: DType | None) -> DTypeLike:
 
 
 @register("aten.rand.default", random=True)
-def rand(size: Sequence[int], *, dtype: DType | None = None, key: Array, **_: object) -> Array:
+def rand(size: Sequence[Size], *, dtype: DType | None = None, key: Array, **_: object) -> Array:
     return jax.random.uniform(key, tuple(size), _real(dtype))
 
 
 @register("aten.randn.default", random=True)
-def randn(size: Sequence[int], *, dtype: DType | None = None, key: Array, **_: object) -> Array:
+def randn(size: Sequence[Size], *, dtype: DType | None = None, key: Array, **_: object) -> Array:
     return jax.random.normal(key, tuple(size), _real(dtype))
 
 
@@ -98,13 +99,13 @@ def randn_like(x: Array, *, dtype: DType | None = None, key: Array, **_: object)
 
 
 @register("aten.randint.default", random=True)
-def randint(high: int, size: Sequence[int], *, dtype: DType | None = None, key: Array, **_: object) -> Array:
+def randint(high: int, size: Sequence[Size], *, dtype: DType | None = None, key: Array, **_: object) -> Array:
     return randint_low(0, high, size, dtype=dtype, key=key)
 
 
 @register("aten.randint.low", random=True)
 def randint_low(
-    low: int, high: int, size: Sequence[int], *, dtype: DType | None = None, key: Array, **_: object
+    low: int, high: int, size: Sequence[Size], *, dtype: DType | None = None, key: Array, **_: object
 ) -> Array:
     drawn = jax.random.randint(key, tuple(size), low, high)
     return drawn.astype(jax_dtype(jnp.int64) if dtype is None else jax_dtype(dtype))
@@ -132,7 +133,7 @@ def uniform(x: Array, from_: float = 0.0, to: float = 1.0, *, generator: None = 
 
 @register("aten.normal.float_float", random=True)
 def normal_sized(
-    mean: float, std: float, size: Sequence[int], *, dtype: DType | None = None, key: Array, **_: object
+    mean: float, std: float, size: Sequence[Size], *, dtype: DType | None = None, key: Array, **_: object
 ) -> Array:
     return mean + std * jax.random.normal(key, tuple(size), _real(dtype))
 

@@ -15,6 +15,7 @@ from jax import Array
 from interop.ops.activations import hardtanh
 from interop.ops.layout import Tensor, arranged, channels_last, laid
 from interop.ops.registry import register
+from interop.program.guards import Size
 
 
 def _source(out: int, n: int, scale: float | None, align_corners: bool) -> np.ndarray:
@@ -134,7 +135,7 @@ def _picked(array: Array, axis: int, index: np.ndarray) -> Array:
     return jnp.take(array, jnp.asarray(index), axis=axis)
 
 
-def _wanted(x: Tensor, output_size: Sequence[int] | None, scale_factors: Any) -> tuple[list[int], list[float | None]]:
+def _wanted(x: Tensor, output_size: Sequence[Size] | None, scale_factors: Any) -> tuple[list[int], list[float | None]]:
     sizes = x.shape[2:]
     if output_size is not None:
         return [int(n) for n in output_size], [None] * len(sizes)
@@ -142,20 +143,20 @@ def _wanted(x: Tensor, output_size: Sequence[int] | None, scale_factors: Any) ->
 
 
 def _register(name: str, kind: str, spatial: int, corners: bool) -> None:
-    def sized(x: Tensor, output_size: Sequence[int], *rest: bool | float | None) -> Tensor:
+    def sized(x: Tensor, output_size: Sequence[Size], *rest: bool | float | None) -> Tensor:
         """aten::upsample_*(x, output_size, [align_corners,] scale for each dimension)."""
         align = bool(rest[0]) if corners and rest else False
         scales = list(rest[1 if corners else 0 :]) or [None] * spatial
         return _resized(x, kind, [int(n) for n in output_size], scales + [None] * (spatial - len(scales)), align)
 
-    def vec(x: Tensor, output_size: Sequence[int] | None, *rest: Any) -> Tensor:
+    def vec(x: Tensor, output_size: Sequence[Size] | None, *rest: Any) -> Tensor:
         """aten::upsample_*.vec(x, output_size, [align_corners,] scale_factors)."""
         align = bool(rest[0]) if corners and rest else False
         scale_factors = rest[1 if corners else 0] if len(rest) > (1 if corners else 0) else None
         return _resized(x, kind, *_wanted(x, output_size, scale_factors), align)
 
     def named_sized(
-        x: Tensor, output_size: Sequence[int], *rest: bool | float | None, **keywords: bool | float | None
+        x: Tensor, output_size: Sequence[Size], *rest: bool | float | None, **keywords: bool | float | None
     ) -> Tensor:
         return sized(x, output_size, *rest, *keywords.values())
 
@@ -192,7 +193,7 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
 
 
 @register("aten.affine_grid_generator.default")
-def affine_grid(theta: Array, size: Sequence[int], align_corners: bool) -> Array:
+def affine_grid(theta: Array, size: Sequence[Size], align_corners: bool) -> Array:
     """The grid of an affine map (N, 2, 3) or (N, 3, 4), for grid_sampler; coordinates x first."""
 
     def line(n: int) -> Array:

@@ -27,6 +27,7 @@ from interop.ops.layout import (
     plain,
 )
 from interop.ops.registry import register
+from interop.program.guards import Size
 from interop.program.nodes import DType
 
 
@@ -74,7 +75,7 @@ def movedim(x: Tensor, source: int | Sequence[int], destination: int | Sequence[
 
 
 @register("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", layout="aware")
-def view(x: Tensor, size: Sequence[int]) -> Tensor:
+def view(x: Tensor, size: Sequence[Size]) -> Tensor:
     """The tensor with another shape. Dimensions that stay neighbours in memory are joined and split where they lie."""
     size = _filled(size, x.size)
     order = order_of(x)
@@ -83,6 +84,8 @@ def view(x: Tensor, size: Sequence[int]) -> Tensor:
     order, array = _without_ones(x)
     pieces = _pieces([array.shape[axis] for axis in inverse(order)], [n for n in size if n != 1])
     axes = inverse(order)
+    if pieces is None:
+        return plain(x).reshape(size)
     for dims, _ in pieces:
         if any(axes[b] != axes[a] + 1 for a, b in itertools.pairwise(dims)):
             return plain(x).reshape(size)
@@ -93,7 +96,7 @@ def view(x: Tensor, size: Sequence[int]) -> Tensor:
     return laid(array.reshape([size[d] for d in kept]), kept)
 
 
-def _filled(size: Sequence[int], count: int) -> list[int]:
+def _filled(size: Sequence[Size], count: Size) -> list[Size]:
     size = list(size)
     if -1 in size:
         known = math.prod(n for n in size if n != -1)
@@ -101,20 +104,25 @@ def _filled(size: Sequence[int], count: int) -> list[int]:
     return size
 
 
-def _without_ones(x: Tensor) -> tuple[tuple[int, ...], Array]:
+def _without_ones(x: Tensor) -> tuple[tuple[Size, ...], Array]:
     """The order and array of x with its dimensions of size 1 left out."""
     kept = [d for d in order_of(x) if x.shape[d] != 1]
     ranks = {d: rank for rank, d in enumerate(sorted(kept))}
     return tuple(ranks[d] for d in kept), array_of(x).reshape([x.shape[d] for d in kept])
 
 
-def _pieces(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The smallest groups of consecutive dimensions of both shapes that hold the same elements. No shape has a 1."""
+def _pieces(old: Sequence[Size], new: Sequence[Size]) -> list[tuple[list[int], list[int]]] | None:
+    """The smallest groups of consecutive dimensions of both shapes that hold the same elements. No shape has a 1.
+
+    None where a symbolic dimension is joined or split, since which size is the larger depends on it then.
+    """
     pieces = []
     i = j = 0
     while i < len(old):
         a, b, left, right = [i], [j], old[i], new[j]
         while left != right:
+            if not (isinstance(left, int) and isinstance(right, int)):
+                return None
             if left < right:
                 i += 1
                 a.append(i)
@@ -147,7 +155,7 @@ def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 
 
 @register("aten.unflatten.int", layout="aware")
-def unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+def unflatten(x: Tensor, dim: int, sizes: Sequence[Size]) -> Tensor:
     dim = normal_dim(dim, x.ndim)
     return view(x, [*x.shape[:dim], *_filled(sizes, x.shape[dim]), *x.shape[dim + 1 :]])
 
@@ -173,7 +181,7 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
 
 
 @register("aten.expand.default", layout="aware")
-def expand(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Tensor:
+def expand(x: Tensor, size: Sequence[Size], *, implicit: bool = False) -> Tensor:
     if len(size) != x.ndim:
         x = plain(x)
         x = x.reshape((1,) * (len(size) - x.ndim) + x.shape)
@@ -193,17 +201,17 @@ def broadcast_tensors(tensors: Sequence[Array]) -> Sequence[Array]:
 
 
 @register("aten.repeat.default")
-def repeat(x: Array, repeats: Sequence[int]) -> Array:
+def repeat(x: Array, repeats: Sequence[Size]) -> Array:
     return jnp.tile(x, tuple(repeats))
 
 
 @register("aten.tile.default")
-def tile(x: Array, dims: Sequence[int]) -> Array:
+def tile(x: Array, dims: Sequence[Size]) -> Array:
     return jnp.tile(x, tuple(dims))
 
 
 @register("aten.repeat_interleave.self_int")
-def repeat_interleave(x: Array, repeats: int, dim: int | None = None, *, output_size: int | None = None) -> Array:
+def repeat_interleave(x: Array, repeats: Size, dim: int | None = None, *, output_size: Size | None = None) -> Array:
     return jnp.repeat(x.reshape(-1) if dim is None else x, repeats, 0 if dim is None else dim)
 
 
@@ -231,14 +239,14 @@ def hstack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @register("aten.slice.Tensor", layout="aware")
-def slice_(x: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Tensor:
+def slice_(x: Tensor, dim: int = 0, start: Size | None = None, end: Size | None = None, step: int = 1) -> Tensor:
     index: list[slice] = [slice(None)] * x.ndim
     index[axis_of(x, dim)] = slice(start, end, step)
     return laid(array_of(x)[tuple(index)], order_of(x))
 
 
 @register("aten.narrow.default", layout="aware")
-def narrow(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+def narrow(x: Tensor, dim: int, start: Size, length: Size) -> Tensor:
     start = start % x.shape[dim] if start < 0 else start
     return slice_(x, dim, start, start + length)
 
@@ -250,7 +258,7 @@ def select(x: Tensor, dim: int, index: int) -> Tensor:
     return squeeze(slice_(x, dim, index, index + 1), dim)
 
 
-def _cut(x: Tensor, dim: int, sizes: Sequence[int]) -> list[Tensor]:
+def _cut(x: Tensor, dim: int, sizes: Sequence[Size]) -> list[Tensor]:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [slice_(x, dim, start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
@@ -263,7 +271,7 @@ def split(x: Tensor, split_size: int, dim: int = 0) -> list[Tensor]:
 
 
 @register("aten.split_with_sizes.default", "aten.split.sizes", layout="aware")
-def split_with_sizes(x: Tensor, split_sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
+def split_with_sizes(x: Tensor, split_sizes: Sequence[Size], dim: int = 0) -> list[Tensor]:
     return _cut(x, dim, split_sizes)
 
 
@@ -356,7 +364,7 @@ def unfold(x: Array, dimension: int, size: int, step: int) -> Array:
 
 
 @register("aten.as_strided.default")
-def as_strided(x: Array, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = 0) -> Array:
+def as_strided(x: Array, size: Sequence[Size], stride: Sequence[int], storage_offset: int | None = 0) -> Array:
     """Elements of the tensor as it lies contiguous in memory."""
     index: Array | int = storage_offset or 0
     for n, s in zip(size, stride, strict=True):

@@ -10,6 +10,7 @@ from typing import TypeVar
 from interop.ops.dtypes import Number
 from interop.ops.layout import Tensor
 from interop.ops.registry import register
+from interop.program.guards import Size
 
 Item = TypeVar("Item")
 
@@ -50,10 +51,10 @@ def getitem(items: Sequence[Item], index: int) -> Item:
 
 
 @register("aten.sym_size.int", layout="aware")
-def sym_size(x: Tensor, dim: int) -> int:
+def sym_size(x: Tensor, dim: int) -> Size:
     return x.shape[dim]
 
 
 @register("aten.sym_numel.default", "aten.numel.default", layout="aware")
-def sym_numel(x: Tensor) -> int:
+def sym_numel(x: Tensor) -> Size:
     return x.size

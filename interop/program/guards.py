@@ -11,9 +11,14 @@ import functools
 import math
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interop.errors import ProgramError
+
+if TYPE_CHECKING:
+    Size = int
+else:  # with the symbolic batch of `jax.export` an expression that counts as one
+    Size = Any
 
 _OPERATORS: dict[type, Any] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -26,7 +31,7 @@ _FUNCTIONS: dict[str, Any] = {"max": max, "min": min, "float": float, "int": int
 }
 
 
-def holds(condition: str, sizes: Mapping[str, int]) -> bool:
+def holds(condition: str, sizes: Mapping[str, Size]) -> bool:
     """Whether the condition holds for these sizes.
 
     >>> holds("s77 % 2 == 0", {"s77": 6})
@@ -63,7 +68,7 @@ def _names(tree: ast.expr) -> frozenset[str]:
     return frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called)
 
 
-def _value(node: ast.expr, sizes: Mapping[str, int]) -> Any:
+def _value(node: ast.expr, sizes: Mapping[str, Size]) -> Any:
     def of(*parts: ast.expr) -> list[Any]:
         return [_value(part, sizes) for part in parts]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from interop.ops.dtypes import is_float, is_integer, jax_dtype
 from interop.program import guards, structure
+from interop.program.guards import Size
 from interop.program.nodes import DType, Input, Program, Value
 
 
@@ -26,7 +27,7 @@ def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     inputs = {item.name: item for item in program.inputs}
     problems: list[str] = []
     values: dict[str, jax.Array] = {}
-    sizes: dict[str, tuple[int, str]] = {}
+    sizes: dict[str, tuple[Size, str]] = {}
 
     def leaf(described: Any, found: Any, path: str) -> None:
         if not isinstance(described, Value):
@@ -54,7 +55,7 @@ def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return values
 
 
-def _other_branches(program: Program, sizes: Mapping[str, int]) -> list[str]:
+def _other_branches(program: Program, sizes: Mapping[str, Size]) -> list[str]:
     shown = ", ".join(f"{item.name} is ({', '.join(map(str, item.shape))})" for item in program.inputs)
     return [
         f"the code of the model asks for sizes, and what was recorded is its branch for {guard}, where {shown}; found "
@@ -93,7 +94,7 @@ def _arranged(
     return positional, keywords
 
 
-def _mismatch(expected: Input, array: jax.Array, sizes: dict[str, tuple[int, str]], path: str) -> str | None:
+def _mismatch(expected: Input, array: jax.Array, sizes: dict[str, tuple[Size, str]], path: str) -> str | None:
     shown = "(" + ", ".join(map(str, expected.shape)) + ("," if len(expected.shape) == 1 else "") + ")"
     if array.ndim != len(expected.shape):
         return f"expected the shape {shown}, found {array.shape}"
