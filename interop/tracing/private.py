@@ -70,8 +70,8 @@ def dropout_class() -> type[_DropoutNd]:
 
 
 @_needed("to see which tensors a layer has registered, and which of them are None")
-def parameters(layer: torch.nn.Module) -> MutableMapping[str, torch.nn.Parameter | None]:
-    table: MutableMapping[str, torch.nn.Parameter | None] = vars(layer)["_parameters"]
+def parameters(layer: torch.nn.Module) -> MutableMapping[str, torch.Tensor | None]:
+    table: MutableMapping[str, torch.Tensor | None] = vars(layer)["_parameters"]
     return table
 
 
