@@ -33,9 +33,8 @@ class Tree:
     title: str  # for errors
     slots: list[Slot]
     layouts: dict[Path, Layout]
-    write: Callable[
-        [dict[Hashable, np.ndarray]], nnx.Module | Mapping[str, Any]
-    ]  # puts values into the model, and returns it
+    # puts values into the model, and returns it
+    write: Callable[[dict[Hashable, np.ndarray]], nnx.Module | Mapping[str, Any]]
 
 
 class Part(NamedTuple):
