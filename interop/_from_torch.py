@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from flax import nnx
+from jax.typing import DTypeLike
 
 from interop.program import versions
 from interop.running.module import TracedModule
 
+if TYPE_CHECKING:
+    import torch
+
 
 def from_torch(
-    module: Any,
+    module: torch.nn.Module,
     *example_inputs: Any,
-    rngs: Any = None,
-    compute_dtype: Any = None,
+    rngs: nnx.Rngs | None = None,
+    compute_dtype: DTypeLike | None = None,
     dynamic_dims: Sequence[int] = (0,),
     **example_kwargs: Any,
 ) -> TracedModule:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from interop import dtypes
 
+if TYPE_CHECKING:
+    import torch
 
-def dtype_name(dtype: Any) -> str:
+
+def dtype_name(dtype: torch.dtype) -> str:
     """`torch.float32` -> "float32"."""
     return str(dtype).removeprefix("torch.")
 
@@ -65,7 +68,7 @@ def to_torch(tree: Any) -> Any:
     return tree
 
 
-def _tensor(array: Any) -> Any:
+def _tensor(array: np.ndarray | np.generic | jax.Array) -> torch.Tensor:
     import torch
 
     array = dtypes.native(np.asarray(array))

@@ -51,7 +51,7 @@ def to_jax(array: np.ndarray) -> jax.Array:
     return jnp.array(array, dtype=jax.dtypes.canonicalize_dtype(array.dtype), copy=True)
 
 
-def to_numpy(variable: Any) -> np.ndarray:
+def to_numpy(variable: nnx.Variable[Any]) -> np.ndarray:
     """The values of a variable, in the dtype that PyTorch knows them by."""
     value = np.asarray(variable[...])
     wanted = variable.get_metadata().get("torch_dtype")

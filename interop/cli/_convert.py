@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -114,7 +114,7 @@ def _cast(state: Mapping[str, np.ndarray], dtype: str | None, statistics: bool) 
     return found, small
 
 
-def _writable(value: Any, depth: int = 0) -> bool:
+def _writable(value: object, depth: int = 0) -> bool:
     """Whether a file of tensors and plain values can hold it: no stand-ins of pickled objects."""
     if isinstance(value, Mapping):
         return depth < 20 and all(isinstance(k, str | int) and _writable(v, depth + 1) for k, v in value.items())

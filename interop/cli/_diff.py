@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -136,7 +136,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> tuple[int, float, float]:
     count = int(np.count_nonzero(unequal))
     if count == 0:
         return 0, 0.0, 0.0
-    exact: Any = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
+    exact: type[np.complex128] | type[np.float64] = np.complex128 if "c" in (a.dtype.kind, b.dtype.kind) else np.float64
     left, right = a.reshape(-1)[unequal].astype(exact), b.reshape(-1)[unequal].astype(exact)
     with np.errstate(invalid="ignore"):
         gap = np.abs(left - right)

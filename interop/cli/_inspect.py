@@ -116,7 +116,7 @@ def _flag(value: float | None) -> str:
     return "None" if value is None else f"{value:g}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"array {value.shape} {value.dtype}"
     if isinstance(value, dict):

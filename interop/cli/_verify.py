@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
 from flax import nnx
+from jax.typing import DTypeLike
 
 from interop.cli import draws
 from interop.cli._import import INPUT_HELP, MODEL_HELP
 from interop.cli.models import build, input_shapes, load, parse_options
 from interop.cli.output import require, table
 from interop.running import artifact
+from interop.running.module import TracedModule
 from interop.weights._state_dict import state_dict
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 
 def verify(
@@ -74,7 +80,7 @@ def verify(
 
 
 def _compare(
-    torch: Any, module: Any, imported: Any, inputs: list[np.ndarray]
+    torch: ModuleType, module: Module, imported: TracedModule, inputs: list[np.ndarray]
 ) -> Iterator[tuple[str, str, int, float, float]]:
     """(mode, what, values, largest difference, relative difference) of everything that is compared."""
     for mode in ("eval",) if draws.uncovered(imported._interop.model.train) else ("eval", "train"):
@@ -98,21 +104,21 @@ def _compare(
             yield mode, "state after", *_difference([(after[name], wanted[name].numpy()) for name in names])
 
 
-def _run(model: Any, inputs: list[jax.Array]) -> Any:
+def _run(model: TracedModule, inputs: list[jax.Array]) -> Any:
     """The model's outputs; its state is updated. Compiling takes longer than running once, so it is done lightly."""
     graph, state = nnx.split(model)
 
-    def call(state: Any, inputs: list[jax.Array]) -> Any:
+    def call(state: nnx.State[Any, Any], inputs: list[jax.Array]) -> tuple[Any, nnx.State[Any, Any]]:
         module = nnx.merge(graph, state)
         return module(*inputs), nnx.state(module)
 
-    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    options: dict[str, int] | None = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     outputs, after = jax.jit(call, compiler_options=options)(state, inputs)
     nnx.update(model, after)
     return outputs
 
 
-def _difference(pairs: list[tuple[Any, Any]]) -> tuple[int, float, float]:
+def _difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[int, float, float]:
     """Number of values, largest difference, and the largest relative difference of the pairs (ours, PyTorch's)."""
     count, largest, relative = 0, 0.0, 0.0
     for found, wanted in pairs:
@@ -144,11 +150,11 @@ def _tensors(result: Any) -> list[np.ndarray]:
     return [leaf for item in vars(result).values() for leaf in _tensors(item)] if hasattr(result, "__dict__") else []
 
 
-def _cast(model: Any, dtype: Any) -> Any:
+def _cast(model: TracedModule, dtype: DTypeLike) -> TracedModule:
     """The model with its floating-point arrays in another dtype, constants included."""
     graph, state = nnx.split(model)
 
-    def cast(leaf: Any) -> Any:
+    def cast(leaf: jax.Array) -> jax.Array:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return nnx.merge(graph, jax.tree.map(cast, state))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 
 from interop.program.nodes import Program
 from interop.tracing import private
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OTHER = ("randint", "randint_like", "randperm", "exponential", "rrelu", "multinomial")
 """Operations that draw in ways that are not covered."""
@@ -23,15 +28,21 @@ def uncovered(program: Program) -> list[str]:
 
 
 @contextlib.contextmanager
-def same_draws(torch: Any) -> Iterator[None]:
+def same_draws(torch: ModuleType) -> Iterator[None]:
     """For the time of a comparison, in PyTorch and in JAX: Bernoulli variables are 1 (dropout drops nothing), uniform
     ones lie in the middle and normal ones at the mean."""
 
-    def full(size: Any, value: float, kwargs: dict[str, Any]) -> Any:
+    def full(size: Sequence[int], value: float, kwargs: Mapping[str, Any]) -> Tensor:
         return torch.full(size, value, **{key: kwargs[key] for key in ("dtype", "device") if key in kwargs})
 
     class Fixed(private.dispatch_mode()):  # type: ignore[misc,unused-ignore]
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self,
+            function: Callable[..., Any],
+            types: Collection[type],
+            args: tuple[Any, ...] = (),
+            kwargs: Mapping[str, Any] | None = None,
+        ) -> Any:
             kwargs = kwargs or {}
             match function.__name__.partition(".")[0]:
                 case "bernoulli_":
@@ -56,13 +67,19 @@ def same_draws(torch: Any) -> Iterator[None]:
                     return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
             return function(*args, **kwargs)
 
-    def bernoulli(key: Any, p: Any = 0.5, shape: Any = None) -> jax.Array:
+    def bernoulli(key: jax.Array, p: ArrayLike = 0.5, shape: Sequence[int] | None = None) -> jax.Array:
         return jnp.ones(jnp.shape(p) if shape is None else shape, bool)
 
-    def uniform(key: Any, shape: Any = (), dtype: Any = float, minval: Any = 0.0, maxval: Any = 1.0) -> jax.Array:
+    def uniform(
+        key: jax.Array,
+        shape: Sequence[int] = (),
+        dtype: DTypeLike = float,
+        minval: jax.Array | float = 0.0,
+        maxval: jax.Array | float = 1.0,
+    ) -> jax.Array:
         return jnp.full(shape, (minval + maxval) / 2, dtype)
 
-    def normal(key: Any, shape: Any = (), dtype: Any = float) -> jax.Array:
+    def normal(key: jax.Array, shape: Sequence[int] = (), dtype: DTypeLike = float) -> jax.Array:
         return jnp.zeros(shape, dtype)
 
     with Fixed(), mock.patch.multiple(jax.random, bernoulli=bernoulli, uniform=uniform, normal=normal):

@@ -11,7 +11,8 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,11 +20,14 @@ from interop.arrays import to_torch
 from interop.cli.output import require
 from interop.files.checkpoint import Checkpoint
 
+if TYPE_CHECKING:
+    import torch
+
 LIBRARIES = ("timm", "torchvision", "ultralytics")
 _TASKS = {"-seg": "SegmentationModel", "-pose": "PoseModel", "-cls": "ClassificationModel", "-obb": "OBBModel"}
 
 
-def build(name: str, options: Mapping[str, Any]) -> Any:
+def build(name: str, options: Mapping[str, Any]) -> torch.nn.Module:
     """The module of that name, with its initial weights; nothing is downloaded.
 
     Args:
@@ -69,7 +73,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def input_shapes(module: Any, given: Sequence[str]) -> list[tuple[int, ...]]:
+def input_shapes(module: torch.nn.Module, given: Sequence[str]) -> list[tuple[int, ...]]:
     """The shapes of the model's inputs: as given (`2,3,224,224` or `2x3x224x224`), or two images of the usual size.
 
     The usual size is what timm says of the model, 640 pixels for Ultralytics, 16 frames of 112 for torchvision's video
@@ -96,7 +100,7 @@ def input_shapes(module: Any, given: Sequence[str]) -> list[tuple[int, ...]]:
     return [(2, 3, 299, 299) if origin.startswith("torchvision.models.inception") else (2, 3, 224, 224)]
 
 
-def load(module: Any, state: Mapping[str, np.ndarray], origin: str) -> None:
+def load(module: torch.nn.Module, state: Mapping[str, np.ndarray], origin: str) -> None:
     """Gives a module the arrays of a checkpoint or of a saved model, strictly.
 
     Raises:
@@ -153,7 +157,7 @@ def _is_ultralytics(name: str) -> bool:
     return bool({name, re.sub(r"(\d)[a-z]((-.+)?)$", r"\1\2", name)} & known)
 
 
-def _known(library: Any, name: str, title: str) -> Any:
+def _known(library: ModuleType, name: str, title: str) -> ModuleType:
     """The library, if it has the model; else ValueError with the names that are close."""
     names = library.list_models()
     if name not in names:
@@ -162,7 +166,7 @@ def _known(library: Any, name: str, title: str) -> Any:
     return library
 
 
-def _torchvision(name: str, options: Mapping[str, Any]) -> Any:
+def _torchvision(name: str, options: Mapping[str, Any]) -> torch.nn.Module:
     models = _known(require("torchvision.models"), name, "torchvision")
     parameters = inspect.signature(models.get_model_builder(name)).parameters
     defaults: dict[str, Any] = {"weights": None}
@@ -171,7 +175,7 @@ def _torchvision(name: str, options: Mapping[str, Any]) -> Any:
     return models.get_model(name, **{**defaults, **options})
 
 
-def _ultralytics(name: str, options: Mapping[str, Any]) -> Any:
+def _ultralytics(name: str, options: Mapping[str, Any]) -> torch.nn.Module:
     tasks = require("ultralytics.nn.tasks")
     if not _is_ultralytics(name):
         raise ValueError(f"ultralytics has no model {name!r}")

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 EXTRAS = {"torch": "torch", "matplotlib": "cli", "rich": "cli", "huggingface_hub": "hub"}
@@ -72,7 +73,7 @@ def size(count: int) -> str:
     return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
 
 
-def require(name: str) -> Any:
+def require(name: str) -> ModuleType:
     """The library `name`. Raises ImportError with what to install, or with why it cannot be imported."""
     try:
         return importlib.import_module(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from interop.cli.output import require
 from interop.files.disk import replacing
 from interop.linting.rules import Finding
 from interop.linting.subject import NormLayer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _RANGE, _MOST, _MEDIAN = "#cfdeea", "#7da6c8", "#17324d"
 _COLOURS = {"error": "#c62828", "warning": "#ef6c00", "info": "#7e57c2"}
@@ -33,7 +36,7 @@ def plot_statistics(path: pathlib.Path, title: str, layers: Sequence[NormLayer],
         raise ValueError(f"{path}: a picture is written as .png")
     figure = Figure(figsize=(min(max(8.0, 0.16 * len(layers)), 40.0), 9.0), layout="constrained")
     FigureCanvasAgg(figure)
-    panels: Any = figure.subplots(3, 1, sharex=True)
+    panels: np.ndarray = figure.subplots(3, 1, sharex=True)
     figure.suptitle(f"{pathlib.Path(title).name}: {len(layers)} BatchNorm layers", x=0.01, ha="left", fontsize=11)
     for panel, key, label, logarithmic in (
         (panels[0], "running_mean", "running mean", False),
@@ -55,7 +58,7 @@ def plot_statistics(path: pathlib.Path, title: str, layers: Sequence[NormLayer],
         figure.savefig(temporary, format="png", dpi=130)
 
 
-def _panel(panel: Any, values: list[np.ndarray | None], logarithmic: bool) -> None:
+def _panel(panel: Axes, values: list[np.ndarray | None], logarithmic: bool) -> None:
     """The ranges of one statistic; layers without it leave a gap."""
     rows = []
     zeros = []
@@ -86,7 +89,7 @@ def _panel(panel: Any, values: list[np.ndarray | None], logarithmic: bool) -> No
         panel.text(1, 1.01, "at the bottom: channels at 0", transform=panel.transAxes, ha="right", fontsize=7)
 
 
-def _mark(panels: Any, layers: Sequence[NormLayer], findings: Sequence[Finding]) -> None:
+def _mark(panels: np.ndarray, layers: Sequence[NormLayer], findings: Sequence[Finding]) -> None:
     """A stripe behind every layer with a finding, in the colour of its worst."""
     worst: dict[str, str] = {}
     for finding in findings:  # the worst come first
@@ -101,7 +104,7 @@ def _mark(panels: Any, layers: Sequence[NormLayer], findings: Sequence[Finding])
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [
+    handles: list[Line2D | Patch] = [
         Line2D([], [], color=_MEDIAN, linewidth=1.4, label="median of the channels"),
         Patch(color=_MOST, label="5% to 95%"),
         Patch(color=_RANGE, label="all"),

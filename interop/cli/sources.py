@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from interop.files.checkpoint import load_checkpoint
+from interop.files.checkpoint import Checkpoint, load_checkpoint
 from interop.running import artifact
+from interop.running.module import TracedModule
 from interop.weights._state_dict import state_dict
 
 
@@ -22,7 +23,7 @@ class Source:
     format: str
     state: Mapping[str, np.ndarray]
     metadata: Mapping[str, Any]
-    target: Any
+    target: Checkpoint | TracedModule
 
 
 def open_source(name: str, which: str | None = None) -> Source:

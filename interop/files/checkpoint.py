@@ -60,7 +60,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def to_device(self, device: Any = None) -> dict[str, jax.Array]:
+    def to_device(self, device: jax.Device | jax.sharding.Sharding | None = None) -> dict[str, jax.Array]:
         """The arrays on a device (or with a sharding, as `jax.device_put` takes it), one after the other.
 
         Each is a copy, and its pages leave memory when it has arrived, so that no more than the largest array is in

@@ -9,8 +9,7 @@ import stat
 import tempfile
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -65,7 +64,9 @@ class Data:
         """A copy of `size` bytes; fewer where the file ends sooner."""
         return bytes(self.buffer[offset : offset + size])
 
-    def array(self, dtype: Any, shape: Sequence[int], offset: int, strides: Sequence[int] | None = None) -> np.ndarray:
+    def array(
+        self, dtype: np.dtype, shape: Sequence[int], offset: int, strides: Sequence[int] | None = None
+    ) -> np.ndarray:
         """A read-only view of the bytes from `offset` on. The caller has checked that they exist."""
         steps = None if strides is None else tuple(strides)
         view: np.ndarray = np.ndarray(tuple(shape), dtype, self.buffer, offset, steps)
@@ -157,7 +158,7 @@ def _mode(path: pathlib.Path) -> int:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Any]:
+def progress(label: str, total: int) -> Iterator[Callable[[int], object]]:
     """A function to call with each number of bytes done; above 1 GB it moves a bar on a terminal (tqdm's)."""
     if total >= _LARGE:
         with contextlib.suppress(ImportError):

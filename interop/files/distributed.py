@@ -21,6 +21,7 @@ from interop.files.unpickle import ALLOWANCE, unpickle
 
 METADATA = ".metadata"
 _MODULE = "torch.distributed.checkpoint"
+_Places = dict[tuple[str, tuple[int, ...] | None], Any]  # by name and offset, what the pickle says of the place
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,8 +70,8 @@ def read(folder: pathlib.Path) -> Any:
     return result
 
 
-def _places(path: pathlib.Path, storage_data: dict[Any, Any]) -> dict[tuple[str, Any], Instance]:
-    places: dict[tuple[str, Any], Instance] = {}
+def _places(path: pathlib.Path, storage_data: dict[Any, Any]) -> _Places:
+    places: _Places = {}
     for index, info in storage_data.items():
         name = _field(path, index, "fqn", str)
         offset = index.attributes.get("offset")
@@ -80,7 +81,7 @@ def _places(path: pathlib.Path, storage_data: dict[Any, Any]) -> dict[tuple[str,
     return places
 
 
-def _tensor(path: pathlib.Path, name: str, description: Instance, places: Any, files: dict[str, Data]) -> Any:
+def _tensor(path: pathlib.Path, name: str, description: Instance, places: _Places, files: dict[str, Data]) -> Any:
     shape = _size(path, name, description, "size")
     chunks = _field(path, description, "chunks", list)
     parts = []

@@ -5,7 +5,6 @@ The library's cache, environment variables and offline mode (HF_HUB_OFFLINE) hol
 
 import pathlib
 import re
-from typing import Any
 
 from interop.files import shards
 from interop.files.disk import CheckpointError
@@ -38,7 +37,7 @@ def fetch(name: str) -> pathlib.Path:
         return pathlib.Path(huggingface_hub.hf_hub_download(match["repo"], file, revision=match["revision"]))
 
     files = (match["file"],) if match["file"] else _FILES
-    failure: Any = None
+    failure: Exception | None = None
     try:
         for file in files:
             try:

@@ -67,7 +67,7 @@ def is_class(function: Global) -> bool:
 # tensors
 
 
-def _tensor(function: Global, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+def _tensor(function: Global, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor | Unsupported:
     """torch._utils._rebuild_tensor, _v2(..., requires_grad, hooks, metadata), _v3(..., hooks, dtype, metadata)."""
     if not isinstance(storage, Storage) or type(size) is not tuple or type(stride) is not tuple:
         raise UnpickleError("builds a tensor from something else than storage, offset, size and stride")
@@ -89,7 +89,7 @@ def _parameter(function: Global, data: Any, *rest: Any) -> Any:
     return data
 
 
-def _converted(function: Global, data: Any, dtype: Any, *rest: Any) -> Any:
+def _converted(function: Global, data: Any, dtype: Any, *rest: Any) -> np.ndarray | Tensor | Unsupported:
     """torch._utils._rebuild_device_tensor_from_numpy, _from_cpu_tensor: a device's tensor, stored as another dtype."""
     data, target = finish(data), as_dtype(dtype)
     if isinstance(data, np.ndarray) and target is not None:
@@ -114,7 +114,7 @@ def _no_array(function: Global, *args: Any) -> Unsupported:
     return Unsupported(f"built by {function}: sparse, quantized, nested and meta tensors are no arrays")
 
 
-def as_dtype(value: Any) -> Any:
+def as_dtype(value: Any) -> np.dtype | None:
     """NumPy's dtype for a stand-in of torch.float32 and the like; None if there is none."""
     if isinstance(value, Global) and value.module == "torch":
         return dtypes.TORCH_ALIASES.get(value.name)
@@ -125,7 +125,7 @@ def as_dtype(value: Any) -> Any:
 
 
 class _DType:
-    def __init__(self, dtype: "np.dtype[Any] | None") -> None:
+    def __init__(self, dtype: np.dtype | None) -> None:
         self.dtype = dtype
 
     def set(self, state: Any) -> None:
@@ -138,7 +138,7 @@ class _Array:
     """An array whose contents arrive with its state, as NumPy pickles them."""
 
     def __init__(self) -> None:
-        self.array: Any = Unsupported("a NumPy array without contents")
+        self.array: np.ndarray | Unsupported = Unsupported("a NumPy array without contents")
 
     def set(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 5:
@@ -147,7 +147,7 @@ class _Array:
         self.array = _contents(content, dtype, shape, "F" if fortran is True else "C")
 
 
-def _contents(content: Any, dtype: Any, shape: Any, order: str) -> Any:
+def _contents(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray | Unsupported:
     if isinstance(content, str):  # Python 2's bytes
         content = content.encode("latin-1")
     if not isinstance(dtype, _DType) or dtype.dtype is None or not isinstance(content, bytes):
@@ -173,7 +173,7 @@ def _numpy_dtype(function: Global, name: Any, *rest: Any) -> _DType:
     return _DType(None)
 
 
-def _numpy_scalar(function: Global, dtype: Any, content: Any = None) -> Any:
+def _numpy_scalar(function: Global, dtype: Any, content: Any = None) -> np.generic | np.ndarray | Unsupported:
     value = _contents(content, dtype, (), "C")
     return value[()] if isinstance(value, np.ndarray) else Unsupported("a NumPy scalar of objects or strings")
 
@@ -182,7 +182,9 @@ def _numpy_array(function: Global, *args: Any) -> _Array:
     return _Array()
 
 
-def _numpy_buffer(function: Global, content: Any, dtype: Any, shape: Any, order: Any, *rest: Any) -> Any:
+def _numpy_buffer(
+    function: Global, content: Any, dtype: Any, shape: Any, order: Any, *rest: Any
+) -> np.ndarray | Unsupported:
     return _contents(content, dtype, shape, "F" if order == "F" else "C")
 
 
@@ -197,25 +199,25 @@ def _pairs(items: Any) -> dict[Any, Any]:
     raise UnpickleError("has a mapping made from something else than pairs")
 
 
-def _ordered_dict(function: Global, items: Any = (), *rest: Any) -> Any:
+def _ordered_dict(function: Global, items: Any = (), *rest: Any) -> OrderedDict[Any, Any]:
     return OrderedDict(_pairs(items))
 
 
-def _dict(function: Global, items: Any = (), *rest: Any) -> Any:
+def _dict(function: Global, items: Any = (), *rest: Any) -> dict[Any, Any]:
     return dict(_pairs(items))
 
 
-def _default_dict(function: Global, factory: Any = None, items: Any = ()) -> Any:
+def _default_dict(function: Global, factory: Any = None, items: Any = ()) -> defaultdict[Any, Any]:
     return defaultdict(None, _pairs(items))  # the factory would be a call
 
 
-def _counter(function: Global, items: Any = ()) -> Any:
+def _counter(function: Global, items: Any = ()) -> dict[Any, Any]:
     counter: Counter[Any] = Counter()
     dict.update(counter, _pairs(items))
     return counter
 
 
-def _sequence(kind: Any) -> Callable[..., Any]:
+def _sequence(kind: type) -> Callable[..., Any]:
     def make(function: Global, items: Any = (), *rest: Any) -> Any:
         if not isinstance(items, list | tuple | set):
             raise UnpickleError(f"makes a {function} from {name_of(items)}")

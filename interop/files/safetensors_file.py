@@ -66,7 +66,7 @@ def write(
     safetensors.torch.save_model does and `read` understands; with share=False each has its own copy. Where the metadata
     could be taken for such notes, or name what is left out, the notes are one entry of their own.
     """
-    kept: dict[tuple[Any, ...], str] = {}
+    kept: dict[tuple[int, tuple[int, ...], tuple[int, ...], str], str] = {}
     whole: dict[str, np.ndarray] = {}
     left_out: dict[str, str] = {}
     for name, array in arrays.items():

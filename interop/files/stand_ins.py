@@ -24,7 +24,7 @@ class Global:
 class Instance:
     """Stands for an object of class `cls`: what it would be made from and filled with. It does nothing."""
 
-    cls: Any
+    cls: Global
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state: Any = None

@@ -16,7 +16,7 @@ class Storage:
     """A run of bytes that tensors look at, PyTorch's notion. `data` arrives later than the tensors in old files."""
 
     size: int  # bytes
-    dtype: Any = None
+    dtype: np.dtype | None = None
     key: str = ""
     data: Data | None = None
     offset: int = 0  # of its first byte in data
@@ -28,13 +28,13 @@ class Tensor:
     """A view of a storage: PyTorch's size, stride and storage offset, counted in elements of `dtype`."""
 
     storage: Storage
-    dtype: Any
+    dtype: np.dtype
     shape: tuple[Any, ...]  # as the file says: sizes only once `problem` says so
     offset: Any = 0
     strides: tuple[Any, ...] | None = None  # None: contiguous
     conjugate: bool = False
     negative: bool = False
-    cast: Any = None  # the dtype that it had before it was stored as another
+    cast: np.dtype | None = None  # the dtype that it had before it was stored as another
 
     def problem(self) -> str | None:
         """What is wrong with the description, or None. To be asked before `array`."""

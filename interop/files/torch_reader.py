@@ -5,9 +5,12 @@ storage, `data/<key>`. A legacy file is five pickles (magic number, protocol ver
 then, for each key, eight bytes of length and the storage's bytes.
 """
 
+import mmap
 import posixpath
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from interop import dtypes
 from interop.files import rebuild
@@ -52,7 +55,7 @@ def read_zip(data: Data, start: int = 0, size: int | None = None) -> Any:
             advance(member.size)
     storages: dict[str, Storage] = {}
 
-    def load(dtype: Any, key: str, numel: int) -> Storage:
+    def load(dtype: np.dtype | None, key: str, numel: int) -> Storage:
         if key not in storages:
             member = archive.members.get(f"{folder}data/{key}")
             if member is None:
@@ -71,7 +74,7 @@ def read_legacy(data: Data) -> Any:
     """The object in a file of torch.save before PyTorch 1.6 (or with _use_new_zipfile_serialization=False)."""
     storages: dict[str, Storage] = {}
 
-    def load(dtype: Any, key: str, numel: int) -> Storage:
+    def load(dtype: np.dtype | None, key: str, numel: int) -> Storage:
         if dtype is None:  # the length of what follows in the file would not be known
             raise UnpickleError(f"has storage {key!r} of a dtype that NumPy cannot hold")
         return _typed(storages.setdefault(key, Storage(numel * dtype.itemsize, dtype, key)), dtype, numel)
@@ -87,6 +90,7 @@ def read_legacy(data: Data) -> Any:
         raise CheckpointError(data.path, "its list of storages is not the one that its tensors use")
     for key in keys:
         storage = storages[key]
+        assert storage.dtype is not None, "load takes no storage without one"
         size = int.from_bytes(data.read(position, 8), "little") * storage.dtype.itemsize
         position += 8
         if position + size > data.size:
@@ -100,7 +104,7 @@ def read_legacy(data: Data) -> Any:
     return value
 
 
-def _typed(storage: Storage, dtype: Any, numel: int) -> Storage:
+def _typed(storage: Storage, dtype: np.dtype | None, numel: int) -> Storage:
     """The storage, if its persistent id describes it as those before did; torch.save writes each as one dtype."""
     if dtype != storage.dtype:
         raise UnpickleError(f"has storage {storage.key!r} as {storage.dtype} and as {dtype}")
@@ -110,7 +114,7 @@ def _typed(storage: Storage, dtype: Any, numel: int) -> Storage:
 
 
 def _unpickle(
-    data: Data, source: Any, start: int, load: Callable[[Any, str, int], Storage] | None, what: str
+    data: Data, source: mmap.mmap | bytes, start: int, load: Callable[[Any, str, int], Storage] | None, what: str
 ) -> tuple[Any, int]:
     def persistent(key: Any) -> Any:
         if load is None or not isinstance(key, tuple) or not key:

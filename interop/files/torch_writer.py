@@ -54,7 +54,7 @@ def write(
         _member(archive, "archive/version", memoryview(b"3\n"))
 
 
-def _member(archive: zipfile.ZipFile, name: str, content: "memoryview[Any]") -> None:
+def _member(archive: zipfile.ZipFile, name: str, content: memoryview) -> None:
     """A stored member whose bytes begin at a multiple of 64, by an extra field of padding as torch writes it (FB)."""
     info = zipfile.ZipInfo(name, _EPOCH)
     info.file_size = content.nbytes

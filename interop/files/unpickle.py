@@ -6,6 +6,7 @@ its name; an object becomes an `Instance`, which is what the pickle says about i
 called but the functions that the reader passes in by name (`interop.rebuild`), all of them ours.
 """
 
+import mmap
 import pickle
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -22,7 +23,7 @@ Build = Callable[[Any, Any], bool]
 
 
 def unpickle(
-    source: Any,
+    source: bytes | mmap.mmap,
     start: int = 0,
     *,
     call: Call | None = None,
@@ -33,7 +34,7 @@ def unpickle(
     """The object that the pickle at `source[start:]` describes, and the position after it.
 
     Args:
-        source: bytes, or anything that gives bytes for a slice (a mapped file); it is never copied as a whole.
+        source: bytes, or a mapped file, which is never copied as a whole.
         start: where the pickle begins.
         call: what to give for a call `function(*args)` of a `Global`; by default every call is an error.
         build: called with (object, state) for objects that are no `Instance`; False means that such state is an error.
@@ -64,7 +65,15 @@ _MARK: Final = _Mark()
 
 
 class _Machine:
-    def __init__(self, source: Any, start: int, call: Call, build: Build, persistent: Any, allowance: int) -> None:
+    def __init__(
+        self,
+        source: bytes | mmap.mmap,
+        start: int,
+        call: Call,
+        build: Build,
+        persistent: Callable[[Any], Any] | None,
+        allowance: int,
+    ) -> None:
         self.source, self.position, self.end = source, start, len(source)
         self.call, self.build, self.persistent = call, build, persistent
         self.version = 0

@@ -112,9 +112,9 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
     return StateDict(entries, metadata, _bare(kept, prefixes), _bare(layers, prefixes))
 
 
-def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, Any], list[str]]:
+def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, int], list[str]]:
     """Names as the bare model has them; notes (`n_averaged`) and the wrappers that were taken off."""
-    notes: dict[str, Any] = {}
+    notes: dict[str, int] = {}
     removed: list[str] = []
     while entries:
         names = [name for name in entries if name != "n_averaged"]
@@ -150,8 +150,8 @@ def _count(array: np.ndarray, path: pathlib.Path) -> int:
 
 
 def _again(
-    entries: dict[str, Entry], notes: dict[str, Any], removed: list[str], path: pathlib.Path
-) -> tuple[dict[str, Entry], dict[str, Any], list[str]]:
+    entries: dict[str, Entry], notes: dict[str, int], removed: list[str], path: pathlib.Path
+) -> tuple[dict[str, Entry], dict[str, int], list[str]]:
     entries, more_notes, more = strip_prefixes(entries, path)  # DDP around torch.compile, or the other way round
     return entries, notes | more_notes, removed + more
 

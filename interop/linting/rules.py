@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -40,8 +40,8 @@ class Finding(NamedTuple):
     severity: Severity
     layer: str
     message: str
-    value: Any = None
-    suggested: Any = None
+    value: float | str | None = None
+    suggested: float | str | None = None
 
 
 Rule = Callable[[Subject], Iterator[Finding]]
@@ -275,7 +275,7 @@ def shared_storage(subject: Subject) -> Iterator[Finding]:
     Statistics that two layers share without sharing a scale are each other's noise.
     """
     order = {name: index for index, name in enumerate(subject.places)}
-    latest: dict[Any, tuple[int, int, str]] = {}
+    latest: dict[Hashable, tuple[int, int, str]] = {}
     found: list[tuple[str, str, bool]] = []
     for name, (owner, low, high) in sorted(subject.places.items(), key=lambda item: (str(item[1][0]), *item[1][1:])):
         if low == high:
@@ -340,7 +340,7 @@ def _channels(
     return Finding(rule, severity, layer.name, message, float(values[indices[0]]))
 
 
-def _odd_ones(subject: Subject, value: Callable[[NormLayer], Any]) -> Iterator[tuple[NormLayer, Any]]:
+def _odd_ones(subject: Subject, value: Callable[[NormLayer], float | None]) -> Iterator[tuple[NormLayer, Any]]:
     """Layers whose value is not that of most layers of their part of the model, with the latter.
 
     A part is a child of the model, numbers aside: `backbone`, `layer#`; what all layers' names share is left out.

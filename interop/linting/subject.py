@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from flax import nnx
@@ -17,6 +17,9 @@ from interop.files.checkpoint import Checkpoint, load_checkpoint
 from interop.files.disk import span
 from interop.files.tensors import Tensor
 from interop.variables import Frozen, to_numpy
+
+if TYPE_CHECKING:
+    import torch
 
 Place = tuple[Hashable, int, int]
 """A storage, and the bytes from where to where an array looks at."""
@@ -138,7 +141,7 @@ def _of_state_dict(state: Mapping[Any, Any]) -> Subject:
     )
 
 
-def _of_torch(module: Any) -> Subject:
+def _of_torch(module: torch.nn.Module) -> Subject:
     flags: dict[str, dict[str, Any]] = {}
     same = False
     for name, layer in module.named_modules(remove_duplicate=False):
@@ -161,7 +164,7 @@ def _of_torch(module: Any) -> Subject:
 
 def _of_nnx(module: nnx.Module) -> Subject:
     layers = []
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, nnx.Variable[Any]] = {}
     training = []
     for path, node in nnx.iter_graph(module):
         name = ".".join(map(str, path))
@@ -180,7 +183,7 @@ def _of_nnx(module: nnx.Module) -> Subject:
     )
 
 
-def _nnx_layer(name: str, node: Any) -> NormLayer:
+def _nnx_layer(name: str, node: nnx.BatchNorm) -> NormLayer:
     named = {
         "weight": node.scale,
         "bias": node.bias,

@@ -1,7 +1,9 @@
 """optax_from_torch: a torch optimizer's rule as an optax chain."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,11 +18,16 @@ from interop.weights.rename import Rename
 from jaxnorm import TrainState
 from jaxnorm._typing import PyTree
 
+if TYPE_CHECKING:
+    import torch
+
+    from interop.optimizers.parameters import Names
+
 
 def optax_from_torch(
-    optimizer: Any,
+    optimizer: torch.optim.Optimizer,
     *,
-    names: Any = None,
+    names: Names = None,
     model: Any = None,
     learning_rate: Schedule | Sequence[Schedule] | None = None,
     rename: Rename | None = None,
@@ -89,7 +96,7 @@ def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in group.items() if k not in ("params", "param_names", "lr", "initial_lr", "step")}
 
 
-def _group_of_each(optimizer: Any, parameters: Parameters, order: Mapping[int, str]) -> PyTree:
+def _group_of_each(optimizer: torch.optim.Optimizer, parameters: Parameters, order: Mapping[int, str]) -> PyTree:
     labels, i = {}, 0
     for g, group in enumerate(optimizer.param_groups):
         for _ in group["params"]:

@@ -1,6 +1,6 @@
 """The optax chain of a torch optimizer's parameter group: which parts, in which order, with which hyperparameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import optax
 
 from interop.optimizers import rules
 
-Schedule = Callable[[Any], Any]
+Schedule = rules.Schedule
 
 _SHARED = {
     "params",
@@ -28,7 +28,7 @@ _SHARED = {
 }
 # timm's optimizers have options without a counterpart here, fine where they are off.
 _OFF = {"caution": False, "corrected_weight_decay": False}
-_KNOWN: dict[str, tuple[set[str], dict[str, Any]]] = {
+_KNOWN: dict[str, tuple[set[str], dict[str, bool]]] = {
     "SGD": ({"momentum", "dampening", "nesterov"}, {}),
     "Adam": ({"betas", "eps", "amsgrad"}, {}),
     "AdamW": ({"betas", "eps", "amsgrad"}, {}),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from interop.program.recorded import model_of
 from interop.weights import nnx_tree as layers
@@ -20,6 +21,16 @@ from interop.weights.nnx_tree import Layouts
 from interop.weights.rename import Rename, Renaming
 from jaxnorm import TrainState
 from jaxnorm._typing import PyTree
+
+if TYPE_CHECKING:
+    import torch
+
+    Optimizer: TypeAlias = torch.optim.Optimizer | Mapping[str, Any]  # or its state dict
+    Names: TypeAlias = (
+        torch.nn.Module | Iterable[str] | None
+    )  # which parameter is which: the module, or the names in order
+
+Path = tuple[Any, ...]  # of a leaf, in jax.tree_util's keys
 
 
 class Parameters:
@@ -50,7 +61,9 @@ class Parameters:
                 + "\n".join(unlike)
             )
 
-    def to_params(self, values: Mapping[str, np.ndarray], others: Mapping[Any, Any] = MappingProxyType({})) -> PyTree:
+    def to_params(
+        self, values: Mapping[str, np.ndarray], others: Mapping[Path, ArrayLike] = MappingProxyType({})
+    ) -> PyTree:
         """Arrays by PyTorch's names, in its layouts, as a tree like the parameters.
 
         Where there is none, what `others` has at the parameter's path, or else zeros.
@@ -67,17 +80,17 @@ class Parameters:
         model = load_state_dict(blank.model(), full, **self._options)
         return TrainState.create(model, optax.identity()).params
 
-    def to_torch(self, leaves: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    def to_torch(self, leaves: Mapping[Path, ArrayLike]) -> dict[str, np.ndarray]:
         """The inverse: leaves by the paths of parameters, as arrays by PyTorch's names."""
         full = state_dict(self._with(self._filled(leaves)), **self._options)
         return {name: full[name] for name in self.at(leaves)}
 
-    def at(self, paths: Collection[Any]) -> list[str]:
+    def at(self, paths: Collection[Path]) -> list[str]:
         """PyTorch's names of the parameters at these paths, in whole or in part."""
         marked = state_dict(self._with(self._filled(dict.fromkeys(paths, np.nan))), **self._options)
         return [name for name in self.names if np.isnan(marked[name]).any()]
 
-    def frozen(self, optimizer: Any, names: Any, order: Mapping[int, str]) -> set[str]:
+    def frozen(self, optimizer: Optimizer, names: Any, order: Mapping[int, str]) -> set[str]:
         """Those of `by_number` that are known not to require gradients."""
         if not isinstance(optimizer, Mapping):
             tensors = [p for group in optimizer.param_groups for p in group["params"]]
@@ -85,13 +98,13 @@ class Parameters:
             tensors = list(names.parameters()) if hasattr(names, "named_parameters") else []
         return {name for name, p in zip(order.values(), tensors, strict=False) if not p.requires_grad}
 
-    def by_number(self, optimizer: Any, names: Any, rename: Rename | None) -> dict[int, str]:
+    def by_number(self, optimizer: Optimizer, names: Names, rename: Rename | None) -> dict[int, str]:
         """The model's name of each parameter by its number in the optimizer's state dict."""
         order = self._torch_names(optimizer, names)
         model_names = Renaming(rename).to_model(order.values())
         return {number: model_names[name] for number, name in order.items()}
 
-    def _filled(self, leaves: Mapping[Any, Any]) -> PyTree:
+    def _filled(self, leaves: Mapping[Path, ArrayLike]) -> PyTree:
         """A tree like the parameters, of leaves by their paths; zeros where there is none."""
         return jax.tree_util.tree_map_with_path(
             lambda path, x: _wide(x, leaves.get(tuple(path), 0)), self._state.params
@@ -134,7 +147,7 @@ class Parameters:
         )
 
 
-def _wide(like: Any, value: Any) -> np.ndarray:
+def _wide(like: jax.Array | np.ndarray, value: ArrayLike) -> np.ndarray:
     # At least as wide as the values are: momenta of bfloat16 parameters may be float32.
     floating = jnp.issubdtype(like.dtype, jnp.inexact)
     dtype = jnp.result_type(like.dtype, jnp.float32, value) if floating else like.dtype

@@ -6,15 +6,16 @@ Every rule gives the direction that is then multiplied by -learning rate.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from jaxnorm._typing import Array, Float, Int, PyTree
 
-Schedule = Callable[[Any], Any]
+Schedule = Callable[[ArrayLike], ArrayLike]  # number of steps so far -> rate
 
 
 class DampenedTraceState(NamedTuple):
@@ -33,7 +34,7 @@ def dampened_trace(decay: float, dampening: float, nesterov: bool = False) -> op
     def init(params: PyTree) -> DampenedTraceState:
         return DampenedTraceState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params))
 
-    def update(updates: PyTree, state: DampenedTraceState, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: DampenedTraceState, params: PyTree = None) -> tuple[PyTree, DampenedTraceState]:
         share = jnp.where(state.count == 0, 1, 1 - dampening)
         trace = _map(lambda g, t: share.astype(g.dtype) * g + decay * t, updates, state.trace)
         if nesterov:
@@ -49,7 +50,9 @@ def adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     There 1 - 0.999**t at t = 1 has lost four digits; PyTorch computes it in double precision.
     """
 
-    def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None) -> Any:
+    def update(
+        updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByAdamState]:
         count = state.count + 1
         mu, nu = _moments(updates, state.mu, state.nu, b1, b2)
         c1, c2 = _corrections(b1, b2, count)
@@ -74,7 +77,7 @@ def amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     def init(params: PyTree) -> AmsgradState:
         return AmsgradState(jnp.zeros((), jnp.int32), *(optax.tree.zeros_like(params) for _ in range(3)))
 
-    def update(updates: PyTree, state: AmsgradState, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: AmsgradState, params: PyTree = None) -> tuple[PyTree, AmsgradState]:
         count = state.count + 1
         mu, nu = _moments(updates, state.mu, state.nu, b1, b2)
         nu_max = _map(jnp.maximum, state.nu_max, nu)
@@ -104,7 +107,7 @@ def nadam(b1: float, b2: float, eps: float, momentum_decay: float) -> optax.Grad
         zeros = optax.tree.zeros_like(params)
         return NadamState(jnp.zeros((), jnp.int32), jnp.ones((), jnp.float32), zeros, optax.tree.zeros_like(params))
 
-    def update(updates: PyTree, state: NadamState, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: NadamState, params: PyTree = None) -> tuple[PyTree, NadamState]:
         count = state.count + 1
         t = _float(count)
         now = b1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
@@ -126,7 +129,9 @@ def nadam(b1: float, b2: float, eps: float, momentum_decay: float) -> optax.Grad
 def radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """torch/optim/radam.py: eps beside the root of the *uncorrected* `nu`. `optax.scale_by_radam`: of the corrected."""
 
-    def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None) -> Any:
+    def update(
+        updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByAdamState]:
         count = state.count + 1
         mu, nu = _moments(updates, state.mu, state.nu, b1, b2)
         c1, c2 = _corrections(b1, b2, count)
@@ -159,7 +164,7 @@ def adagrad(lr_decay: float, eps: float, initial: float) -> optax.GradientTransf
     def init(params: PyTree) -> AdagradState:
         return AdagradState(jnp.zeros((), jnp.int32), optax.tree.full_like(params, initial))
 
-    def update(updates: PyTree, state: AdagradState, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: AdagradState, params: PyTree = None) -> tuple[PyTree, AdagradState]:
         sums = _map(lambda g, s: s + g * g, updates, state.sum_of_squares)
         rate = 1 / (1 + _float(state.count) * lr_decay)
         updates = _map(lambda g, s: _as(rate, g) * g / (jnp.sqrt(s) + eps), updates, sums)
@@ -184,7 +189,7 @@ def adan(b1: float, b2: float, b3: float, eps: float) -> optax.GradientTransform
     def init(params: PyTree) -> AdanState:
         return AdanState(jnp.zeros((), jnp.int32), *(optax.tree.zeros_like(params) for _ in range(4)))
 
-    def update(updates: PyTree, state: AdanState, params: PyTree = None) -> Any:
+    def update(updates: PyTree, state: AdanState, params: PyTree = None) -> tuple[PyTree, AdanState]:
         count = state.count + 1
         differences = _map(lambda g, before: jnp.where(state.count == 0, 0, g - before), updates, state.g)
         m = _map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.m)
@@ -206,7 +211,9 @@ def proximal_decay(learning_rate: Schedule, decay: float) -> optax.GradientTrans
     def init(params: PyTree) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    def update(updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None) -> Any:
+    def update(
+        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
         shrink = 1 + learning_rate(state.count) * decay
         updates = _map(lambda u, p: (p + u) / _as(jnp.asarray(shrink), p) - p, updates, params)
         return updates, optax.ScaleByScheduleState(state.count + 1)
@@ -220,7 +227,9 @@ def added_decay(learning_rate: Schedule, decay: float) -> optax.GradientTransfor
     def init(params: PyTree) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    def update(updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None) -> Any:
+    def update(
+        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
         share = jnp.asarray(learning_rate(state.count) * decay)
         updates = _map(lambda u, p: u - _as(share, p) * p, updates, params)
         return updates, optax.ScaleByScheduleState(state.count + 1)
@@ -258,5 +267,5 @@ def _as(scalar: Array, like: Array) -> Array:
     return scalar.astype(like.dtype)
 
 
-def _map(f: Callable[..., Any], *trees: PyTree) -> PyTree:
+def _map(f: Callable[..., Array], *trees: PyTree) -> PyTree:
     return jax.tree.map(f, *trees)

@@ -1,16 +1,23 @@
 """schedule_from_torch: a torch scheduler's rates as an optax schedule."""
 
+from __future__ import annotations
+
 import copy
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 
 from interop.optimizers.chains import Schedule
 
+if TYPE_CHECKING:
+    import torch
 
-def schedule_from_torch(scheduler: Any, steps: int, *, every: int = 1) -> Schedule | list[Schedule]:
+
+def schedule_from_torch(
+    scheduler: torch.optim.lr_scheduler.LRScheduler, steps: int, *, every: int = 1
+) -> Schedule | list[Schedule]:
     """The learning rates of a torch scheduler as an optax schedule, a list of them for several parameter groups.
 
     A copy of the scheduler is stepped and its rates are written down: exact for every scheduler whose rates do not
@@ -34,7 +41,7 @@ def schedule_from_torch(scheduler: Any, steps: int, *, every: int = 1) -> Schedu
             rates.append([float(group["lr"]) for group in scheduler.optimizer.param_groups])
     tables = np.asarray(rates).T
 
-    def schedule(table: Any) -> Schedule:
+    def schedule(table: np.ndarray) -> Schedule:
         return lambda count: jnp.asarray(table)[jnp.clip((count - start) // every, 0, len(table) - 1)]
 
     schedules = [schedule(table) for table in tables]

@@ -1,20 +1,28 @@
 """The state of a torch optimizer in mid-training as that of its optax chain, and back."""
 
+from __future__ import annotations
+
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from interop.optimizers.parameters import Parameters
+from interop.optimizers.parameters import Parameters, Path
 from interop.weights.linen_observe import Inputs
 from interop.weights.nnx_tree import Layouts
 from interop.weights.rename import Rename
 from jaxnorm import TrainState
 from jaxnorm._typing import PyTree
+
+if TYPE_CHECKING:
+    import torch
+
+    from interop.optimizers.parameters import Names, Optimizer
 
 # Fields of optax states and the entries of a torch optimizer's state for one parameter.
 # The first entry found in the torch state is taken: RMSprop's mu is its grad_avg, Adam's is its exp_avg.
@@ -37,9 +45,9 @@ _FIRST_APART = ("trace", "g")
 
 def load_optimizer_state(
     state: TrainState,
-    optimizer: Any,
+    optimizer: Optimizer,
     *,
-    names: Any = None,
+    names: Names = None,
     step: int | None = None,
     rename: Rename | None = None,
     layouts: Layouts | None = None,
@@ -92,7 +100,7 @@ def load_optimizer_state(
     anew -= parameters.frozen(optimizer, names, order)
     step = _step(source, scalars["step"], step, [name for name in order.values() if name in anew])
 
-    def replaced(path: Any, leaf: Any) -> Any:
+    def replaced(path: Path, leaf: Any) -> Any:
         field, rest = _field(path)
         if field in trees:
             return jnp.asarray(trees[field][rest], leaf.dtype).reshape(leaf.shape)
@@ -108,9 +116,9 @@ def load_optimizer_state(
 
 def optimizer_state_dict(
     state: TrainState,
-    optimizer: Any,
+    optimizer: Optimizer,
     *,
-    names: Any = None,
+    names: Names = None,
     rename: Rename | None = None,
     layouts: Layouts | None = None,
     inputs: Inputs = None,
@@ -161,7 +169,7 @@ def optimizer_state_dict(
     return {"state": result, "param_groups": like["param_groups"]}
 
 
-def _opened(optimizer: Any) -> Mapping[str, Any]:
+def _opened(optimizer: Optimizer) -> Mapping[str, Any]:
     """The optimizer's state dict."""
     source = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
     for key in ("state", "param_groups"):
@@ -191,7 +199,9 @@ def _counts(group: Mapping[str, Any]) -> bool:
     return "dampening" not in group and ("eps" in group or "lr_decay" in group)
 
 
-def _by_entry(source: Mapping[str, Any], order: Mapping[int, str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def _by_entry(
+    source: Mapping[str, Any], order: Mapping[int, str]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, dict[str, Any]]]:
     """{entry: {parameter: array}} of a torch state dict, and its scalars likewise: steps, and NAdam's products."""
     entries: dict[str, dict[str, np.ndarray]] = {}
     scalars: dict[str, dict[str, Any]] = {"step": {}, "mu_product": {}}
@@ -238,14 +248,14 @@ def _filled(values: Mapping[str, np.ndarray], entry: str) -> dict[str, np.ndarra
     return {name: -x for name, x in values.items()} if entry == _NEGATED else dict(values)
 
 
-def _numpy(x: Any) -> np.ndarray:
+def _numpy(x: torch.Tensor | ArrayLike) -> np.ndarray:
     if not hasattr(x, "detach"):
         return np.asarray(x)
     x = x.detach().cpu()
     return x.float().numpy() if str(x.dtype) == "torch.bfloat16" else x.numpy()
 
 
-def _field(path: Any) -> tuple[str, Any]:
+def _field(path: Path) -> tuple[str, Path]:
     """The optax field that a leaf of an optimizer state is in, and its path from there: its parameter's."""
     for i in range(len(path) - 1, -1, -1):
         if isinstance(path[i], jax.tree_util.GetAttrKey):
@@ -253,9 +263,9 @@ def _field(path: Any) -> tuple[str, Any]:
     return "", tuple(path)
 
 
-def _by_field(opt_state: PyTree) -> dict[str, dict[Any, Any]]:
+def _by_field(opt_state: PyTree) -> dict[str, dict[Path, Any]]:
     """{field: {path of a parameter: leaf}}."""
-    found: dict[str, dict[Any, Any]] = {}
+    found: dict[str, dict[Path, Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state):
         field, rest = _field(path)
         # Scalars of different parts of a chain have no path of their own.
@@ -263,13 +273,13 @@ def _by_field(opt_state: PyTree) -> dict[str, dict[Any, Any]]:
     return found
 
 
-def _beside_a_count(opt_state: PyTree) -> dict[str, set[Any]]:
+def _beside_a_count(opt_state: PyTree) -> dict[str, set[Path]]:
     """{field: paths of parameters} in those parts of a chain that count steps."""
-    parts: dict[Any, list[tuple[str, Any]]] = {}
+    parts: dict[Path, list[tuple[str, Path]]] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(opt_state):
         field, rest = _field(path)
         parts.setdefault(path[: len(path) - len(rest) - 1], []).append((field, rest))
-    found: dict[str, set[Any]] = {}
+    found: dict[str, set[Path]] = {}
     for part in parts.values():
         if any(field in _COUNTS for field, _ in part):
             for field, rest in part:
@@ -277,5 +287,5 @@ def _beside_a_count(opt_state: PyTree) -> dict[str, set[Any]]:
     return found
 
 
-def _leaves_by_path(tree: PyTree) -> dict[Any, Any]:
+def _leaves_by_path(tree: PyTree) -> dict[Path, Any]:
     return {tuple(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -17,14 +17,15 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from interop.errors import ProgramError
 from interop.program.versions import release
 
 FORMAT = "jaxnorm.program"
 VERSION = 2
+Record = TypeVar("Record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Program:
     """
 
     inputs: tuple[Input, ...]
-    signature: Any
+    signature: Mapping[str, Any]
     nodes: tuple[Node, ...]
     output: Any
     updates: Mapping[str, Value | State]
@@ -226,7 +227,7 @@ _RECORDS: dict[str, type] = {
 }
 
 
-_FIELDS: dict[str, Any] = {
+_FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path", "torch"), str),
     **dict.fromkeys(("args", "shape", "inputs", "nodes", "entries", "batch_norms", "guards"), tuple),
     **dict.fromkeys(("kwargs", "signature", "updates", "modules"), dict),
@@ -358,7 +359,7 @@ def validate(model: Model) -> None:
         raise ProgramError("not a valid program:\n  " + "\n  ".join(faults))
 
 
-def _unsound_guards(guards: tuple[Any, ...], sizes: set[str]) -> Iterator[str]:
+def _unsound_guards(guards: tuple[object, ...], sizes: set[str]) -> Iterator[str]:
     from interop.program.guards import sizes_in
 
     for guard in guards:
@@ -369,19 +370,19 @@ def _unsound_guards(guards: tuple[Any, ...], sizes: set[str]) -> Iterator[str]:
             yield str(error)
 
 
-def _typed(items: Any, cls: type, where: str, faults: list[str]) -> list[Any]:
+def _typed(items: Iterable[object], cls: type[Record], where: str, faults: list[str]) -> list[Record]:
     faults += [f"{where}: expected {cls.__name__}, found {_kind(item)}" for item in items if not isinstance(item, cls)]
     return [item for item in items if isinstance(item, cls)]
 
 
-def _kind(item: Any) -> str:
+def _kind(item: object) -> str:
     return type(item).__name__
 
 
 def _faults(where: str, tree: Any, known: set[str], entries: set[str]) -> Iterator[str]:
     found: list[str] = []
 
-    def check(leaf: Any) -> None:
+    def check(leaf: object) -> None:
         if isinstance(leaf, Value) and leaf.name not in known:
             found.append(f"{where} reads {leaf.name!r} before it is defined")
         if isinstance(leaf, State) and leaf.name not in entries:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interop.program.nodes import Model
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Recorded:
     """The attribute `_interop` of an imported model."""
 
     model: Model
-    compute_dtype: Any = None  # a NumPy dtype; None: that of each array
+    compute_dtype: np.dtype | None = None  # None: that of each array
     recompute: tuple[str, ...] = ()  # patterns of the layers that the backward pass computes again
     policy: Callable[..., Any] | None = None  # what is kept of them all the same
 

@@ -20,7 +20,7 @@ from interop.conventions import torch_momentum
 from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
 from interop.files.disk import CheckpointError, Data, replacing
-from interop.program.nodes import BatchNormLayer, Model, decode_model, encode_model
+from interop.program.nodes import BatchNormLayer, Entry, Model, decode_model, encode_model
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule
 from interop.running.places import module_at, variable
@@ -79,7 +79,7 @@ def _current(module: TracedModule) -> Model:
     """The model's description with the flags, shapes and dtypes of now."""
     model: Model = module._interop.model
 
-    def entry(e: Any) -> Any:
+    def entry(e: Entry) -> Entry:
         value = to_numpy(variable(module, e.name))
         return dataclasses.replace(e, shape=tuple(value.shape), dtype=value.dtype.name)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import interop.ops
 import jaxnorm
@@ -25,10 +26,10 @@ class Context(NamedTuple):
     """Where nodes find what is not computed by other nodes."""
 
     program: Program
-    state: Callable[[str], Any]  # the value of an entry, in the type computed in
-    layer: Callable[[str], Any]  # the BatchNorm layer at a path
-    key: Callable[[], Any]  # a key to draw from
-    dtype: Any  # the type computed in; None for the arrays' own
+    state: Callable[[str], jax.Array]  # the value of an entry, in the type computed in
+    layer: Callable[[str], jaxnorm.nnx.BatchNorm]  # the BatchNorm layer at a path
+    key: Callable[[], jax.Array]  # a key to draw from
+    dtype: np.dtype | None  # the type computed in; None for the arrays' own
     torch: str  # the version of PyTorch whose rules hold
 
 
@@ -52,7 +53,7 @@ def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
     return result if context.dtype is None else _narrowed(result, node, values, context)
 
 
-def computing(x: Any, dtype: Any) -> Any:
+def computing(x: jax.Array, dtype: np.dtype | None) -> jax.Array:
     return x if dtype is None or not is_float(x.dtype) else x.astype(dtype)
 
 
@@ -62,7 +63,7 @@ def _narrowed(result: Any, node: Node, values: Mapping[str, Any], context: Conte
     The code that makes it (`torch.zeros(n, dtype=x.dtype)`, say) was recorded with the type of the example.
     """
     made = context.program.made_of_sizes
-    given: dict[bool, set[Any]] = {True: set(), False: set()}
+    given: dict[bool, set[np.dtype]] = {True: set(), False: set()}
 
     def look(leaf: Any) -> None:
         if isinstance(leaf, (Value, State)):
@@ -81,7 +82,7 @@ def _narrowed(result: Any, node: Node, values: Mapping[str, Any], context: Conte
     return jax.tree.map(narrow, result, is_leaf=is_tensor)
 
 
-def _apply(name: str, args: Any, kwargs: dict[str, Any], context: Context) -> Any:
+def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context) -> Any:
     operation = interop.ops.lookup(name, context.torch)
     if operation is None:
         raise NotImplementedError(f"{name} has no JAX function")

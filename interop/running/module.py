@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from interop.conventions import FLAX_NAMES
 from interop.program.nodes import Entry, Model, Program
@@ -57,7 +58,7 @@ class TracedModule(Layer):
         *,
         training: bool,
         rngs: nnx.Rngs | None = None,
-        compute_dtype: Any = None,
+        compute_dtype: DTypeLike | None = None,
     ):
         """Builds the tree. `arrays` holds every entry of the model that is tied to no other, by name.
 
@@ -126,7 +127,7 @@ class TracedModule(Layer):
 
 
 def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
-    by_path: dict[str, Any] = {"": root}
+    by_path: dict[str, nnx.Module] = {"": root}
     entries = {entry.name: entry for entry in model.entries}
     rngs = nnx.Rngs(0)
     for layer in model.batch_norms:
@@ -153,7 +154,7 @@ def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -
             _put(holder, name, value, entry.name)
 
 
-def _place(by_path: dict[str, Any], path: str) -> Any:
+def _place(by_path: dict[str, nnx.Module], path: str) -> nnx.Module:
     """The node at `path`, made with all above it where there is none yet."""
     if path not in by_path:
         by_path[path] = Layer()
@@ -163,7 +164,7 @@ def _place(by_path: dict[str, Any], path: str) -> Any:
     return by_path[path]
 
 
-def _put(holder: Any, name: str, value: Any, path: str) -> None:
+def _put(holder: nnx.Module, name: str, value: nnx.Module | nnx.Variable[Any], path: str) -> None:
     """`holder.name = value`, where that is free. `train` and `eval` set the attributes `_MODES` wherever they are."""
     if vars(holder).get(name) is value:
         return
@@ -176,7 +177,7 @@ def _put(holder: Any, name: str, value: Any, path: str) -> None:
     setattr(holder, name, value)
 
 
-def _variable(entry: Entry, holder: Any, name: str, arrays: Mapping[str, np.ndarray]) -> nnx.Variable[Any]:
+def _variable(entry: Entry, holder: nnx.Module, name: str, arrays: Mapping[str, np.ndarray]) -> nnx.Variable[Any]:
     value: Any = to_jax(arrays[entry.name])
     cls = _CLASSES[entry.kind]
     if isinstance(holder, nnx.BatchNorm) and name in ("mean", "var", "num_batches_tracked"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import nnx
@@ -19,6 +19,9 @@ from interop.running.evaluate import Context, computing, evaluate, place, resolv
 from interop.running.places import module_at, variable
 from interop.running.segments import recomputed, segments
 from jaxnorm.nnx import write
+
+if TYPE_CHECKING:
+    from interop.running.module import TracedModule
 
 
 def unsupported(model: Model) -> None:
@@ -43,16 +46,13 @@ def unsupported(model: Model) -> None:
     )
 
 
-def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
-    """The program's result on `inputs`, with the state of `root`, whose buffers and running statistics it updates.
-
-    `root` is a `interop.running.module.TracedModule`.
-    """
+def run(program: Program, inputs: Mapping[str, jax.Array], root: TracedModule) -> Any:
+    """The program's result on `inputs`, with the state of `root`, whose buffers and running statistics it updates."""
     recorded = root._interop
     dtype = recorded.compute_dtype
-    read: dict[str, Any] = {}
+    read: dict[str, jax.Array] = {}
 
-    def state(name: str) -> Any:
+    def state(name: str) -> jax.Array:
         if name not in read:
             read[name] = computing(variable(root, name)[...], dtype)
         return read[name]
@@ -78,11 +78,11 @@ def run(program: Program, inputs: Mapping[str, jax.Array], root: Any) -> Any:
     return structure.build(program.output, found)
 
 
-def _keys(root: Any) -> Callable[[], Any]:
+def _keys(root: TracedModule) -> Callable[[], jax.Array]:
     """Draws from the model's random stream; replicas that share BatchNorm statistics draw differently."""
     rngs = root._interop_rngs
 
-    def draw() -> Any:
+    def draw() -> jax.Array:
         key = rngs.dropout()
         for axis in _axes(root):
             key = jax.random.fold_in(key, lax.axis_index(axis))
@@ -91,9 +91,9 @@ def _keys(root: Any) -> Callable[[], Any]:
     return draw
 
 
-def _axes(root: Any) -> list[Any]:
+def _axes(root: TracedModule) -> list[Hashable]:
     """The axis names of the model's BatchNorm layers."""
-    found: dict[Any, None] = {}
+    found: dict[Hashable, None] = {}
     for _, node in nnx.iter_graph(root):
         axis = getattr(node, "axis_name", None) if isinstance(node, nnx.BatchNorm) else None
         for name in axis if isinstance(axis, (tuple, list)) else (axis,):

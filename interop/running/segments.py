@@ -44,7 +44,7 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
-def recomputed(part: range, values: dict[str, Any], context: Context, policy: Any) -> None:
+def recomputed(part: range, values: dict[str, Any], context: Context, policy: Callable[..., Any] | None) -> None:
     """Evaluates the nodes of `part` under jax.checkpoint; puts into `values` what others read of them.
 
     What the nodes read and write goes in and out as arguments and results: values, state, BatchNorm layers, keys.
@@ -54,7 +54,7 @@ def recomputed(part: range, values: dict[str, Any], context: Context, policy: An
     inside = {node.name for node in nodes}
     gone = {name for index in part for name in program.last_use.get(index, ())}
     taken = {n: values[n] for node in nodes for n in value_names((node.args, node.kwargs)) if n not in inside}
-    entries: dict[str, Any] = {}
+    entries: dict[str, jax.Array] = {}
 
     def read(leaf: Any) -> None:
         if isinstance(leaf, State):
@@ -67,9 +67,14 @@ def recomputed(part: range, values: dict[str, Any], context: Context, policy: An
     operations = [interop.ops.lookup(node.operation, context.torch) for node in nodes]
     keys = [context.key() for operation in operations if operation is not None and operation.random]
     given, taken_of = _parts(taken)
-    result_of: list[Callable[[Any], dict[str, Any]]] = []
+    result_of: list[Callable[[list[jax.Array]], dict[str, Any]]] = []
 
-    def compute(given: Any, entries: Any, layers: Any, keys: Any) -> Any:
+    def compute(
+        given: list[jax.Array],
+        entries: dict[str, jax.Array],
+        layers: dict[str, nnx.State[Any, Any]],
+        keys: list[jax.Array],
+    ) -> tuple[list[jax.Array], dict[str, nnx.State[Any, Any]]]:
         here, draws = taken_of(given), iter(keys)
         copies = {path: nnx.merge(split[path][0], state, copy=True) for path, state in layers.items()}
         inner = context._replace(state=entries.__getitem__, layer=copies.__getitem__, key=lambda: next(draws))
@@ -86,13 +91,13 @@ def recomputed(part: range, values: dict[str, Any], context: Context, policy: An
         nnx.update(norms[path], state)
 
 
-def _parts(values: dict[str, Any]) -> tuple[list[jax.Array], Callable[[Any], dict[str, Any]]]:
+def _parts(values: dict[str, Any]) -> tuple[list[jax.Array], Callable[[list[jax.Array]], dict[str, Any]]]:
     """The arrays among nested values, and what puts others in their place; sizes are no arrays and stay."""
     leaves, tree = jax.tree.flatten(values, is_leaf=is_tensor)
     orders = [order_of(x) if is_tensor(x) else None for x in leaves]
     others = [None if is_tensor(x) else x for x in leaves]
 
-    def join(arrays: Any) -> dict[str, Any]:
+    def join(arrays: list[jax.Array]) -> dict[str, Any]:
         left = iter(arrays)
         filled = [x if order is None else laid(next(left), order) for x, order in zip(others, orders, strict=True)]
         joined: dict[str, Any] = jax.tree.unflatten(tree, filled)

@@ -15,16 +15,19 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Set
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
 
-
-@functools.cache
-def _operation() -> Callable[[Any, str], Any]:
+if TYPE_CHECKING:
     import torch
 
-    def batch_norm(x: Any, path: Any) -> Any:
+
+@functools.cache
+def _operation() -> Callable[[torch.Tensor, str], torch.Tensor]:
+    import torch
+
+    def batch_norm(x: torch.Tensor, path: str) -> torch.Tensor:
         raise RuntimeError(
             "jaxnorm::batch_norm stands for a BatchNorm layer in a traced graph, and cannot run in PyTorch"
         )
@@ -37,7 +40,7 @@ def _operation() -> Callable[[Any, str], Any]:
     return custom
 
 
-def unshare(root: Any) -> None:
+def unshare(root: torch.nn.Module) -> None:
     """Leaves a shared layer that holds BatchNorm at its first place, and puts a stand-in that calls it at every other.
 
     torch.export cannot make a graph functional in which the buffers of a BatchNorm layer have two names.
@@ -47,7 +50,7 @@ def unshare(root: Any) -> None:
     class StandIn(torch.nn.Module):
         """Calls a layer that is no part of it."""
 
-        def __init__(self, layer: Any):
+        def __init__(self, layer: torch.nn.Module):
             super().__init__()
             self.__dict__["layer"] = layer
 
@@ -58,7 +61,7 @@ def unshare(root: Any) -> None:
             return getattr(vars(self)["layer"], name)
 
     batch_norm = private.batch_norm_class()
-    seen: set[Any] = set()
+    seen: set[torch.nn.Module] = set()
     for parent in list(root.modules()):
         for name, layer in private.children(parent).items():
             if layer is not None and layer in seen and any(isinstance(part, batch_norm) for part in layer.modules()):
@@ -71,7 +74,7 @@ class _Counter:
 
     counted = False
 
-    def add_(self, *_: Any) -> _Counter:
+    def add_(self, *_: object) -> _Counter:
         self.counted = True
         return self
 
@@ -96,7 +99,7 @@ class Counters:
     own: set[str] = dataclasses.field(default_factory=set)
 
 
-def _tensors(layer: Any) -> list[Any]:
+def _tensors(layer: torch.nn.Module) -> list[object]:
     """The layer's running_mean, running_var, weight and bias; something new for what is not registered on it.
 
     That is a weight which a parametrization, pruning or the module's own code computes.
@@ -105,16 +108,16 @@ def _tensors(layer: Any) -> list[Any]:
     return [held.get(name, object()) for name in ("running_mean", "running_var", "weight", "bias")]
 
 
-def _flags(layer: Any) -> dict[str, Any]:
+def _flags(layer: torch.nn.Module) -> dict[str, bool | float | None]:
     return {name: getattr(layer, name) for name in ("training", "track_running_stats", "momentum", "eps")}
 
 
-def _same(tensors: Iterable[Any], others: Iterable[Any]) -> bool:
+def _same(tensors: Iterable[object], others: Iterable[object]) -> bool:
     return all(a is b for a, b in zip(tensors, others, strict=True))
 
 
 @contextlib.contextmanager
-def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Iterator[Counters]:
+def opaque_batch_norms(root: torch.nn.Module, own_counters: Set[str] = frozenset()) -> Iterator[Counters]:
     """For the time of a trace: every BatchNorm layer of `root` is one node. Not for several threads at once.
 
     A node is the layer as it was imported. A layer that does more is recorded as the functions that it calls, its
@@ -134,7 +137,7 @@ def opaque_batch_norms(root: Any, own_counters: Set[str] = frozenset()) -> Itera
 class _Recording:
     """One trace: what stands in for BatchNorm's code, and what was seen of each layer."""
 
-    def __init__(self, root: Any, own_counters: Set[str]):
+    def __init__(self, root: torch.nn.Module, own_counters: Set[str]):
         import torch
 
         self.counters = Counters()
@@ -148,14 +151,19 @@ class _Recording:
         self._forwards = {cls: cls.forward for cls in kinds}
         self._function = torch.nn.functional.batch_norm
         self._found = {layer: _flags(layer) for layer in self._paths}  # as the user left them
-        self._expected: dict[Any, dict[str, Any]] = {}  # flags of a layer that is as it was imported
-        self._tensors: dict[Any, list[Any]] = {}  # what it holds when the model's forward begins
-        self._inputs: dict[Any, list[Any]] = {}  # the graph's nodes for its buffers
-        self._within: list[Any] = []  # layers with a forward of their own that are being called, the innermost last
-        self._emitted: set[Any] = set()
-        self._normalised: set[Any] = set()
-        self._masked: list[tuple[Any, Any, Any]] = []  # layer, counter, forward of its own
-        self._hooks: list[Any] = []
+        self._expected: dict[
+            torch.nn.Module, dict[str, bool | float | None]
+        ] = {}  # flags of a layer that is as it was imported
+        self._tensors: dict[torch.nn.Module, list[object]] = {}  # what it holds when the model's forward begins
+        self._inputs: dict[torch.nn.Module, list[torch.fx.Node]] = {}  # the graph's nodes for its buffers
+        self._within: list[
+            torch.nn.Module
+        ] = []  # layers with a forward of their own that are being called, the innermost last
+        self._emitted: set[torch.nn.Module] = set()
+        self._normalised: set[torch.nn.Module] = set()
+        # layer, counter, forward of its own
+        self._masked: list[tuple[torch.nn.Module, torch.Tensor | None, Callable[..., Any] | None]] = []
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def start(self) -> None:
         """Puts the stand-ins in their places."""
@@ -196,7 +204,7 @@ class _Recording:
         for layer, flags in self._found.items():  # which the model's own code may have set
             vars(layer).update(flags)
 
-    def _mask(self, layer: Any) -> None:
+    def _mask(self, layer: torch.nn.Module) -> None:
         """A layer with a forward of its own: its calls are known as such, and its counter leaves no trace."""
         buffers, forward = private.buffers(layer), layer.forward
         self._masked.append((layer, buffers.get("num_batches_tracked"), vars(layer).get("forward")))
@@ -218,7 +226,7 @@ class _Recording:
         else:
             buffers["num_batches_tracked"] = None
 
-    def _begin(self, *_: Any) -> None:
+    def _begin(self, *_: object) -> None:
         """The model's forward begins."""
         for layer in self._paths:
             self._tensors[layer] = _tensors(layer)
@@ -226,19 +234,19 @@ class _Recording:
             buffers = [buffer for name in names if (buffer := private.buffers(layer).get(name)) is not None]
             self._inputs[layer] = private.graph_inputs(buffers)
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, *_: object) -> None:
         """It ends: layers whose buffers anything but their own nodes reads or writes do more than these say."""
         used = (layer for layer in self._emitted if any(node.users for node in self._inputs[layer]))
         self.counters.own.update(self._paths[layer] for layer in used)
 
-    def _as_imported(self, layer: Any) -> bool:
+    def _as_imported(self, layer: torch.nn.Module) -> bool:
         return _flags(layer) == self._expected[layer] and _same(_tensors(layer), self._tensors[layer])
 
-    def _node(self, layer: Any, input: Any) -> Any:
+    def _node(self, layer: torch.nn.Module, input: torch.Tensor) -> torch.Tensor:
         self._emitted.add(layer)
         return self._emit(input, self._paths[layer])
 
-    def _standard(self, layer: Any, input: Any) -> Any:
+    def _standard(self, layer: torch.nn.Module, input: torch.Tensor) -> torch.Tensor:
         """Stands in for the forward of PyTorch's own layers."""
         mine = self._known.get(id(vars(layer)))  # None where the user's code calls a layer that is no part of the tree
         if mine is not None and self._paths[mine] not in self._own_counters:
@@ -255,15 +263,15 @@ class _Recording:
 
     def _functional(
         self,
-        input: Any,
-        running_mean: Any,
-        running_var: Any,
-        weight: Any = None,
-        bias: Any = None,
+        input: torch.Tensor,
+        running_mean: torch.Tensor | None,
+        running_var: torch.Tensor | None,
+        weight: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
         training: bool = False,
-        momentum: Any = 0.1,
+        momentum: float | None = 0.1,
         eps: float = 1e-5,
-    ) -> Any:
+    ) -> torch.Tensor:
         """Stands in for F.batch_norm: the node of the layer that calls it, if with what that layer holds."""
         layer = self._within[-1] if self._within else None
         if layer is not None and self._paths[layer] not in self._own_counters:
@@ -284,7 +292,9 @@ class _Recording:
         return self._function(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _averaged(layer: Any, input: Any, forward: Callable[[Any, Any], Any]) -> Any:
+def _averaged(
+    layer: torch.nn.Module, input: torch.Tensor, forward: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """A layer with a cumulative average. The share of the batch is float(num_batches_tracked), which no graph has: its
     statistics, and then their part."""
     import torch

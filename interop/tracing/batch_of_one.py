@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
+
+if TYPE_CHECKING:
+    import sympy
+    import torch
 
 logger = logging.getLogger("interop")
 
 
 def report_single(
-    module: Any, exported: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], plain: Callable[[Any], Any]
+    module: torch.nn.Module,
+    exported: torch.export.ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    plain: Callable[[Any], Any],
 ) -> None:
     """Warns if `module` calls other functions for one example than for two (`if x.shape[0] == 1`), or returns other
     shapes than the exported program (`x.squeeze()`).
@@ -40,7 +48,7 @@ def report_single(
     sizes |= {batch: 1 for batch in batches if batch}
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
-    def call(count: int) -> tuple[list[str], list[list[Any]]]:
+    def call(count: int) -> tuple[list[str], list[list[int | torch.SymInt]]]:
         few = [leaf[:count] if batch else leaf for leaf, batch in zip(leaves, batches, strict=True)]
         with private.shapes_alone() as fake, torch.no_grad():
             state = {name: fake.from_tensor(tensor) for name, tensor in own.items()}
@@ -74,7 +82,7 @@ def report_single(
         )
 
 
-def _symbols(tensor: Any) -> dict[int, Any]:
+def _symbols(tensor: object) -> dict[int, sympy.Symbol]:
     """The symbols of a tensor's varying sizes, by dimension."""
     import torch
 
@@ -91,7 +99,13 @@ def _calls() -> Iterator[list[str]]:
     names: list[str] = []
 
     class Listing(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self,
+            function: Callable[..., Any],
+            types: Collection[type],
+            args: tuple[Any, ...] = (),
+            kwargs: Mapping[str, Any] | None = None,
+        ) -> Any:
             names.append(getattr(function, "__name__", str(function)))
             return function(*args, **(kwargs or {}))
 

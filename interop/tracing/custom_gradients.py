@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
+
+if TYPE_CHECKING:
+    import torch
 
 _TOLERANCE = 1e-3  # relative, in the inputs' own dtype: a straight-through estimator is off by 1
 # Of the inputs, of the gradients that come back: what is clipped differs where numbers are large, what is added where
@@ -37,14 +40,14 @@ def checked_gradients() -> Iterator[None]:
 
     function = torch.autograd.Function
     calls = _Calls()
-    replaced: list[tuple[Any, Any]] = []
+    replaced: list[tuple[type[torch.autograd.Function], staticmethod[..., Any] | None]] = []
 
-    def watch(cls: Any) -> None:
+    def watch(cls: type[torch.autograd.Function]) -> None:
         own = vars(cls).get("forward")
         replaced.append((cls, own))
         cls.forward = staticmethod(calls.of(cls, cls.forward))
 
-    def watch_new(cls: Any, /, **kwargs: Any) -> None:
+    def watch_new(cls: type[torch.autograd.Function], /, **kwargs: Any) -> None:
         super(function, cls).__init_subclass__(**kwargs)
         watch(cls)
 
@@ -63,9 +66,9 @@ def checked_gradients() -> Iterator[None]:
                 cls.forward = own
 
 
-def _subclasses(cls: Any) -> list[Any]:
+def _subclasses(cls: type[torch.autograd.Function]) -> list[type[torch.autograd.Function]]:
     """All of them, each once, a class before those that inherit from it are looked at."""
-    found: dict[Any, None] = {}
+    found: dict[type[torch.autograd.Function], None] = {}
     waiting = [cls]
     while waiting:
         for below in waiting.pop().__subclasses__():
@@ -79,11 +82,11 @@ class _Calls:
     """The calls of functions with a backward of their own during one trace."""
 
     def __init__(self) -> None:
-        self._checked: set[Any] = set()
+        self._checked: set[tuple[object, ...]] = set()
         self._trying = False
-        self._running: list[Any] = []
+        self._running: list[type[torch.autograd.Function]] = []
 
-    def of(self, cls: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+    def of(self, cls: type[torch.autograd.Function], original: Callable[..., Any]) -> Callable[..., Any]:
         """The forward that stands in for the class's own."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -107,7 +110,7 @@ class _Calls:
 
         return forward
 
-    def _check(self, cls: Any, args: tuple[Any, ...]) -> None:
+    def _check(self, cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> None:
         call = (cls, *map(_description, args))
         if call in self._checked:
             return
@@ -138,30 +141,30 @@ def _switch(mode: bool) -> None:
         private.set_grad_enabled(mode)
 
 
-def _takes_context(cls: Any) -> bool:
+def _takes_context(cls: type[torch.autograd.Function]) -> bool:
     """Whether forward's first argument is `ctx`; a class with a `setup_context` gets it there."""
     import torch
 
     return cls.setup_context is torch.autograd.Function.setup_context
 
 
-def _shape(x: Any) -> tuple[int, ...]:
+def _shape(x: torch.Tensor) -> tuple[int, ...]:
     return tuple(n if isinstance(n, int) else private.example_size(n) for n in x.shape)
 
 
-def _description(x: Any) -> Any:
+def _description(x: object) -> tuple[tuple[int, ...], torch.dtype] | str:
     """What tells calls apart."""
     import torch
 
     return (_shape(x), x.dtype) if isinstance(x, torch.Tensor) else repr(x)
 
 
-def _refuse_other_gradients(cls: Any, args: tuple[Any, ...]) -> None:
+def _refuse_other_gradients(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> None:
     import torch
 
     name = f"{cls.__module__}.{cls.__qualname__}"
 
-    def gradients(function: Any, size: float, slope: float) -> list[Any]:
+    def gradients(function: Callable[..., Any], size: float, slope: float) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
 
         def draw(x: Any) -> Any:
@@ -182,7 +185,7 @@ def _refuse_other_gradients(cls: Any, args: tuple[Any, ...]) -> None:
             found = torch.autograd.grad(results, inputs, weights, allow_unused=True)
             return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
-    pairs: list[tuple[Any, Any]] = []
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         for sizes in _SIZES:
             own, recorded = gradients(cls.apply, *sizes), gradients(lambda *a: _forward(cls, a), *sizes)
@@ -204,7 +207,7 @@ def _refuse_other_gradients(cls: Any, args: tuple[Any, ...]) -> None:
             )
 
 
-def _differentiable(y: Any) -> bool:
+def _differentiable(y: object) -> bool:
     import torch
 
     return isinstance(y, torch.Tensor) and y.requires_grad
@@ -215,19 +218,19 @@ class _Context:
 
     needs_input_grad = (True,) * 64
 
-    def save_for_backward(self, *tensors: Any) -> None:
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
         self.saved_tensors = tensors
 
     save_for_forward = save_for_backward
 
-    def mark_dirty(self, *_: Any) -> None: ...
+    def mark_dirty(self, *_: object) -> None: ...
 
-    def mark_non_differentiable(self, *_: Any) -> None: ...
+    def mark_non_differentiable(self, *_: object) -> None: ...
 
     def set_materialize_grads(self, _: bool) -> None: ...
 
 
-def _forward(cls: Any, args: tuple[Any, ...]) -> Any:
+def _forward(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
     """The forward's operations, seen by autograd."""
     with private.grad_mode_kept():
         return cls.forward(_Context(), *args) if _takes_context(cls) else cls.forward(*args)

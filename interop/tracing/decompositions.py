@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import interop.ops
 from interop.program.operations import BATCH_NORM, DROPPED
 from interop.tracing.graph import operation_name
 
+if TYPE_CHECKING:
+    import torch
+
 _ROUNDS = 4  # a definition may use operations that need one of their own
 
 
-def decomposed(exported: Any) -> Any:
+def decomposed(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The exported program with those operations taken apart that PyTorch knows how to take apart; others stay.
 
     The definitions are those of `torch.export.default_decompositions()`. Operations that have a JAX function stay
@@ -28,7 +31,7 @@ def decomposed(exported: Any) -> Any:
     return exported
 
 
-def _unknown(target: Any) -> bool:
+def _unknown(target: torch.fx.node.Target) -> bool:
     import torch
 
     name = operation_name(target)

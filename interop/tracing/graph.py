@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interop.arrays import dtype_name
 from interop.program.nodes import DType, Input, Node, State, Value
 from interop.program.operations import DROPPED
 from interop.tracing import private
 from interop.tracing.state import Constants
+
+if TYPE_CHECKING:
+    import torch
 
 # (x, p, train) -> x unless they train with p > 0.
 _DROPOUTS = frozenset(f"aten.{kind}dropout.default" for kind in ("", "alpha_", "feature_", "feature_alpha_"))
@@ -19,7 +22,7 @@ _HERE = os.path.dirname(__file__)
 _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "requires_grad"})
 
 
-def operation_name(target: Any) -> str:
+def operation_name(target: torch.fx.node.Target) -> str:
     """`aten.conv2d.default`, `operator.add`, `math.floor`, `torch.sym_max`: what names an operation in a program."""
     if private.is_operation(target):
         return str(target)
@@ -31,14 +34,14 @@ def operation_name(target: Any) -> str:
 class GraphReader:
     """Reads one exported program: `inputs`, `nodes`, `output` and `updates`, as `interop.program.nodes` has them."""
 
-    def __init__(self, module: Any, exported: Any, constants: Constants):
+    def __init__(self, module: torch.nn.Module, exported: torch.export.ExportedProgram, constants: Constants):
         self.inputs: list[Input] = []
         self.user_inputs: list[Any] = []
         self.nodes: list[Node] = []
-        self.updates: dict[str, Any] = {}
+        self.updates: dict[str, Value | State] = {}
         self.output: Any = None
         self._exported, self._constants = exported, constants
-        self._values: dict[str, Any] = {}
+        self._values: dict[str, Value | State] = {}
         self._names = {path for path, _ in module.named_modules()}
 
     def read(self) -> None:
@@ -75,7 +78,7 @@ class GraphReader:
                     f"the graph takes an input of the kind {spec.kind.name}, which has no counterpart: {spec.target}"
                 )
 
-    def _read_call(self, node: Any) -> None:
+    def _read_call(self, node: torch.fx.Node) -> None:
         name = operation_name(node.target)
         if name in DROPPED:
             return
@@ -111,7 +114,7 @@ class GraphReader:
             f"the graph has an argument of type {type(item).__qualname__}, which has no counterpart: {item!r}"
         )
 
-    def _read_output(self, node: Any) -> None:
+    def _read_output(self, node: torch.fx.Node) -> None:
         from torch.export.graph_signature import ConstantArgument, OutputKind
 
         results = []
@@ -122,7 +125,7 @@ class GraphReader:
                 results.append(spec.arg.value if isinstance(spec.arg, ConstantArgument) else self._argument(item))
         self.output = self.structure(private.call_structure(self._exported)[1], iter(results))
 
-    def structure(self, spec: Any, leaves: Iterator[Any]) -> Any:
+    def structure(self, spec: private.TreeSpec, leaves: Iterator[Any]) -> Any:
         """A TreeSpec of torch as `interop.program.nodes.structure` writes it."""
         if spec.is_leaf():
             return ("leaf", next(leaves))
@@ -141,7 +144,7 @@ class GraphReader:
         return ("tuple", items)
 
 
-def size_guards(exported: Any) -> tuple[str, ...]:
+def size_guards(exported: torch.export.ExportedProgram) -> tuple[str, ...]:
     """What torch.export assumed of the sizes that vary when it recorded the code's branches: `program/guards.py`."""
     import torch
 
@@ -156,7 +159,7 @@ def size_guards(exported: Any) -> tuple[str, ...]:
     )
 
 
-def _size(size: Any) -> int | str:
+def _size(size: int | torch.SymInt) -> int | str:
     """A number, also where torch.export found that a varying size has to be this one; otherwise its name."""
     if isinstance(size, int):
         return size
@@ -164,7 +167,7 @@ def _size(size: Any) -> int | str:
     return int(expression) if expression.is_number else str(size)
 
 
-def _keys(context: Any, count: int) -> list[Any] | None:
+def _keys(context: Any, count: int) -> list[str | int] | None:
     """The keys of a dict, an OrderedDict, a defaultdict, or a registered class whose context holds them."""
     candidates = [context, *(context if isinstance(context, (list, tuple)) else ())]
     for candidate in candidates:
@@ -174,13 +177,13 @@ def _keys(context: Any, count: int) -> list[Any] | None:
     return None
 
 
-def module_path(node: Any) -> str:
+def module_path(node: torch.fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
     return path() if callable(path) else str(path)
 
 
-def source_line(node: Any) -> str:
+def source_line(node: torch.fx.Node) -> str:
     """`file.py:12: code` of the innermost line outside torch's own modules, without the machine's folders."""
     lines = (node.meta.get("stack_trace") or "").splitlines()
     frames = []

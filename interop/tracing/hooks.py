@@ -10,9 +10,12 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from interop.tracing import private
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("interop")
 Result = TypeVar("Result")
@@ -22,11 +25,11 @@ class Hook(NamedTuple):
     """A hook, where it is kept."""
 
     path: str
-    table: Any
+    table: dict[int, Callable[..., Any]]
     key: int
 
 
-def report_gradient_hooks(module: Any) -> None:
+def report_gradient_hooks(module: torch.nn.Module) -> None:
     """Warns of hooks on gradients, which no graph of a forward has: they may observe, or change what is learnt."""
     places = [path or "the model itself" for path, layer in module.named_modules() if private.has_gradient_hooks(layer)]
     places += [name for name, parameter in module.named_parameters() if private.has_tensor_hooks(parameter)]
@@ -38,7 +41,9 @@ def report_gradient_hooks(module: Any) -> None:
         )
 
 
-def beyond_observers(record: Callable[[], Result], module: Any, args: tuple[Any, ...], kwargs: Any) -> Result:
+def beyond_observers(
+    record: Callable[[], Result], module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Result:
     """What `record` gives; where it fails, once more without the hooks that only observe."""
     try:
         return record()
@@ -53,7 +58,7 @@ def beyond_observers(record: Callable[[], Result], module: Any, args: tuple[Any,
     return result
 
 
-def observers(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Hook]:
+def observers(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Hook]:
     """The hooks that return nothing, write to no tensor and set nothing on their layer, in one call of the module.
 
     None where the module has no hooks, or cannot be called. Its buffers are put back.
@@ -89,7 +94,7 @@ def observers(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 
 def _watched(hook: Callable[..., Any], verdict: Callable[[bool], None]) -> Callable[..., Any]:
     @functools.wraps(hook)
-    def called(layer: Any, *args: Any) -> Any:
+    def called(layer: torch.nn.Module, *args: Any) -> Any:
         before = _fingerprint(layer, args)
         result = hook(layer, *args)
         if result is not None or _fingerprint(layer, args) != before:
@@ -99,7 +104,7 @@ def _watched(hook: Callable[..., Any], verdict: Callable[[bool], None]) -> Calla
     return called
 
 
-def _fingerprint(layer: Any, args: Any) -> Any:
+def _fingerprint(layer: torch.nn.Module, args: Any) -> tuple[list[tuple[int, int]], dict[str, int]]:
     """Which tensors the hook sees, in which version, and what its layer holds."""
     import torch
 

@@ -10,25 +10,28 @@ That forgets what autograd was not to see: `stop_gradients` writes it into the g
 from __future__ import annotations
 
 import collections
-from collections.abc import Container, Iterator
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import interop.ops
 from interop.program.operations import BATCH_NORM, DROPPED
 from interop.tracing import private
 from interop.tracing.graph import operation_name
 
+if TYPE_CHECKING:
+    import torch
+
 # Functions that write running statistics though their schemas do not say so.
 _WRITE_UNSEEN = frozenset({"aten.batch_norm.default", "aten.instance_norm.default", "aten.cudnn_batch_norm.default"})
 
 
-def make_functional(exported: Any) -> bool:
+def make_functional(exported: torch.export.ExportedProgram) -> bool:
     """Makes the graph functional in place, and says so; False, with nothing changed, if that is not simple.
 
     Simple means: every operation has a JAX function (an in-place one: its functional form), and once a tensor has been
     written to, it is read as the result of the writing, and whatever else shares its memory is not read at all.
     """
-    forms: dict[Any, Any] = {}
+    forms: dict[torch.fx.Node, torch.fx.node.Target] = {}
     for node in exported.graph.nodes:
         if node.op == "call_function":
             form = _functional_form(node)
@@ -46,7 +49,7 @@ def make_functional(exported: Any) -> bool:
     return True
 
 
-def _functional_form(node: Any) -> Any:
+def _functional_form(node: torch.fx.Node) -> torch.fx.node.Target | None:
     """The operation that computes what the node's does and writes nothing: its own if it is such, None if there is
     none with a JAX function."""
     import torch
@@ -71,11 +74,13 @@ def _functional_form(node: Any) -> Any:
     return form if typed and shaped and result.shape == written.shape else None
 
 
-def _replacements(nodes: Any, forms: dict[Any, Any]) -> list[tuple[Any, tuple[Any, Any]]] | None:
+def _replacements(
+    nodes: Iterable[torch.fx.Node], forms: Mapping[torch.fx.Node, torch.fx.node.Target]
+) -> list[tuple[torch.fx.Node, tuple[torch.fx.Node, torch.fx.Node]]] | None:
     """(node, (argument, what it is after it was written to)); None if something else that shares memory is read."""
-    sharing: dict[int, list[Any]] = collections.defaultdict(list)
-    latest: dict[Any, Any] = {}
-    stale: set[Any] = set()
+    sharing: dict[int, list[torch.fx.Node]] = collections.defaultdict(list)
+    latest: dict[torch.fx.Node, torch.fx.Node] = {}
+    stale: set[torch.fx.Node] = set()
     found = []
     for node in nodes if forms else ():
         if any(item in stale for item in node.all_input_nodes):
@@ -97,7 +102,7 @@ def _replacements(nodes: Any, forms: dict[Any, Any]) -> list[tuple[Any, tuple[An
     return found
 
 
-def _storages(node: Any) -> Iterator[int]:
+def _storages(node: torch.fx.Node) -> Iterator[int]:
     """What tells the memory of the node's tensors apart."""
     import torch
 
@@ -107,7 +112,7 @@ def _storages(node: Any) -> Iterator[int]:
             yield private.storage(value)
 
 
-def stop_gradients(graph_module: Any) -> None:
+def stop_gradients(graph_module: torch.fx.GraphModule) -> None:
     """Writes into the graph what autograd does not see, which `run_decompositions` forgets.
 
     A `torch.no_grad()` region reads tensors without their gradients. What is written to a tensor in there, or through
@@ -126,9 +131,9 @@ def stop_gradients(graph_module: Any) -> None:
     graph_module.recompile()
 
 
-def _inlined(graph_module: Any) -> dict[Any, None]:
+def _inlined(graph_module: torch.fx.GraphModule) -> dict[torch.fx.Node, None]:
     """Puts the regions without gradients into the graph around them, and returns their nodes."""
-    found: dict[Any, None] = {}
+    found: dict[torch.fx.Node, None] = {}
     graph = graph_module.graph
     for node in list(graph.nodes):
         if not private.is_gradient_region(node):
@@ -153,13 +158,13 @@ def _inlined(graph_module: Any) -> dict[Any, None]:
     return found
 
 
-def _written(node: Any) -> list[Any]:
+def _written(node: torch.fx.Node) -> list[torch.fx.Node]:
     """The floating tensors that the node writes to."""
     import torch
 
     if not private.is_operation(node.target) or node.target is torch.ops.aten.detach_.default:
         return []
-    found: list[Any] = []
+    found: list[torch.fx.Node | None] = []
     for index, argument in enumerate(private.schema(node.target).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
@@ -167,7 +172,7 @@ def _written(node: Any) -> list[Any]:
     return [tensor for tensor in found if tensor is not None and _is_inexact(tensor)]
 
 
-def _write_unseen(node: Any, tensor: Any, unseen: Container[Any]) -> None:
+def _write_unseen(node: torch.fx.Node, tensor: torch.fx.Node, unseen: Container[torch.fx.Node]) -> None:
     """Where autograd does not see the node write to the tensor: it writes to a copy, whose values the tensor is then
     given."""
     import torch
@@ -188,7 +193,7 @@ def _write_unseen(node: Any, tensor: Any, unseen: Container[Any]) -> None:
     node.replace_input_with(tensor, copy)
 
 
-def _detached(tensor: Any, node: Any) -> Any:
+def _detached(tensor: torch.fx.Node, node: torch.fx.Node) -> torch.fx.Node:
     """`tensor.detach()`, as the node sees it."""
     import torch
 
@@ -197,11 +202,11 @@ def _detached(tensor: Any, node: Any) -> Any:
     return detached
 
 
-def _place(node: Any) -> dict[str, Any]:
+def _place(node: torch.fx.Node) -> dict[str, Any]:
     return {key: item for key, item in node.meta.items() if key != "val"}
 
 
-def _overwrite(tensor: Any, value: Any) -> None:
+def _overwrite(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """Gives the tensor other values and leaves its gradient: `value + 0`, where that 0 has the tensor's derivative."""
     import torch
 
@@ -209,24 +214,24 @@ def _overwrite(tensor: Any, value: Any) -> None:
     tensor.copy_(value.detach() + (finite - finite.detach()))
 
 
-def _is_inexact(node: Any) -> bool:
+def _is_inexact(node: torch.fx.Node) -> bool:
     dtype = getattr(node.meta.get("val"), "dtype", None)
     return dtype is not None and (dtype.is_floating_point or dtype.is_complex)
 
 
-def _viewed(node: Any) -> Any:
+def _viewed(node: torch.fx.Node) -> torch.fx.Node | None:
     """What the node is a view of; None if it is none."""
     base = node.args[0] if node.op == "call_function" and node.args else None
     shared = set(_storages(node)).intersection(_storages(base)) if isinstance(base, type(node)) else None
     return base if shared else None
 
 
-def _root(node: Any) -> Any:
+def _root(node: torch.fx.Node) -> torch.fx.Node:
     base = _viewed(node)
     return node if base is None else _root(base)
 
 
-def _attached(node: Any) -> Any:
+def _attached(node: torch.fx.Node) -> torch.fx.Node:
     """The same view without the `detach()` on the way, at the graph's insertion point; the node itself if there is
     none."""
     import torch

@@ -9,10 +9,23 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any, ParamSpec, TypeVar
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from interop.errors import TorchVersionError
 from interop.program import versions
+
+if TYPE_CHECKING:
+    import sympy
+    import torch
+    from torch._ops import OpOverload
+    from torch._subclasses import FakeTensorMode
+    from torch.export.graph_signature import OutputKind
+    from torch.nn.modules.batchnorm import _BatchNorm
+    from torch.nn.modules.dropout import _DropoutNd
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import TreeSpec as TreeSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,68 +56,70 @@ def _needed(purpose: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 @_needed("to know BatchNorm layers, subclasses included")
-def batch_norm_class() -> Any:
+def batch_norm_class() -> type[_BatchNorm]:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     return _BatchNorm
 
 
 @_needed("to know dropout layers")
-def dropout_class() -> Any:
+def dropout_class() -> type[_DropoutNd]:
     from torch.nn.modules.dropout import _DropoutNd
 
     return _DropoutNd
 
 
 @_needed("to see which tensors a layer has registered, and which of them are None")
-def parameters(layer: Any) -> MutableMapping[str, Any]:
-    table: MutableMapping[str, Any] = vars(layer)["_parameters"]
+def parameters(layer: torch.nn.Module) -> MutableMapping[str, torch.Tensor | None]:
+    table: MutableMapping[str, torch.Tensor | None] = vars(layer)["_parameters"]
     return table
 
 
 @_needed("to see which buffers a layer has registered, and to put others in their place")
-def buffers(layer: Any) -> MutableMapping[str, Any]:
-    table: MutableMapping[str, Any] = vars(layer)["_buffers"]
+def buffers(layer: torch.nn.Module) -> MutableMapping[str, torch.Tensor | None]:
+    table: MutableMapping[str, torch.Tensor | None] = vars(layer)["_buffers"]
     return table
 
 
 @_needed("to put a stand-in at a layer's place, whatever the parent does in __setattr__")
-def children(layer: Any) -> MutableMapping[str, Any]:
-    table: MutableMapping[str, Any] = vars(layer)["_modules"]
+def children(layer: torch.nn.Module) -> MutableMapping[str, torch.nn.Module | None]:
+    table: MutableMapping[str, torch.nn.Module | None] = vars(layer)["_modules"]
     return table
 
 
 @_needed("to see a layer's hooks, and to leave out those that only observe")
-def forward_hooks(layer: Any) -> tuple[MutableMapping[int, Any], MutableMapping[int, Any]]:
+def forward_hooks(
+    layer: torch.nn.Module,
+) -> tuple[dict[int, Callable[..., Any]], dict[int, Callable[..., Any]]]:
     """Those before its forward, and those after it."""
     return vars(layer)["_forward_pre_hooks"], vars(layer)["_forward_hooks"]
 
 
 @_needed("to see hooks on a layer's gradients")
-def has_gradient_hooks(layer: Any) -> bool:
+def has_gradient_hooks(layer: torch.nn.Module) -> bool:
     return bool(vars(layer)["_backward_hooks"] or vars(layer)["_backward_pre_hooks"])
 
 
 @_needed("to see hooks on a parameter's gradient")
-def has_tensor_hooks(tensor: Any) -> bool:
+def has_tensor_hooks(tensor: torch.Tensor) -> bool:
     return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
 
 
 @_needed("to refuse an input as BatchNorm refuses it")
-def input_check(layer: Any) -> Callable[[Any], None]:
-    check: Callable[[Any], None] = layer._check_input_dim
+def input_check(layer: torch.nn.Module) -> Callable[[torch.Tensor], None]:
+    check: Callable[[torch.Tensor], None] = layer._check_input_dim
     return check
 
 
 @_needed("to know parameters of lazy layers, which have no shape yet")
-def is_uninitialised(tensor: Any) -> bool:
+def is_uninitialised(tensor: torch.Tensor) -> bool:
     import torch
 
     return isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
 
 
 @_needed("to know objects of PyTorch's C++, as quantised layers hold them")
-def is_script_object(value: Any) -> bool:
+def is_script_object(value: object) -> bool:
     import torch
 
     return isinstance(value, torch.ScriptObject)
@@ -114,13 +129,13 @@ def is_script_object(value: Any) -> bool:
 
 
 @_needed("to tell which tensors share memory")
-def storage(tensor: Any) -> int:
+def storage(tensor: torch.Tensor) -> int:
     key: int = tensor.untyped_storage()._cdata
     return key
 
 
 @_needed("to see that a tensor was written to")
-def version(tensor: Any) -> int:
+def version(tensor: torch.Tensor) -> int:
     count: int = tensor._version
     return count
 
@@ -131,7 +146,7 @@ REGISTER_TYPES = "torch.utils._pytree.register_pytree_node"
 
 
 @_needed("to take nested arguments apart")
-def flatten(tree: Any) -> tuple[list[Any], Any]:
+def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     from torch.utils import _pytree
 
     leaves, spec = _pytree.tree_flatten(tree)
@@ -139,7 +154,7 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
 
 
 @_needed("to put nested arguments together")
-def unflatten(leaves: list[Any], spec: Any) -> Any:
+def unflatten(leaves: list[Any], spec: TreeSpec) -> Any:
     from torch.utils import _pytree
 
     return _pytree.tree_unflatten(leaves, spec)
@@ -153,13 +168,13 @@ def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
 
 
 @_needed("to read the structure of arguments and results")
-def parts(spec: Any) -> list[Any]:
+def parts(spec: TreeSpec) -> list[TreeSpec]:
     """The children of a TreeSpec: `children()` since 2.10, where the attribute of before is deprecated."""
     return list(spec.children() if hasattr(spec, "children") else spec.children_specs)
 
 
 @_needed("to read the structure of a call's arguments and result")
-def call_structure(exported: Any) -> tuple[Any, Any]:
+def call_structure(exported: torch.export.ExportedProgram) -> tuple[TreeSpec, TreeSpec]:
     return exported.call_spec.in_spec, exported.call_spec.out_spec
 
 
@@ -167,25 +182,25 @@ def call_structure(exported: Any) -> tuple[Any, Any]:
 
 
 @_needed("to tell PyTorch's operations from Python functions")
-def is_operation(target: Any) -> bool:
+def is_operation(target: torch.fx.node.Target) -> bool:
     import torch
 
     return isinstance(target, torch._ops.OpOverload)
 
 
 @_needed("to see what an operation writes to")
-def schema(operation: Any) -> Any:
+def schema(operation: OpOverload) -> torch.FunctionSchema:
     return operation._schema
 
 
 @_needed("to find the parts of a graph that are recorded without gradients")
-def is_gradient_region(node: Any) -> bool:
+def is_gradient_region(node: torch.fx.Node) -> bool:
     """A call of the higher-order operation that stands for `torch.set_grad_enabled`: (enabled, graph, *inputs)."""
     return getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled"
 
 
 @_needed("to know which state a graph replaces")
-def mutations() -> tuple[Any, ...]:
+def mutations() -> tuple[OutputKind, ...]:
     from torch.export.graph_signature import OutputKind
 
     kinds = (OutputKind.BUFFER_MUTATION, getattr(OutputKind, "PARAMETER_MUTATION", None))  # the second since 2.9
@@ -193,14 +208,14 @@ def mutations() -> tuple[Any, ...]:
 
 
 @_needed("to keep a BatchNorm node that nothing reads")
-def keep(operation: Any) -> None:
+def keep(operation: OpOverload) -> None:
     import torch
 
     torch.fx.has_side_effect(operation)
 
 
 @_needed("to see whether a graph uses a buffer, while it is recorded")
-def graph_inputs(tensors: list[Any]) -> list[Any]:
+def graph_inputs(tensors: list[torch.Tensor]) -> list[torch.fx.Node]:
     """The nodes that stand for the tensors in the graph that is being recorded now."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
@@ -212,24 +227,24 @@ def graph_inputs(tensors: list[Any]) -> list[Any]:
 
 
 @_needed("to read sizes that vary")
-def expression(size: Any) -> Any:
+def expression(size: torch.SymInt) -> sympy.Expr:
     """The sympy expression of a torch.SymInt."""
     return size.node.expr
 
 
 @_needed("to know the size that a varying one has in the example")
-def example_size(size: Any) -> int:
+def example_size(size: torch.SymInt) -> int:
     hint: int = size.node.hint
     return hint
 
 
 @_needed("to know what torch.export assumed of sizes that vary")
-def assumptions(size: Any) -> list[Any]:
+def assumptions(size: torch.SymInt) -> list[sympy.Basic]:
     return [guard.expr for guard in size.node.shape_env.guards]
 
 
 @_needed("to write what is assumed of sizes as Python")
-def as_python(condition: Any) -> str:
+def as_python(condition: sympy.Basic) -> str:
     from torch.utils._sympy.printers import PythonPrinter
 
     text: str = PythonPrinter().doprint(condition)
@@ -237,7 +252,7 @@ def as_python(condition: Any) -> str:
 
 
 @_needed("to find shapes that depend on values")
-def depends_on_values(shape: Any) -> bool:
+def depends_on_values(shape: torch.Size) -> bool:
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
     return bool(free_unbacked_symbols(shape))
@@ -247,7 +262,7 @@ def depends_on_values(shape: Any) -> bool:
 
 
 @_needed("to run a module for its shapes alone")
-def shapes_alone() -> Any:
+def shapes_alone() -> FakeTensorMode:
     """A mode in which tensors are stand-ins without values; its `from_tensor` makes one of a tensor."""
     from torch._subclasses import FakeTensorMode
 
@@ -255,14 +270,14 @@ def shapes_alone() -> Any:
 
 
 @_needed("to see every operation that PyTorch runs")
-def dispatch_mode() -> Any:
+def dispatch_mode() -> type[TorchDispatchMode]:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     return TorchDispatchMode
 
 
 @_needed("to compute with real tensors while a module is recorded")
-def _ways_outside() -> tuple[Any, Any]:
+def _ways_outside() -> tuple[Callable[[], AbstractContextManager[Any]], Callable[[], AbstractContextManager[Any]]]:
     import torch
     from torch.utils._python_dispatch import _disable_current_modes
 
@@ -292,7 +307,7 @@ def grad_mode_kept() -> Iterator[None]:
 
 
 @_needed("to leave torch.no_grad() without effect inside a function with its own backward")
-def _grad_switch() -> tuple[Any, str]:
+def _grad_switch() -> tuple[ModuleType, str]:
     import torch
 
     name = "_set_grad_enabled"
@@ -309,7 +324,7 @@ def causal_masks_believed() -> Iterator[None]:
 
 
 @_needed("to record Transformer layers without a look at the values of their masks")
-def _causal_mask_detection() -> tuple[Any, str]:
+def _causal_mask_detection() -> tuple[ModuleType, str]:
     from torch.nn.modules import transformer
 
     name = "_detect_is_causal_mask"
@@ -318,7 +333,7 @@ def _causal_mask_detection() -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+def _replaced(holder: ModuleType, name: str, value: Callable[..., Any]) -> Iterator[None]:
     original = getattr(holder, name)
     setattr(holder, name, value)
     try:
@@ -328,7 +343,7 @@ def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @_needed("to record what torch.utils.checkpoint(use_reentrant=True) runs")
-def checkpoint_function() -> Any:
+def checkpoint_function() -> type[torch.autograd.Function]:
     """A torch.autograd.Function whose forward is `(ctx, run_function, preserve_rng_state, *args)`."""
     from torch.utils.checkpoint import CheckpointFunction
 

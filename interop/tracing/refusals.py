@@ -8,16 +8,19 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from interop.errors import TraceError
 from interop.tracing import private
 from interop.tracing.graph import module_path, source_line
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger("interop")
 
 
-def refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def refuse_untraceable(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """What torch.export would answer in words that do not help."""
     import torch
 
@@ -53,7 +56,7 @@ def refuse_untraceable(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, 
         raise TraceError("\n".join(problems))
 
 
-def refuse_unknown_shapes(module: Any, exported: Any, mode: str) -> None:
+def refuse_unknown_shapes(module: torch.nn.Module, exported: torch.export.ExportedProgram, mode: str) -> None:
     """Shapes that depend on values, which XLA has none of."""
     lines = []
     for node in exported.graph.nodes:
@@ -70,7 +73,7 @@ def refuse_unknown_shapes(module: Any, exported: Any, mode: str) -> None:
         logger.warning("%s", message)  # what follows the network in eval can run outside jit
 
 
-def explained(module: Any, mode: str, error: Exception) -> str:
+def explained(module: torch.nn.Module, mode: str, error: Exception) -> str:
     text = str(error).strip().split("\n\nThe following call raised")[0]
     if type(error).__name__.startswith("GuardOnDataDependent"):
         text = text.partition("\n")[0]  # how to debug torch.export follows

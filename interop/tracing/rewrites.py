@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextlib.contextmanager
@@ -29,15 +32,21 @@ def rewritten() -> Iterator[None]:
     inference_mode = torch.inference_mode
     entered, left = inference_mode.__enter__, inference_mode.__exit__
 
-    def enter(self: Any) -> None:
+    def enter(self: torch.inference_mode) -> None:
         self.outside = torch.is_grad_enabled()
         private.set_grad_enabled(not self.mode)
 
-    def leave(self: Any, *_: Any) -> None:
+    def leave(self: torch.inference_mode, *_: object) -> None:
         private.set_grad_enabled(self.outside)
 
     class Rewriting(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self,
+            func: Callable[..., Any],
+            types: Collection[type],
+            args: tuple[Any, ...] = (),
+            kwargs: Mapping[str, Any] | None = None,
+        ) -> Any:
             if func == read:
                 return args[0].detach()
             if func == assign:
@@ -59,7 +68,7 @@ def rewritten() -> Iterator[None]:
         inference_mode.__enter__, inference_mode.__exit__ = entered, left
 
 
-def _assign_data(tensor: Any, value: Any) -> None:
+def _assign_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
     if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
         raise ValueError(
             f"assigns a {value.dtype} of shape {tuple(value.shape)} to the .data of a {tensor.dtype} of shape "
@@ -69,15 +78,15 @@ def _assign_data(tensor: Any, value: Any) -> None:
 
 
 def _instance_norm(
-    input: Any,
-    running_mean: Any = None,
-    running_var: Any = None,
-    weight: Any = None,
-    bias: Any = None,
+    input: torch.Tensor,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     use_input_stats: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-) -> Any:
+) -> torch.Tensor:
     import torch
 
     if use_input_stats and running_mean is not None:
@@ -87,7 +96,7 @@ def _instance_norm(
                 (running_mean, input.mean(dims)),
                 (running_var, input.var(dims, correction=1)),
             ):
-                running.copy_((1 - momentum) * running + momentum * batch.mean(0).to(running.dtype))
+                running.copy_((1 - momentum) * running + momentum * batch.mean(0).to(running.dtype))  # type: ignore[operator, union-attr]
         running_mean = running_var = None
     return torch.nn.functional.instance_norm(
         input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +14,14 @@ from interop.arrays import dtype_name, to_numpy
 from interop.program.nodes import BatchNormLayer, Entry
 from interop.tracing import private
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger("interop")
 _NUMBERS = (bool, int, float, complex)
 
 
-def read_state(module: Any) -> tuple[list[Entry], dict[str, np.ndarray]]:
+def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarray]]:
     """Every parameter and buffer by its name, in the order of `state_dict()`; those outside the state dict come last.
 
     A tensor with several names is one array: its later names say which is the first.
@@ -52,11 +55,11 @@ def read_state(module: Any) -> tuple[list[Entry], dict[str, np.ndarray]]:
     return entries, arrays
 
 
-def _named(module: Any) -> list[tuple[str, Any]]:
+def _named(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
 
 
-def read_batch_norms(module: Any) -> tuple[BatchNormLayer, ...]:
+def read_batch_norms(module: torch.nn.Module) -> tuple[BatchNormLayer, ...]:
     """The BatchNorm layers with their flags as they are now."""
     batch_norm = private.batch_norm_class()
     first: dict[int, str] = {}
@@ -87,7 +90,7 @@ class Constants:
         self.arrays: dict[str, np.ndarray] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
-    def add(self, tensor: Any) -> str:
+    def add(self, tensor: torch.Tensor) -> str:
         """The name of the entry that holds the tensor's values."""
         array = to_numpy(tensor).copy()
         dtype = dtype_name(tensor.dtype)
@@ -103,9 +106,9 @@ class Constants:
 class Changes:
     """What one run of a module's code changes in Python, where a graph does not see it."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._attributes: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self._attributes: dict[tuple[str, str], tuple[object, object]] = {}
         self._draws: set[str] = set()
 
     @contextlib.contextmanager
@@ -118,7 +121,7 @@ class Changes:
                 self._attributes[key] = attributes.get(key), value
         self._draws |= {name for name, state in _random_states().items() if state != drawn[name]}
 
-    def _held(self) -> dict[tuple[str, str], Any]:
+    def _held(self) -> dict[tuple[str, str], object]:
         """The attributes, parameters and buffers of every layer by their kind and name."""
         return {
             (kind, f"{path}.{name}".removeprefix(".")): value
@@ -131,7 +134,7 @@ class Changes:
             for name, value in table.items()
         }
 
-    def report(self, exported: Any, mode: str) -> None:
+    def report(self, exported: torch.export.ExportedProgram, mode: str) -> None:
         """Warns of what the exported program may lack.
 
         Raises:
@@ -169,6 +172,6 @@ class Changes:
             )
 
 
-def _random_states() -> dict[str, Any]:
+def _random_states() -> dict[str, tuple[Any, ...]]:
     numpy: Any = np.random.get_state()
     return {"random": random.getstate(), "numpy.random": (numpy[1].tobytes(), numpy[2])}

@@ -19,7 +19,7 @@ import random
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,12 +39,15 @@ from interop.tracing.refusals import explained, refuse_unknown_shapes, refuse_un
 from interop.tracing.rewrites import rewritten
 from interop.tracing.state import Changes, Constants, read_batch_norms, read_state
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger("interop")
 _lock = threading.RLock()
 
 
 def trace(
-    module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_dims: Iterable[int] = (0,)
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_dims: Iterable[int] = (0,)
 ) -> tuple[Model, dict[str, np.ndarray]]:
     """Records what `module(*args, **kwargs)` does in train mode and in eval mode.
 
@@ -114,7 +117,7 @@ def trace(
     return model, arrays
 
 
-def _evaluate(module: Any, modes: Mapping[Any, bool]) -> None:
+def _evaluate(module: torch.nn.Module, modes: Mapping[torch.nn.Module, bool]) -> None:
     """To eval mode; a module that was in it keeps the layers that were in train mode all the same (dropout that samples
     in evaluation, say)."""
     module.eval()
@@ -128,7 +131,9 @@ def _evaluate(module: Any, modes: Mapping[Any, bool]) -> None:
         logger.warning("in train mode at import inside a model in eval mode, and in its eval graph: %s", some(names))
 
 
-def _traceable_batch(inputs: Any) -> Any:
+def _traceable_batch(
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs with one example, doubled: torch.export takes a size of 1 for a constant."""
     import torch
 
@@ -140,7 +145,7 @@ def _traceable_batch(inputs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _left_as_found(module: Any) -> Iterator[None]:
+def _left_as_found(module: torch.nn.Module) -> Iterator[None]:
     """Puts back every attribute of every layer, and random states."""
     import torch
 
@@ -168,7 +173,7 @@ def _left_as_found(module: Any) -> Iterator[None]:
 
 
 def _record(
-    module: Any,
+    module: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_dims: tuple[int, ...],
@@ -178,7 +183,7 @@ def _record(
     """The graph of one mode, and the BatchNorm layers that leave their counter alone in it."""
     import torch
 
-    def sizes(leaf: Any) -> Any:
+    def sizes(leaf: object) -> dict[int, object] | None:
         if not isinstance(leaf, torch.Tensor):
             return None
         return {dim: torch.export.Dim.AUTO for dim in dynamic_dims if dim < leaf.ndim and leaf.shape[dim] > 1}
@@ -221,7 +226,7 @@ def _record(
     return _program(module, exported, args, kwargs, constants, guards), counters.left_alone
 
 
-def _called_signature(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.Signature:
+def _called_signature(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.Signature:
     """The signature of `forward`, *args and **kwargs spelled out as this call gives them.
 
     Torch.export loses track of them.
@@ -237,7 +242,7 @@ def _called_signature(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 @contextlib.contextmanager
-def _plain_results(module: Any, signature: inspect.Signature, changes: Changes) -> Iterator[None]:
+def _plain_results(module: torch.nn.Module, signature: inspect.Signature, changes: Changes) -> Iterator[None]:
     """Dataclass results become named tuples for the time of the trace: torch.export knows no others. What a call
     changes goes to `changes`."""
     forward = module.forward
@@ -272,8 +277,8 @@ def _plain(result: Any) -> Any:
 
 
 def _program(
-    module: Any,
-    exported: Any,
+    module: torch.nn.Module,
+    exported: torch.export.ExportedProgram,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     constants: Constants,
@@ -303,7 +308,13 @@ def _live(nodes: list[Node], results: Any) -> tuple[Node, ...]:
     return tuple(reversed(kept))
 
 
-def _signature(module: Any, exported: Any, reader: GraphReader, args: Any, kwargs: Any) -> dict[str, Any]:
+def _signature(
+    module: torch.nn.Module,
+    exported: torch.export.ExportedProgram,
+    reader: GraphReader,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> dict[str, Any]:
     """The structure of a call.
 
     Positional and keyword arguments, and the names under which positional ones may come too.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flax import linen, nnx
 
@@ -28,7 +28,11 @@ from interop.weights.nnx_tree import Path, parts
 from interop.weights.rename import Rename, Renaming
 from jaxnorm import TrainState
 
+if TYPE_CHECKING:
+    import torch
+
 Target = TypeVar("Target")
+Module = TypeVar("Module", bound="torch.nn.Module")
 Config = dict[str, Settings]
 
 _FIXED = ("kind", "affine", "num_groups")  # what a layer was built with
@@ -111,7 +115,7 @@ def load_config(target: Target, source: Any, rename: Rename | None = None, *, in
     return target
 
 
-def apply_config(module: Any, config: Mapping[str, Any]) -> Any:
+def apply_config(module: Module, config: Mapping[str, Any]) -> Module:
     """Puts the settings of a config on a PyTorch module's layers, and returns the module.
 
         module.load_state_dict({k: torch.tensor(v) for k, v in interop.state_dict(model).items()})
@@ -182,19 +186,19 @@ def _torch_names(model: Any, layers: Iterable[Path], rename: Rename | None, inpu
     return names
 
 
-def _is_torch(source: Any) -> bool:
+def _is_torch(source: object) -> bool:
     return any(
         f"{kind.__module__}.{kind.__qualname__}" == "torch.nn.modules.module.Module" for kind in type(source).__mro__
     )
 
 
-def _of_torch(module: Any) -> Config:
+def _of_torch(module: torch.nn.Module) -> Config:
     found = {name: _torch_settings(layer) for name, layer in module.named_modules(remove_duplicate=False)}
     found[""] = found[""] or {"kind": "Module", "training": module.training}
     return {name: settings for name, settings in found.items() if settings is not None}
 
 
-def _torch_settings(layer: Any) -> Settings | None:
+def _torch_settings(layer: torch.nn.Module) -> Settings | None:
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
     from torch.nn.modules.dropout import _DropoutNd

@@ -71,8 +71,10 @@ def save_checkpoint(
     if max_shard_size is not None:
         raise CheckpointError(target_path, "only safetensors are split into several files")
     averages = None if ema is None else _arrays(target_path, ema)
-    value = _layout(target_path, arrays, averages, notes, layout) if layout or notes or averages is not None else arrays
-    versions: list[tuple[Any, dict[str, int]]] = [(arrays, _versions(target))]
+    value: dict[str, Any] = arrays
+    if layout or notes or averages is not None:
+        value = _layout(target_path, arrays, averages, notes, layout)
+    versions: list[tuple[Mapping[str, Any], dict[str, int]]] = [(arrays, _versions(target))]
     if averages is not None:
         averaged = layout == "torchvision"  # an AveragedModel, which has the model at `module`
         kept = {f"module.{name}".rstrip(".") if averaged else name: v for name, v in _versions(ema).items()}
@@ -129,7 +131,7 @@ def _versions(target: Any) -> dict[str, int]:
     return wrappings.versions(kept) if isinstance(target, Mapping) else {}
 
 
-def _text(path: pathlib.Path, key: Any, value: Any) -> str:
+def _text(path: pathlib.Path, key: object, value: Any) -> str:
     if isinstance(value, str):
         return value
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -148,7 +148,7 @@ def opened(target: Any, layouts: Layouts | None = None, inputs: Inputs = None) -
     )
 
 
-def _returned(target: Any, written: Any) -> Any:
+def _returned(target: Any, written: nnx.Module | Mapping[str, Any]) -> Any:
     if isinstance(target, TrainState):
         if target.step.ndim:
             raise ValueError("the state is replicated: load into jaxnorm.unreplicate(state), then replicate it")
@@ -185,7 +185,7 @@ def _names(state_dict: Any, rename: Rename | None) -> dict[str, str]:
     return names
 
 
-def _refuse_other_than_text(names: Iterable[Any], what: str) -> None:
+def _refuse_other_than_text(names: Iterable[object], what: str) -> None:
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
         raise TypeError(f"{what} have to be strings, found {_listed(wrong)}")
@@ -240,7 +240,7 @@ def _identical(a: np.ndarray, b: np.ndarray) -> bool:
     return a is b or (a.dtype == b.dtype and a.tobytes() == b.tobytes())
 
 
-def _optional(name: str, expected: Mapping[str, Any]) -> bool:
+def _optional(name: str, expected: Container[str]) -> bool:
     """Whether an entry is the counter of a BatchNorm layer of the model."""
     layer, _, last = name.rpartition(".")
     return last == _COUNTER and f"{layer}.running_mean".lstrip(".") in expected
@@ -261,7 +261,7 @@ def _array(value: Any) -> np.ndarray:
     return to_numpy(value) if hasattr(value, "detach") else np.asarray(value)
 
 
-def _lost(value: np.ndarray, dtype: Any) -> str | None:
+def _lost(value: np.ndarray, dtype: np.dtype) -> str | None:
     """What of the values a variable of `dtype` would lose, beyond rounding."""
     if value.dtype != bool and not jnp.issubdtype(value.dtype, np.number):
         return f"{value.dtype} instead of numbers"
@@ -284,5 +284,5 @@ def _lost(value: np.ndarray, dtype: Any) -> str | None:
     return None if fits else f"numbers outside the range of {dtype}"
 
 
-def _listed(names: Sequence[Any]) -> str:
+def _listed(names: Sequence[object]) -> str:
     return ", ".join(map(repr, names))

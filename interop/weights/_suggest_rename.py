@@ -16,6 +16,7 @@ from interop.weights.linen_observe import Inputs
 from interop.weights.nnx_tree import Layouts, parts
 
 Signature = tuple[tuple[str, tuple[int, ...]], ...]  # a layer's entries by their last names, with shapes
+_Key = frozenset[tuple[Signature, int]]  # the layers in a module, with their numbers
 
 _OPTIONAL = "num_batches_tracked"
 
@@ -143,7 +144,7 @@ def _signature(entries: Mapping[str, tuple[int, ...]]) -> Signature:
     return tuple(sorted((name, shape) for name, shape in entries.items() if name != _OPTIONAL))
 
 
-def _natural(layers: dict[str, Any]) -> dict[str, Any]:
+def _natural(layers: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, dict[str, tuple[int, ...]]]:
     """Numbered names in the order of their numbers: Linen's Conv_2 before Conv_10; all others where they are."""
     places: dict[tuple[str, ...], list[str]] = {}
     for name in layers:
@@ -174,7 +175,7 @@ class _Node:
     layers: Counter[Signature]  # those below, whatever their names
 
     @property
-    def key(self) -> frozenset[tuple[Signature, int]]:
+    def key(self) -> _Key:
         return frozenset(self.layers.items())
 
 
@@ -204,7 +205,7 @@ def _align(left: list[_Node], right: list[_Node], reason: str, settled: bool, fo
     keys = [{node.key for node in _below(nodes)} for nodes in (left, right)]
     left, right = _units(left, keys[1]), _units(right, keys[0])
     numbers = [Counter(node.key for node in nodes) for nodes in (left, right)]
-    in_order: Counter[Any] = Counter()
+    in_order: Counter[_Key] = Counter()
     pairs: list[tuple[_Node, _Node]] = []
     while run := _longest_run(left, right):
         in_order = in_order or Counter(a.key for a, _ in run)  # of the first run
@@ -223,7 +224,7 @@ def _align(left: list[_Node], right: list[_Node], reason: str, settled: bool, fo
         _align(_opened(left), _opened(right), "order", False, found)
 
 
-def _units(nodes: list[_Node], keys: set[Any]) -> list[_Node]:
+def _units(nodes: list[_Node], keys: set[_Key]) -> list[_Node]:
     """The largest parts that the other side has too, and layers."""
     return [
         unit

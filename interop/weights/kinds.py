@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flax import linen, nnx
@@ -11,7 +12,7 @@ from interop.weights import layouts, recurrent_layouts
 from interop.weights.layouts import Layout
 
 
-def layout_of(layer: Any) -> Layout | None:
+def layout_of(layer: nnx.Module | linen.Module) -> Layout | None:
     """The layout of a layer by its class; None for a class that PyTorch has no counterpart of."""
     for kind, layout in _LAYOUTS:
         if isinstance(layer, kind):
@@ -19,27 +20,27 @@ def layout_of(layer: Any) -> Layout | None:
     return None
 
 
-def _linear_general(layer: Any) -> Layout | None:
+def _linear_general(layer: nnx.LinearGeneral | linen.DenseGeneral) -> Layout | None:
     if layer.batch_axis if isinstance(layer, nnx.LinearGeneral) else layer.batch_dims:
         return None  # a layer for each index of the batch axes
     outputs = layer.out_features if isinstance(layer, nnx.LinearGeneral) else layer.features
     return layouts.Linear(_number(layer.axis), _number(outputs))
 
 
-def _number(axes: Any) -> int:
+def _number(axes: int | Sequence[int]) -> int:
     return 1 if isinstance(axes, int) else len(axes)
 
 
-def _conv_transpose(layer: Any) -> Layout:
+def _conv_transpose(layer: nnx.ConvTranspose | linen.ConvTranspose) -> Layout:
     return layouts.ConvTranspose(layer.transpose_kernel, _number(layer.kernel_size))
 
 
-def _conv(layer: Any) -> Layout:
+def _conv(layer: nnx.Conv | linen.Conv) -> Layout:
     return layouts.Conv(_number(layer.kernel_size))
 
 
 # Subclasses before their base classes.
-_LAYOUTS: tuple[tuple[Any, Any], ...] = (
+_LAYOUTS: tuple[tuple[type | tuple[type, ...], Layout | Callable[[Any], Layout | None]], ...] = (
     ((nnx.BatchNorm, linen.BatchNorm), layouts.BatchNorm()),
     ((nnx.Linear, linen.Dense), layouts.Linear()),
     ((nnx.LinearGeneral, linen.DenseGeneral), _linear_general),
@@ -65,7 +66,7 @@ _LAYOUTS: tuple[tuple[Any, Any], ...] = (
 Settings = dict[str, Any]
 
 
-def settings_of(layer: Any) -> Settings | None:
+def settings_of(layer: nnx.Module | linen.Module) -> Settings | None:
     """A layer's kind and what PyTorch's layer of that kind calls eps, momentum, affine, ...; None for other layers."""
     if isinstance(layer, (nnx.BatchNorm, linen.BatchNorm)):
         settings: Settings = {
@@ -102,7 +103,7 @@ def _with_mode(settings: Settings, in_eval: bool | None) -> Settings:
     return settings if in_eval is None else {**settings, "training": not in_eval}
 
 
-_NORMS: dict[str, Any] = {
+_NORMS: dict[str, tuple[type[Any], ...]] = {
     "LayerNorm": (nnx.LayerNorm, linen.LayerNorm),
     "GroupNorm": (nnx.GroupNorm, linen.GroupNorm),
     "InstanceNorm": (nnx.InstanceNorm, linen.InstanceNorm),

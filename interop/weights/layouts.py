@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -317,7 +317,7 @@ _PROJECTIONS = ("query", "key", "value")
 
 def is_attention(shapes: Shapes) -> bool:
     """Whether variables with these names and shapes are those of an attention layer of Flax."""
-    kernels: Any = [shapes.get(f"{name}.kernel", ()) for name in (*_PROJECTIONS, "out")]
+    kernels: list[tuple[int, ...]] = [shapes.get(f"{name}.kernel", ()) for name in (*_PROJECTIONS, "out")]
     if any(len(shape) != 3 for shape in kernels):
         return False
     query, key, value, out = kernels

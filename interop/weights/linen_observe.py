@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ class ObservedLayer(NamedTuple):
 
 def observe(
     module: linen.Module,
-    variables: Any,
+    variables: Mapping[str, Any],
     shapes: Mapping[Path, tuple[int, ...]],
     asked: Collection[Path],
     inputs: Inputs = None,
@@ -79,10 +79,17 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
-def _run(module: linen.Module, variables: Any, args: Any, kwargs: Any) -> dict[Path, ObservedLayer]:
+def _run(
+    module: linen.Module, variables: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[Path, ObservedLayer]:
     found: dict[Path, ObservedLayer] = {}
 
-    def note(call: Any, arguments: Any, keywords: Any, context: Any) -> Any:
+    def note(
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: Mapping[str, Any],
+        context: linen.module.InterceptorContext,
+    ) -> Any:
         layer = context.module
         # Flax checks the setup of what it lifts (nn.remat, nn.RNN) on a copy without a place (Module._validate_setup).
         placed = layer.scope is not None and not isinstance(layer.scope, linen.module.TestScope)
@@ -93,7 +100,7 @@ def _run(module: linen.Module, variables: Any, args: Any, kwargs: Any) -> dict[P
     leaves, structure = jax.tree.flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
 
-    def run(variables: Any, arrays: Any) -> None:
+    def run(variables: Mapping[str, Any], arrays: list[jax.Array]) -> None:
         given = dict(zip(places, arrays, strict=True))
         args, kwargs = jax.tree.unflatten(structure, [given.get(i, leaf) for i, leaf in enumerate(leaves)])
         rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}

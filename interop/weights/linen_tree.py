@@ -29,7 +29,7 @@ _TRANSIENT = ("intermediates", "cache", "perturbations", "params_axes")
 
 
 def linen_tree(
-    module: linen.Module | None, variables: Any, inputs: Inputs = None, given: Layouts | None = None
+    module: linen.Module | None, variables: Mapping[str, Any], inputs: Inputs = None, given: Layouts | None = None
 ) -> Tree:
     """The variables and layers of a Linen model. `write` gives new variables; the old ones stay as they are.
 
@@ -59,13 +59,13 @@ def linen_tree(
         order = {path: index for index, path in enumerate(layers)}
         slots.sort(key=lambda slot: order.get(slot.path[:-1], len(order)))
 
-    def write(values: dict[Hashable, np.ndarray]) -> Any:
+    def write(values: dict[Hashable, np.ndarray]) -> Mapping[str, Any]:
         return _replaced(variables, (), values)
 
     return Tree("Linen's variables" if module is None else type(module).__name__, slots, rules, write)
 
 
-def settings(module: linen.Module, variables: Any, inputs: Inputs = None) -> dict[Path, Settings]:
+def settings(module: linen.Module, variables: Mapping[str, Any], inputs: Inputs = None) -> dict[Path, Settings]:
     """The settings of a Linen model's layers; its mode is none of them, since the call says it."""
     shapes = {slot.path: slot.shape for slot in _slots(variables)}
     known = observe(module, variables, shapes, {path[:-1] for path in shapes}, inputs)
@@ -76,7 +76,7 @@ def settings(module: linen.Module, variables: Any, inputs: Inputs = None) -> dic
     }
 
 
-def _slots(variables: Any) -> list[Slot]:
+def _slots(variables: Mapping[str, Any]) -> list[Slot]:
     slots = []
     for collection, tree in variables.items():
         if collection in _TRANSIENT:

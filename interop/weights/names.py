@@ -59,19 +59,20 @@ def nnx_tree(model: nnx.Module) -> Tree:
     return Tree(type(model).__name__ if imported is None else imported.name, slots, rules, write)
 
 
-def on_device(value: np.ndarray, like: Any) -> jax.Array:
+def on_device(value: np.ndarray, like: jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic) -> jax.Array:
     """A copy of `value` with the dtype of `like`, and spread over devices as it is."""
     array = jnp.array(value.astype(like.dtype), copy=True)
-    spread = isinstance(like, jax.Array) and len(like.sharding.device_set) > 1
-    return jax.device_put(array, like.sharding) if spread else array
+    if isinstance(like, jax.Array) and len(like.sharding.device_set) > 1:
+        return jax.device_put(array, like.sharding)
+    return array
 
 
-def nodes(root: Any) -> Iterator[tuple[Path, Any]]:
+def nodes(root: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:
     """Every module of an NNX model by each of its paths, parents first."""
     return ((path, node) for path, _, node in _walk(root, (), None, ()) if isinstance(node, nnx.Module))
 
 
-def _variables(root: Any) -> Iterator[tuple[Path, Any, nnx.Variable[Any]]]:
+def _variables(root: nnx.Module) -> Iterator[tuple[Path, Any, nnx.Variable[Any]]]:
     for path, holder, node in _walk(root, (), None, ()):
         kept = isinstance(node, nnx.Variable) and not isinstance(node, _TRANSIENT)
         if kept and node.get_metadata().get("persistent") is not False:

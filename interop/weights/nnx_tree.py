@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import nnx
 
 from interop.weights.layouts import Arrays, Layout, Piece, same
 
@@ -21,7 +22,7 @@ class Slot(NamedTuple):
     path: Path
     key: Hashable  # of the variable itself: the same at all its places
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: np.dtype
     read: Callable[[], np.ndarray]
 
 
@@ -32,7 +33,8 @@ class Tree:
     title: str  # for errors
     slots: list[Slot]
     layouts: dict[Path, Layout]
-    write: Callable[[dict[Hashable, np.ndarray]], Any]  # puts values into the model, and returns it
+    # puts values into the model, and returns it
+    write: Callable[[dict[Hashable, np.ndarray]], nnx.Module | Mapping[str, Any]]
 
 
 class Part(NamedTuple):

@@ -113,7 +113,7 @@ def _refuse_one_way(renamed: Mapping[str, str], back: Name) -> None:
         )
 
 
-def _pair(pair: Any) -> tuple[str, str, str, str]:
+def _pair(pair: object) -> tuple[str, str, str, str]:
     if not isinstance(pair, Sequence) or isinstance(pair, str) or not all(isinstance(one, str) for one in pair):
         raise TypeError(f"rename is a list of pairs (pattern, replacement), a mapping or a function; found {pair!r}")
     if len(pair) == 4:
