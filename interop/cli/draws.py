@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from interop.program.nodes import Program
+from interop.program.nodes import Program, every_node
 from interop.tracing import private
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ OTHER = ("randint", "randint_like", "randperm", "exponential", "rrelu", "multino
 
 def uncovered(program: Program) -> list[str]:
     """The program's operations whose draws would differ."""
-    return sorted({node.operation for node in program.nodes if node.operation.split(".")[1:2][0] in OTHER})
+    return sorted({node.operation for node in every_node(program.nodes) if node.operation.split(".")[1:2][0] in OTHER})
 
 
 @contextlib.contextmanager

@@ -62,6 +62,21 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
+class Backward:
+    """A backward pass of the user's own, the last argument of a `CUSTOM_GRADIENT` node (see `operations.py`).
+
+    Attributes:
+        gradients: the names under which `nodes` read the gradients of the node's outputs.
+        nodes: in order of execution; they read values from around them too.
+        results: the gradients of the node's inputs.
+    """
+
+    gradients: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    results: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Input:
     """A tensor that the program takes. A dimension is a number, or the name of a size that may vary (`s0`)."""
 
@@ -111,7 +126,7 @@ class Program:
             arguments = (node.args, node.kwargs)
             base = node.operation.split(".")[1]
             of_shape = base.startswith(("sym_", "new_")) or base.endswith("_like") or base == "numel"
-            if of_shape or (all(name in made for name in value_names(arguments)) and not _reads_state(arguments)):
+            if of_shape or (all(name in made for name in value_names(arguments)) and not any(state_names(arguments))):
                 made.add(node.name)
         return frozenset(made)
 
@@ -191,21 +206,41 @@ class Model:
 
 
 def value_names(tree: Any) -> Iterator[str]:
-    """The names of all values that a nested structure refers to."""
-    if isinstance(tree, Value):
-        yield tree.name
-    elif isinstance(tree, (list, tuple)):
-        for item in tree:
-            yield from value_names(item)
-    elif isinstance(tree, Mapping):
-        for item in tree.values():
-            yield from value_names(item)
+    """The names of all values that a nested structure refers to; of a `Backward`, those from around it."""
+    for leaf in _leaves(tree):
+        if isinstance(leaf, Value):
+            yield leaf.name
+        elif isinstance(leaf, Backward):
+            own = {*leaf.gradients, *(node.name for node in leaf.nodes)}
+            yield from (name for name in value_names(_read_by(leaf)) if name not in own)
 
 
-def _reads_state(tree: Any) -> bool:
-    found: list[bool] = []
-    map_leaves(lambda leaf: found.append(isinstance(leaf, State)), tree)
-    return any(found)
+def state_names(tree: Any) -> Iterator[str]:
+    """The names of all entries of the state that a nested structure refers to, those inside of a `Backward` too."""
+    for leaf in _leaves(tree):
+        if isinstance(leaf, State):
+            yield leaf.name
+        elif isinstance(leaf, Backward):
+            yield from state_names(_read_by(leaf))
+
+
+def every_node(nodes: Iterable[Node]) -> Iterator[Node]:
+    """The nodes, and those of their backward passes."""
+    for node in nodes:
+        yield node
+        for leaf in _leaves(node.args):
+            if isinstance(leaf, Backward):
+                yield from every_node(leaf.nodes)
+
+
+def _read_by(backward: Backward) -> list[Any]:
+    return [*([node.args, node.kwargs] for node in backward.nodes), backward.results]
+
+
+def _leaves(tree: Any) -> list[Any]:
+    found: list[Any] = []
+    map_leaves(found.append, tree)
+    return found
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -223,13 +258,15 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
 # its keys and values, so that no key of the user's can be mistaken for one of ours.
 
 _RECORDS: dict[str, type] = {
-    cls.__name__: cls for cls in (Value, State, DType, Node, Input, Program, Entry, BatchNormLayer, Model)
+    cls.__name__: cls for cls in (Value, State, DType, Node, Backward, Input, Program, Entry, BatchNormLayer, Model)
 }
 
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path", "torch"), str),
-    **dict.fromkeys(("args", "shape", "inputs", "nodes", "entries", "batch_norms", "guards"), tuple),
+    **dict.fromkeys(
+        ("args", "shape", "inputs", "nodes", "entries", "batch_norms", "guards", "gradients", "results"), tuple
+    ),
     **dict.fromkeys(("kwargs", "signature", "updates", "modules"), dict),
     **dict.fromkeys(("persistent", "affine", "track_running_stats", "training", "frozen", "counts"), bool),
     **dict.fromkeys(("train", "eval"), Program),
@@ -346,12 +383,7 @@ def validate(model: Model) -> None:
                 faults.append(f"BatchNorm layer {layer.path!r}: {name} = {value} is not between 0 and {limit}")
     for mode, program in (("train", model.train), ("eval", model.eval)):
         known = {item.name for item in _typed(program.inputs, Input, f"{mode}.inputs", faults)}
-        for node in _typed(program.nodes, Node, f"{mode}.nodes", faults):
-            faults += _faults(f"{mode}: node {node.name!r}", (node.args, node.kwargs), known, entries)
-            if node.name in known:
-                faults.append(f"{mode}: the name {node.name!r} is defined twice")
-            known.add(node.name)
-        faults += _faults(f"{mode}: output", (program.output, program.updates), known, entries)
+        faults += _node_faults(mode, program.nodes, known, entries, (program.output, program.updates))
         faults += [f"{mode}: update of the unknown entry {name!r}" for name in program.updates if name not in entries]
         sizes = {size for item in program.inputs for size in getattr(item, "shape", ()) if isinstance(size, str)}
         faults += [f"{mode}: {problem}" for problem in _unsound_guards(program.guards, sizes)]
@@ -368,6 +400,21 @@ def _unsound_guards(guards: tuple[object, ...], sizes: set[str]) -> Iterator[str
                 yield f"the guard {guard!r} is not about the inputs' sizes"
         except ProgramError as error:
             yield str(error)
+
+
+def _node_faults(
+    where: str, nodes: Iterable[object], known: set[str], entries: set[str], results: Any
+) -> Iterator[str]:
+    """What is wrong with nodes, in order, that may read the values `known`, and with the results that follow."""
+    faults: list[str] = []
+    known = set(known)
+    for node in _typed(nodes, Node, f"{where}.nodes", faults):
+        faults += _faults(f"{where}: node {node.name!r}", (node.args, node.kwargs), known, entries)
+        if node.name in known:
+            faults.append(f"{where}: the name {node.name!r} is defined twice")
+        known.add(node.name)
+    yield from faults
+    yield from _faults(f"{where}: output", results, known, entries)
 
 
 def _typed(items: Iterable[object], cls: type[Record], where: str, faults: list[str]) -> list[Record]:
@@ -387,6 +434,10 @@ def _faults(where: str, tree: Any, known: set[str], entries: set[str]) -> Iterat
             found.append(f"{where} reads {leaf.name!r} before it is defined")
         if isinstance(leaf, State) and leaf.name not in entries:
             found.append(f"{where} reads the unknown entry {leaf.name!r}")
+        if isinstance(leaf, Backward):
+            found.extend(
+                _node_faults(f"{where}, backward", leaf.nodes, known | set(leaf.gradients), entries, leaf.results)
+            )
 
     map_leaves(check, tree)
     yield from found

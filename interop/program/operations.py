@@ -3,6 +3,16 @@
 BATCH_NORM = "jaxnorm.batch_norm.default"
 """A whole BatchNorm layer: `(x, path)`."""
 
+CUSTOM_GRADIENT = "jaxnorm.custom_gradient.default"
+"""`(inputs, outputs, backward)`: the outputs, whose gradients go to the inputs as `backward` (a `Backward`) says and
+nowhere else. A `torch.autograd.Function`."""
+
+GRADIENT_OF = "jaxnorm.gradient_of.default"
+"""In a record of torch.export only: the stand-in for the gradient of a value."""
+
+RUN = frozenset({BATCH_NORM, CUSTOM_GRADIENT})
+"""Operations that `interop.running` runs itself; every other has a function in `interop.ops`."""
+
 # Checks and hints that compute nothing.
 DROPPED = frozenset(
     {

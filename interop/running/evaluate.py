@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import interop.ops
 import jaxnorm
 from interop.ops.dtypes import is_float
-from interop.ops.layout import Tensor, array_of, axis_of, elementwise, is_tensor, laid, order_of, plain
-from interop.program.nodes import Node, Program, State, Value, map_leaves
-from interop.program.operations import BATCH_NORM
+from interop.ops.layout import Tensor, arranged, array_of, axis_of, elementwise, is_tensor, laid, order_of, plain
+from interop.program.nodes import (
+    Backward,
+    Node,
+    Program,
+    State,
+    Value,
+    every_node,
+    map_leaves,
+    state_names,
+    value_names,
+)
+from interop.program.operations import BATCH_NORM, CUSTOM_GRADIENT
 from interop.running.batch_norm import TracedBatchNorm
+from interop.running.values import parts
 from jaxnorm.nnx import write
 
 
@@ -46,6 +58,8 @@ def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
     try:
         if node.operation == BATCH_NORM:
             return _batch_norm(context.layer(args[1]), args[0])
+        if node.operation == CUSTOM_GRADIENT:
+            return custom_gradient(args[0], args[1], args[2], values, context)
         result = _apply(node.operation, args, kwargs, context)
     except Exception as error:
         error.add_note(f"in the operation {node.operation} of {place(node)}")
@@ -104,3 +118,41 @@ def _batch_norm(layer: jaxnorm.nnx.BatchNorm, x: Tensor) -> Tensor:
     if count is not None:
         write(counter, count)
     return laid(y, order_of(x))
+
+
+def custom_gradient(
+    inputs: Sequence[Tensor], outputs: Sequence[Tensor], backward: Backward, values: Mapping[str, Any], context: Context
+) -> list[Tensor]:
+    """The outputs, as a function of the inputs whose derivative the user wrote: `torch.autograd.Function`.
+
+    What `backward` reads of the values around it is kept for it, as what is saved in `ctx` is. Its gradient of a
+    complex value is the conjugate of JAX's.
+    """
+    arrays, outputs_of = parts(outputs)
+    around, around_of = parts({name: values[name] for name in value_names(backward)})
+    entries = {name: context.state(name) for name in state_names(backward)}
+    operations = [interop.ops.lookup(node.operation, context.torch) for node in every_node(backward.nodes)]
+    keys = [context.key() for operation in operations if operation is not None and operation.random]
+    Kept = tuple[list[jax.Array], dict[str, jax.Array], list[jax.Array]]
+
+    @jax.custom_vjp
+    def call(inputs: list[jax.Array], arrays: list[jax.Array], kept: Kept) -> list[jax.Array]:
+        return arrays
+
+    def forward(inputs: list[jax.Array], arrays: list[jax.Array], kept: Kept) -> tuple[list[jax.Array], Kept]:
+        return call(inputs, arrays, kept), kept  # for a second derivative goes through here
+
+    def gradients(kept: Kept, given: list[jax.Array]) -> tuple[list[jax.Array], None, None]:
+        around, entries, keys = kept
+        draws = iter(keys)
+        here = {**around_of(around), **dict(zip(backward.gradients, outputs_of(map(jnp.conj, given)), strict=True))}
+        inner = context._replace(state=entries.__getitem__, key=lambda: next(draws))
+        for node in backward.nodes:
+            here[node.name] = evaluate(node, here, inner)
+        found = [resolved(leaf, here, inner) for leaf in backward.results]
+        shaped = zip(found, inputs, strict=True)
+        return [jnp.conj(arranged(g, order_of(x))).astype(x.dtype) for g, x in shaped], None, None
+
+    call.defvjp(forward, gradients)
+    result: list[Tensor] = outputs_of(call([array_of(x) for x in inputs], arrays, (around, entries, keys)))
+    return result

@@ -13,8 +13,8 @@ from jax import lax
 import interop.ops
 from interop.ops.layout import plain
 from interop.program import structure
-from interop.program.nodes import Model, Program
-from interop.program.operations import BATCH_NORM
+from interop.program.nodes import Model, Program, every_node
+from interop.program.operations import RUN
 from interop.running.evaluate import Context, computing, evaluate, place, resolved
 from interop.running.places import module_at, variable
 from interop.running.segments import recomputed, segments
@@ -30,8 +30,8 @@ def unsupported(model: Model) -> None:
     """
     where: dict[str, dict[str, None]] = {}
     for program in (model.train, model.eval):
-        for node in program.nodes:
-            if node.operation != BATCH_NORM and interop.ops.lookup(node.operation, model.torch) is None:
+        for node in every_node(program.nodes):
+            if node.operation not in RUN and interop.ops.lookup(node.operation, model.torch) is None:
                 where.setdefault(node.operation, {})[place(node)] = None
     if not where:
         return

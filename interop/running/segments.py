@@ -11,10 +11,10 @@ import jax
 from flax import nnx
 
 import interop.ops
-from interop.ops.layout import array_of, is_tensor, laid, order_of
-from interop.program.nodes import Program, State, map_leaves, value_names
+from interop.program.nodes import Program, every_node, state_names, value_names
 from interop.program.operations import BATCH_NORM
 from interop.running.evaluate import Context, evaluate
+from interop.running.values import parts
 
 
 def segments(program: Program, patterns: tuple[str, ...]) -> Iterator[tuple[range, bool]]:
@@ -54,19 +54,12 @@ def recomputed(part: range, values: dict[str, Any], context: Context, policy: Ca
     inside = {node.name for node in nodes}
     gone = {name for index in part for name in program.last_use.get(index, ())}
     taken = {n: values[n] for node in nodes for n in value_names((node.args, node.kwargs)) if n not in inside}
-    entries: dict[str, jax.Array] = {}
-
-    def read(leaf: Any) -> None:
-        if isinstance(leaf, State):
-            entries[leaf.name] = context.state(leaf.name)
-
-    for node in nodes:
-        map_leaves(read, (node.args, node.kwargs))
+    entries = {name: context.state(name) for node in nodes for name in state_names((node.args, node.kwargs))}
     norms = {node.args[1]: context.layer(node.args[1]) for node in nodes if node.operation == BATCH_NORM}
     split = {path: nnx.split(layer) for path, layer in norms.items()}
-    operations = [interop.ops.lookup(node.operation, context.torch) for node in nodes]
+    operations = [interop.ops.lookup(node.operation, context.torch) for node in every_node(nodes)]
     keys = [context.key() for operation in operations if operation is not None and operation.random]
-    given, taken_of = _parts(taken)
+    given, taken_of = parts(taken)
     result_of: list[Callable[[list[jax.Array]], dict[str, Any]]] = []
 
     def compute(
@@ -80,7 +73,7 @@ def recomputed(part: range, values: dict[str, Any], context: Context, policy: Ca
         inner = context._replace(state=entries.__getitem__, layer=copies.__getitem__, key=lambda: next(draws))
         for node in nodes:
             here[node.name] = evaluate(node, here, inner)
-        arrays, join = _parts({name: here[name] for name in inside - gone})
+        arrays, join = parts({name: here[name] for name in inside - gone})
         result_of[:] = [join]
         return arrays, {path: nnx.state(copy, nnx.BatchStat) for path, copy in copies.items()}
 
@@ -89,18 +82,3 @@ def recomputed(part: range, values: dict[str, Any], context: Context, policy: Ca
     values.update(result_of[0](arrays))
     for path, state in moved.items():
         nnx.update(norms[path], state)
-
-
-def _parts(values: dict[str, Any]) -> tuple[list[jax.Array], Callable[[list[jax.Array]], dict[str, Any]]]:
-    """The arrays among nested values, and what puts others in their place; sizes are no arrays and stay."""
-    leaves, tree = jax.tree.flatten(values, is_leaf=is_tensor)
-    orders = [order_of(x) if is_tensor(x) else None for x in leaves]
-    others = [None if is_tensor(x) else x for x in leaves]
-
-    def join(arrays: list[jax.Array]) -> dict[str, Any]:
-        left = iter(arrays)
-        filled = [x if order is None else laid(next(left), order) for x, order in zip(others, orders, strict=True)]
-        joined: dict[str, Any] = jax.tree.unflatten(tree, filled)
-        return joined
-
-    return [array_of(x) for x in leaves if is_tensor(x)], join

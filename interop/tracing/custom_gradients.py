@@ -1,7 +1,8 @@
 """`torch.autograd.Function` in a traced module: is its own backward the derivative of its forward?
 
 torch.export records the forward alone, and the gradient in JAX is that of the forward's operations. That is the same
-for a function that is there to save memory, and another for one that is there to change the gradient.
+for a function that is there to save memory, and it is left at that. It is another for one that is there to change the
+gradient: its backward is recorded too (`own_backward.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
+from interop.tracing.own_backward import Context, recorded_call, takes_context
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +24,14 @@ _SIZES = ((1.0, 1.0), (1.0, 100.0), (1.0, 0.0), (100.0, 1.0), (0.0, 1.0))
 
 
 class CustomGradientError(ValueError):
-    """A function whose own backward is not the derivative of its forward."""
+    """A function whose own backward can neither be left out nor recorded."""
 
 
 @contextlib.contextmanager
 def checked_gradients() -> Iterator[None]:
     """For the time of a trace: a function is called on random numbers of the same shapes, with its own backward and
-    with that of its forward's operations; where the gradients differ the trace stops.
+    with that of its forward's operations. Where the gradients differ, or that cannot be tried, its backward is recorded
+    too.
 
     Every class has another `forward` for that time, for that is where PyTorch ends up however a function is called:
     `Ste.apply`, or an `apply` that was bound before the import. So has a class that is made in that time.
@@ -82,7 +85,7 @@ class _Calls:
     """The calls of functions with a backward of their own during one trace."""
 
     def __init__(self) -> None:
-        self._checked: set[tuple[object, ...]] = set()
+        self._own: dict[tuple[object, ...], bool] = {}  # whether a call needs its own backward
         self._trying = False
         self._running: list[type[torch.autograd.Function]] = []
 
@@ -93,14 +96,16 @@ class _Calls:
             by_a_subclass = bool(self._running) and self._running[-1] is not cls and issubclass(self._running[-1], cls)
             if self._trying or by_a_subclass:  # super().forward(...) is part of a function that is checked whole
                 return original(*args, **kwargs)
-            given = args[1:] if _takes_context(cls) else args
+            given = args[1:] if takes_context(cls) else args
             if cls is private.checkpoint_function():
                 run, _, *inputs = given
                 with _gradients_on():
                     return run(*inputs)
-            self._check(cls, given)
+            own = self._needs_its_own(cls, given)
             self._running.append(cls)
             try:
+                if own:
+                    return _recorded(cls, given, original)
                 # PyTorch runs a forward without gradients, so that `torch.no_grad()` means nothing inside; in a graph
                 # it would.
                 with private.grad_mode_kept():
@@ -110,17 +115,41 @@ class _Calls:
 
         return forward
 
-    def _check(self, cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> None:
+    def _needs_its_own(self, cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> bool:
         call = (cls, *map(_description, args))
-        if call in self._checked:
-            return
-        self._checked.add(call)
-        self._trying = True
-        try:
-            with private.outside_the_trace():
-                _refuse_other_gradients(cls, args)
-        finally:
-            self._trying = False
+        if call not in self._own:
+            self._trying = True
+            try:
+                with private.outside_the_trace():
+                    self._own[call] = _other_gradients(cls, args)
+            finally:
+                self._trying = False
+        return self._own[call]
+
+
+def _recorded(cls: type[torch.autograd.Function], args: tuple[Any, ...], forward: Callable[..., Any]) -> Any:
+    try:
+        return recorded_call(cls, args, forward)
+    except Exception as error:
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        raise CustomGradientError(
+            f"{name} has a backward of its own that is not the derivative of its forward, and it cannot be recorded "
+            f"({type(error).__name__}: {error}). Write the function as an operation with a JAX function of its own:\n"
+            + _REGISTERED.format(name=cls.__name__.lower())
+        ) from error
+
+
+_REGISTERED = """
+    @torch.library.custom_op("mine::{name}", mutates_args=())
+    def {name}(x: torch.Tensor) -> torch.Tensor: ...                # forward; call it in place of .apply
+    {name}.register_fake(lambda x: torch.empty_like(x))             # shapes
+    {name}.register_autograd(backward, setup_context=setup_context) # torch.library.register_autograd
+
+    @jax.custom_vjp
+    def in_jax(x): ...                                              # the same forward on a jax.Array
+    in_jax.defvjp(lambda x: (in_jax(x), x), lambda saved, grad: (...,))
+    interop.register("mine::{name}")(in_jax)
+"""
 
 
 @contextlib.contextmanager
@@ -141,13 +170,6 @@ def _switch(mode: bool) -> None:
         private.set_grad_enabled(mode)
 
 
-def _takes_context(cls: type[torch.autograd.Function]) -> bool:
-    """Whether forward's first argument is `ctx`; a class with a `setup_context` gets it there."""
-    import torch
-
-    return cls.setup_context is torch.autograd.Function.setup_context
-
-
 def _shape(x: torch.Tensor) -> tuple[int, ...]:
     return tuple(n if isinstance(n, int) else private.example_size(n) for n in x.shape)
 
@@ -159,10 +181,9 @@ def _description(x: object) -> tuple[tuple[int, ...], torch.dtype] | str:
     return (_shape(x), x.dtype) if isinstance(x, torch.Tensor) else repr(x)
 
 
-def _refuse_other_gradients(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> None:
+def _other_gradients(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> bool:
+    """Whether its backward gives others than its forward's operations have; True where that cannot be tried."""
     import torch
-
-    name = f"{cls.__module__}.{cls.__qualname__}"
 
     def gradients(function: Callable[..., Any], size: float, slope: float) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -190,21 +211,17 @@ def _refuse_other_gradients(cls: type[torch.autograd.Function], args: tuple[Any,
         for sizes in _SIZES:
             own, recorded = gradients(cls.apply, *sizes), gradients(lambda *a: _forward(cls, a), *sizes)
             pairs += zip(own, recorded, strict=True)
-    except Exception as error:
-        raise CustomGradientError(
-            f"{name} has a backward of its own, which is lost when its forward is recorded; whether it is the "
-            f"derivative of the forward could not be tried on random numbers ({type(error).__name__}: {error})"
-        ) from error
-    for a, b in pairs:
-        finite = a.isfinite() & b.isfinite()
-        a, b = a[finite], b[finite]
-        if not torch.linalg.vector_norm(a - b) <= _TOLERANCE * torch.linalg.vector_norm(a).clamp(min=1e-30):
-            raise CustomGradientError(
-                f"{name} has a backward of its own that is not the derivative of its forward. It would be lost: write "
-                "the function with operations whose derivative it is (x + (f(x) - x).detach() for a straight-through "
-                "estimator), or as a torch.library.custom_op with a JAX function of its own (jax.custom_vjp), "
-                "registered by interop.register"
-            )
+    except Exception:
+        return True
+    return any(_differ(*pair) for pair in pairs)
+
+
+def _differ(a: torch.Tensor, b: torch.Tensor) -> bool:
+    import torch
+
+    finite = a.isfinite() & b.isfinite()
+    a, b = a[finite], b[finite]
+    return not torch.linalg.vector_norm(a - b) <= _TOLERANCE * torch.linalg.vector_norm(a).clamp(min=1e-30)
 
 
 def _differentiable(y: object) -> bool:
@@ -213,24 +230,7 @@ def _differentiable(y: object) -> bool:
     return isinstance(y, torch.Tensor) and y.requires_grad
 
 
-class _Context:
-    """What a forward may do with its `ctx`, without effect."""
-
-    needs_input_grad = (True,) * 64
-
-    def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
-        self.saved_tensors = tensors
-
-    save_for_forward = save_for_backward
-
-    def mark_dirty(self, *_: object) -> None: ...
-
-    def mark_non_differentiable(self, *_: object) -> None: ...
-
-    def set_materialize_grads(self, _: bool) -> None: ...
-
-
 def _forward(cls: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
     """The forward's operations, seen by autograd."""
     with private.grad_mode_kept():
-        return cls.forward(_Context(), *args) if _takes_context(cls) else cls.forward(*args)
+        return cls.forward(Context(args), *args) if takes_context(cls) else cls.forward(*args)

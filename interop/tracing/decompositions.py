@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import interop.ops
-from interop.program.operations import BATCH_NORM, DROPPED
+from interop.program.operations import DROPPED, GRADIENT_OF, RUN
 from interop.tracing.graph import operation_name
 
 if TYPE_CHECKING:
@@ -35,4 +35,4 @@ def _unknown(target: torch.fx.node.Target) -> bool:
     import torch
 
     name = operation_name(target)
-    return name not in DROPPED and name != BATCH_NORM and interop.ops.lookup(name, torch.__version__) is None
+    return name not in DROPPED | RUN | {GRADIENT_OF} and interop.ops.lookup(name, torch.__version__) is None

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import interop.ops
-from interop.program.operations import BATCH_NORM, DROPPED
+from interop.program.operations import DROPPED, GRADIENT_OF, RUN
 from interop.tracing import private
 from interop.tracing.graph import operation_name
 
@@ -56,7 +56,7 @@ def _functional_form(node: torch.fx.Node) -> torch.fx.node.Target | None:
 
     name = operation_name(node.target)
     schema = private.schema(node.target) if private.is_operation(node.target) else None
-    if name in DROPPED or name == BATCH_NORM:
+    if name in DROPPED | RUN | {GRADIENT_OF}:
         return node.target
     if schema is None or not schema.is_mutable:
         return node.target if interop.ops.lookup(name, torch.__version__) and name not in _WRITE_UNSEEN else None

@@ -35,6 +35,7 @@ from interop.tracing.decompositions import decomposed
 from interop.tracing.graph import GraphReader, size_guards
 from interop.tracing.hooks import beyond_observers, report_gradient_hooks
 from interop.tracing.inplace import make_functional, stop_gradients
+from interop.tracing.own_backward import nested
 from interop.tracing.refusals import explained, refuse_unknown_shapes, refuse_untraceable, some
 from interop.tracing.rewrites import rewritten
 from interop.tracing.state import Changes, Constants, read_batch_norms, read_state
@@ -289,7 +290,7 @@ def _program(
     return Program(
         inputs=tuple(reader.inputs),
         signature=_signature(module, exported, reader, args, kwargs),
-        nodes=_live(reader.nodes, (reader.output, reader.updates)),
+        nodes=_live(nested(reader.nodes), (reader.output, reader.updates)),
         output=reader.output,
         updates=reader.updates,
         guards=guards,
