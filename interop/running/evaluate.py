@@ -43,6 +43,7 @@ class Context(NamedTuple):
     key: Callable[[], jax.Array]  # a key to draw from
     dtype: np.dtype | None  # the type computed in; None for the arrays' own
     torch: str  # the version of PyTorch whose rules hold
+    masks: Mapping[str, jax.Array]  # for nodes that are BatchNorm layers, which values count; none: all
 
 
 def resolved(leaf: Any, values: Mapping[str, Any], context: Context) -> Any:
@@ -57,7 +58,7 @@ def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
     args, kwargs = (map_leaves(lambda x: resolved(x, values, context), tree) for tree in (node.args, node.kwargs))
     try:
         if node.operation == BATCH_NORM:
-            return _batch_norm(context.layer(args[1]), args[0])
+            return _batch_norm(context.layer(args[1]), args[0], context.masks.get(node.name))
         if node.operation == CUSTOM_GRADIENT:
             return custom_gradient(args[0], args[1], args[2], values, context)
         result = _apply(node.operation, args, kwargs, context)
@@ -110,11 +111,11 @@ def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: Co
     return operation.function(*map(plain, args), **{key: plain(x) for key, x in kwargs.items()})
 
 
-def _batch_norm(layer: jaxnorm.nnx.BatchNorm, x: Tensor) -> Tensor:
+def _batch_norm(layer: jaxnorm.nnx.BatchNorm, x: Tensor, mask: jax.Array | None) -> Tensor:
     counter = layer.num_batches_tracked
     counts = layer.counts if isinstance(layer, TracedBatchNorm) else True
     count = None if counter is None or counts else counter[...]
-    y = layer(array_of(x), axis=axis_of(x, 1))
+    y = layer(array_of(x), axis=axis_of(x, 1), mask=mask)
     if count is not None:
         write(counter, count)
     return laid(y, order_of(x))

@@ -78,13 +78,21 @@ class TracedModule(Layer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the graph of the current mode.
 
+        `mask=` (bool, one an example of the batch; of `jaxnorm.pad_batch`) says which examples count in BatchNorm's
+        statistics, where the PyTorch module has no argument of that name. It is followed to each layer through what
+        happens to the batch axis on the way, a reshape of (B, T, ...) to (B * T, ...) for instance.
+
         Raises:
             TypeError, ValueError: if the arguments are not those that the model was traced with, up to the varying
                 sizes.
+            ValueError: for a mask that is none of examples, or that cannot be followed, naming where: examples meet
+                before a layer, in an output or in a buffer in another way than in a BatchNorm layer's statistics.
         """
         program = self._program()
+        own = "mask" in (*program.signature["names"], *program.signature["kwargs"])
+        mask = None if own else kwargs.pop("mask", None)
         values = bind(program, args, kwargs)
-        return run(program, values, self)
+        return run(program, values, self, mask)
 
     def train(self, **attributes: Any) -> None:
         """To training.

@@ -14,13 +14,16 @@ import interop.ops
 from interop.ops.layout import plain
 from interop.program import structure
 from interop.program.nodes import Model, Program, every_node
-from interop.program.operations import RUN
+from interop.program.operations import BATCH_NORM, RUN
 from interop.running.evaluate import Context, computing, evaluate, place, resolved
+from interop.running.masks import masks, of_examples
 from interop.running.places import module_at, variable
 from interop.running.segments import recomputed, segments
 from jaxnorm.nnx import write
 
 if TYPE_CHECKING:
+    from jax.typing import ArrayLike
+
     from interop.running.module import TracedModule
 
 
@@ -46,8 +49,11 @@ def unsupported(model: Model) -> None:
     )
 
 
-def run(program: Program, inputs: Mapping[str, jax.Array], root: TracedModule) -> Any:
-    """The program's result on `inputs`, with the state of `root`, whose buffers and running statistics it updates."""
+def run(program: Program, inputs: Mapping[str, jax.Array], root: TracedModule, mask: ArrayLike | None = None) -> Any:
+    """The program's result on `inputs`, with the state of `root`, whose buffers and running statistics it updates.
+
+    `mask` says which examples count; see `TracedModule.__call__`.
+    """
     recorded = root._interop
     dtype = recorded.compute_dtype
     read: dict[str, jax.Array] = {}
@@ -57,8 +63,13 @@ def run(program: Program, inputs: Mapping[str, jax.Array], root: TracedModule) -
             read[name] = computing(variable(root, name)[...], dtype)
         return read[name]
 
-    context = Context(program, state, functools.partial(module_at, root), _keys(root), dtype, recorded.model.torch)
+    layer = functools.partial(module_at, root)
+    context = Context(program, state, layer, _keys(root), dtype, recorded.model.torch, masks={})
     values: dict[str, Any] = {name: computing(x, dtype) for name, x in inputs.items()}
+    if mask is not None:
+        examples = of_examples(program, inputs, mask)
+        if _uses_batch_statistics(program, layer):
+            context = context._replace(masks=masks(program, dict(values), context, examples))
     for part, again in segments(program, recorded.recompute):
         if again:
             recomputed(part, values, context, recorded.policy)
@@ -76,6 +87,11 @@ def run(program: Program, inputs: Mapping[str, jax.Array], root: TracedModule) -
         target = variable(root, name)
         write(target, found(value).astype(target[...].dtype))
     return structure.build(program.output, found)
+
+
+def _uses_batch_statistics(program: Program, layer: Callable[[str], nnx.BatchNorm]) -> bool:
+    layers = (layer(node.args[1]) for node in program.nodes if node.operation == BATCH_NORM)
+    return any(not norm.use_running_average or norm.mean is None for norm in layers)
 
 
 def _keys(root: TracedModule) -> Callable[[], jax.Array]:
