@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jaxnorm._typing import Array, Float, Int, PyTree
+from jaxnorm._typing import Array, Bool, Float, Int, PyTree
 from jaxnorm.averaging import Schedule, after, decaying, equal_decay, warming
 
 Placement: TypeAlias = Any  # "cpu", "pinned_host", a jax.Device, or a sharding
@@ -37,6 +38,9 @@ class Ema:
     state = ema.update(variables, state, step)   # step counts from 1, as in timm's train.py
     averaged = ema.value(state)
     ```
+
+    Averages count their own updates: `EmaState.count` is AveragedModel's `n_averaged` and Ultralytics' `updates`. In a
+    `TrainState` the step of an update is its number, however many steps the optimizer took in between.
 
     The decay of a step is `timm.utils.ModelEmaV3.get_decay`'s, with s = max(0, step - update_after_step - 1):
     0 while s is 0 (the average is a copy); then `decay`, or with `use_warmup`
@@ -129,14 +133,24 @@ class Ema:
         average = jax.tree.map(lambda x: _floating_as(jnp.array(x, copy=True), self.dtype), tree)
         return self._place(EmaState(jnp.zeros((), jnp.int32), average))
 
-    def update(self, tree: PyTree, state: EmaState, step: Int[Array, ""] | int | None = None) -> EmaState:
+    def update(
+        self,
+        tree: PyTree,
+        state: EmaState,
+        step: Int[Array, ""] | int | None = None,
+        *,
+        taken: Bool[Array, ""] | bool | None = None,
+    ) -> EmaState:
         """The state after `tree` is taken in. `tree` has the structure and the shapes given to `init`.
+
+        `step` is the number of this update, counted from 1: `state.count + 1`, say, which is what `TrainState` gives.
+        Where `taken` is False, the state stays as it is.
 
         One compiled pass over the state. Placed elsewhere (`device`), values are sent there and the call returns
         at once; it is then made outside of `jax.jit`, which cannot span platforms.
         """
         if self.device is None:
-            return _update(self, tree, state, step)
+            return _update(self, tree, state, step, taken)
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((tree, state))):
             raise ValueError(
                 f"an Ema with device={self.device!r} is updated outside of compiled functions: call its update after "
@@ -144,13 +158,15 @@ class Ema:
             )
         if step is not None:  # a number may come from the model's device, which is not the average's
             step = jax.device_put(jnp.asarray(step), state.count.sharding)
+        if taken is not None:
+            taken = jax.device_put(taken if jax.process_count() == 1 else np.asarray(taken), state.count.sharding)
         shardings = jax.tree.map(lambda x: x.sharding, state.average)
         if self.device == "pinned_host":  # computed by the accelerator, kept by the host
             near = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings)
             tree, average = jax.device_put(tree, near), jax.device_put(state.average, near)
-            updated = _update(self, tree, EmaState(state.count, average), step)
+            updated = _update(self, tree, EmaState(state.count, average), step, taken)
             return EmaState(updated.count, jax.device_put(updated.average, shardings))
-        return _update(self, jax.device_put(tree, shardings), state, step)
+        return _update(self, jax.device_put(tree, shardings), state, step, taken)
 
     def value(self, state: EmaState) -> PyTree:
         """The averaged tree, in the structure given to `init`, where the average lives."""
@@ -159,6 +175,11 @@ class Ema:
     def get_decay(self, step: Int[Array, ""] | int | None = None) -> Float[Array, ""]:
         """The share kept at a step; timm's `ModelEmaV3.get_decay`."""
         return 1 - self._weight(step)
+
+    @property
+    def goes_by_count(self) -> bool:
+        """Whether an update's weight depends on how many there were, beyond the first, which copies."""
+        return callable(self.decay) or self.use_warmup or self.update_after_step > 0
 
     def _weight(self, step: Int[Array, ""] | int | None) -> Float[Array, ""]:
         if step is None:
@@ -197,24 +218,15 @@ class Ema:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any) -> EmaState:
-    count = state.count + 1
+def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any, taken: Any) -> EmaState:
+    count = optax.safe_increment(state.count)
     if step is None and ema.counts_itself:
         step = count
     weight = ema._weight(step)
 
-    structure: Any
+    refuse_other(tree, state.average)
     values, structure = jax.tree.flatten(tree)
-    averages, expected = jax.tree.flatten(state.average)
-    if not structure == expected:
-        raise ValueError(f"the tree is not the one this average was made for: got {structure}, expected {expected}")
-    unlike = [
-        f"{jax.tree_util.keystr(path)} has shape {jnp.shape(value)}, its average {average.shape}"
-        for (path, value), average in zip(jax.tree_util.tree_leaves_with_path(tree), averages, strict=True)
-        if jnp.shape(value) != average.shape
-    ]
-    if unlike:
-        raise ValueError(f"the tree is not the one this average was made for: {'; '.join(unlike)}")
+    averages = jax.tree.leaves(state.average)
     buffers = _buffers(tree, ema.exclude_buffers)
     updated = list(values)
     inexact = []
@@ -232,7 +244,25 @@ def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any) -> EmaState:
         inexact, _lerp_all([averages[i] for i in inexact], [values[i] for i in inexact], weight), strict=True
     ):
         updated[i] = average
+    if taken is not None:
+        count = jnp.where(taken, count, state.count)
+        updated = [jnp.where(taken, new, old) for new, old in zip(updated, averages, strict=True)]
     return EmaState(count, jax.tree.unflatten(structure, updated))
+
+
+def refuse_other(tree: PyTree, average: PyTree) -> None:
+    """Raises `ValueError` for a tree of another structure, or with entries of other shapes, than the average has."""
+    got: Any = jax.tree.structure(tree)
+    expected: Any = jax.tree.structure(average)
+    if not got == expected:
+        raise ValueError(f"the tree is not the one this average was made for: got {got}, expected {expected}")
+    unlike = [
+        f"{jax.tree_util.keystr(path)} has shape {jnp.shape(value)}, its average {jnp.shape(of)}"
+        for (path, value), of in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(average), strict=True)
+        if jnp.shape(value) != jnp.shape(of)
+    ]
+    if unlike:
+        raise ValueError(f"the tree is not the one this average was made for: {'; '.join(unlike)}")
 
 
 def _lerp_all(averages: list[Any], values: list[Any], weight: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from jaxnorm._typing import PyTree
 from jaxnorm.global_arrays import share
 from jaxnorm.memory_layouts import PreferredLayouts
 from jaxnorm.replicas import _layer, own_values
-from jaxnorm.train import Metrics, TrainState, TrainStep, varying_axes, with_axis
+from jaxnorm.train import Metrics, TrainState, TrainStep, stepped, steps_of, varying_axes, with_axis
 
 
 def data_parallel(
@@ -117,10 +117,12 @@ class _Parallel:
             return self.run(state, batch)
         average = state.ema_state
         where = state.ema.device
+        before = _own_steps(state)
         state, metrics = self.run(state.replace(ema_state=None), batch)
         # An average on this process's own device takes this process's own copy of the values.
         values = state if isinstance(where, Sharding) else own_values(state)
-        return state.replace(ema_state=values.replace(ema_state=average).update_ema().ema_state), metrics
+        taken = stepped(before, _own_steps(state))
+        return state.replace(ema_state=values.replace(ema_state=average).averaging(taken).ema_state), metrics
 
     def compiled_for(self, function: Any, state: PartitionSpec) -> PreferredLayouts:
         split, shared = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((self.axis_name,), ()))
@@ -274,6 +276,11 @@ class _Jit(_Parallel):
                 "batch, so statistics are global already. Take the axis name off its layers with "
                 'jaxnorm.revert_sync_batchnorm(model), or use how="shard_map".'
             ) from error
+
+
+def _own_steps(state: TrainState) -> list[jax.Array]:
+    """`steps_of`, each as a new number on a device of this process: the state may be donated."""
+    return [steps.addressable_data(0).reshape(-1)[0] for steps in steps_of(state.opt_state)]
 
 
 def _everywhere(state: TrainState, sharding: NamedSharding) -> TrainState:

@@ -1,8 +1,9 @@
 """One training step, and one way to run it on many devices: under pmap, under shard_map, or under jit."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,15 @@ import optax
 
 from jaxnorm._models import Collections, Definition, take_apart
 from jaxnorm._typing import Array, Float, PRNGKeyArray, PyTree
-from jaxnorm.ema import Ema, EmaState
+from jaxnorm import _checks as check
+from jaxnorm.ema import Ema, EmaState, refuse_other
 from jaxnorm.global_arrays import place_like
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, batch_size
 from jaxnorm.replicas import unreplicate
 
 AxisName = str | tuple[str, ...]
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 
 
 @jax.tree_util.register_dataclass
@@ -42,14 +45,14 @@ class TrainState:
     step: Any  # int32 scalar: steps taken, skipped ones included
     rng: Any  # key, or None
     definition: Definition = field(metadata={"static": True})
-    tx: optax.GradientTransformation = field(metadata={"static": True})
+    tx: Optimizer = field(metadata={"static": True})
     ema: Ema | None = field(metadata={"static": True})
 
     @classmethod
     def create(
         cls,
         model: Any,
-        tx: optax.GradientTransformation,
+        tx: Optimizer,
         *,
         ema: Ema | None = None,
         rng: PRNGKeyArray | None = None,
@@ -106,13 +109,32 @@ class TrainState:
             average = place_like(average, _averaged(state))
         return self.definition.rebuild(_collections(state)._replace(**average))
 
-    def with_ema_model(self, model: Any) -> "TrainState":
-        """The state with the arrays of `model` as its average: one trained elsewhere, timm's `state_dict_ema`."""
+    def with_ema_model(self, model: Any, *, updates: int | None = None) -> "TrainState":
+        """The state with the arrays of `model` as its average: one trained elsewhere, timm's `state_dict_ema`.
+
+        **Arguments:**
+
+        - `updates`: the number of updates that the average has taken: AveragedModel's `n_averaged`, Ultralytics'
+          `updates`. By default what this state's average has counted or, if that is nothing, its number of steps.
+
+        **Raises:** `ValueError` where none of these says the number and the next update's weight depends on it (equal
+        weights, a warm-up, a schedule, `update_after_step`); and for another model than the state's.
+        """
         if self.ema is None or self.ema_state is None:
             raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
         _, collections = take_apart(model)
         average = {name: getattr(collections, name) for name in ("params", "batch_stats", "variables")}
-        return self.replace(ema_state=self.ema.init(average)._replace(count=self.ema_state.count))
+        if self.step.ndim:
+            raise ValueError("with_ema_model takes the state as it is, without an axis of replicas: unreplicate(state)")
+        refuse_other(average, _averaged(self))
+        count = self.ema_state.count
+        if updates is None:
+            updates = int(count) or int(self.step)
+            if not updates and self.ema.goes_by_count:
+                raise ValueError("how many updates has this average taken? Its next one depends on it: give updates=")
+            updates = max(updates, 1)  # not replaced by a copy, as at the first
+        updates = check.whole("updates", updates)
+        return self.replace(ema_state=self.ema.init(average)._replace(count=jnp.full_like(count, updates)))
 
     def apply_gradients(self, grads: PyTree) -> "TrainState":
         """One step of the optimizer. For loops of one's own."""
@@ -120,13 +142,22 @@ class TrainState:
         return self.replace(params=optax.apply_updates(self.params, updates), opt_state=opt_state, step=self.step + 1)
 
     def update_ema(self) -> "TrainState":
-        """Takes the present arrays into the average. For loops of one's own, and for an average kept elsewhere."""
+        """Takes the present arrays into the average, which counts its own updates. For loops of one's own.
+
+        Under `optax.MultiSteps` a microbatch that did not step the optimizer leaves the average as it is.
+        """
+        complete = [(s.mini_step == 0) & (s.gradient_step > 0) for s in _multi_steps(self.opt_state)]
+        return self.averaging(functools.reduce(jnp.logical_or, complete).reshape(-1)[0] if complete else None)
+
+    def averaging(self, taken: Any) -> "TrainState":
+        """`update_ema` where `taken` holds; None says that it does."""
         if self.ema is None or self.ema_state is None:
             return self
-        values, step = _averaged(self), self.step
+        values = _averaged(self)
         if self.ema.device is not None and self.step.ndim:  # one average, of the first replica's arrays
-            values, step = _first(values), self.step[0]
-        return self.replace(ema_state=self.ema.update(values, self.ema_state, step))
+            values = _first(values)
+        count = optax.safe_increment(self.ema_state.count)
+        return self.replace(ema_state=self.ema.update(values, self.ema_state, count, taken=taken))
 
 
 LossFunction = Callable[[Any, Any], tuple[Float[Array, ""] | Mean, Mapping[str, Float[Array, ""] | Mean]]]
@@ -171,7 +202,7 @@ class TrainStep:
             new = _where(finite, new, state.replace(step=new.step))
             new = new.replace(loss_scale=state.loss_scale.update(finite))
         if state.ema is not None and state.ema.device is None:
-            new = new.update_ema()
+            new = new.averaging(stepped(steps_of(state.opt_state), steps_of(new.opt_state)))
         return new, metrics
 
     def _gradients(
@@ -292,6 +323,23 @@ def _collections(state: TrainState) -> Collections:
 
 def _averaged(state: TrainState) -> dict[str, PyTree]:
     return {"params": state.params, "batch_stats": state.batch_stats, "variables": state.variables}
+
+
+def _multi_steps(opt_state: PyTree) -> list[optax.MultiStepsState]:
+    """The states of all `optax.MultiSteps` in an optimizer's state."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.MultiStepsState))
+    return [x for x in nodes if isinstance(x, optax.MultiStepsState)]
+
+
+def steps_of(opt_state: PyTree) -> list[Array]:
+    """The steps that each `optax.MultiSteps` has taken, microbatches that were only added up not counted."""
+    return [state.gradient_step for state in _multi_steps(opt_state)]
+
+
+def stepped(before: list[Array], after: list[Array]) -> Array | None:
+    """Whether the optimizer took a step between two `steps_of`; None if it takes one at each call."""
+    taken = [old != new for old, new in zip(before, after, strict=True)]
+    return functools.reduce(jnp.logical_or, taken) if taken else None
 
 
 def _single(state: TrainState) -> TrainState:
