@@ -73,9 +73,9 @@ def batch_norm(
     >>> y, moments = batch_norm(x, scale, bias)
     >>> running_var = momentum * running_var + (1 - momentum) * moments.variance(correction=1)
     """
-    x, mask, reduced, parameters = _arguments(
-        x, mask, axis, epsilon, activation, dtype, {"scale": scale, "bias": bias, "shift": shift}
-    )
+    named = {"scale": scale, "bias": bias, "shift": shift}
+    x, mask, reduced, parameters = _arguments(x, mask, axis, activation, dtype, named)
+    epsilon = check.number("epsilon", epsilon, least=0)
     channels = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     arrays = (x, mask, *parameters)
     axis_index_groups = check.groups(axis_index_groups)
@@ -177,8 +177,8 @@ def normalize(
     named = {"mean": mean, "var": var, "scale": scale, "bias": bias}
     for name in ("mean", "var"):
         named[name] = check.array(name, named[name])
-    x, mask, _, given = _arguments(x, mask, axis, epsilon, activation, dtype, named)
-    mean, var, scale, bias = given
+    x, mask, _, (mean, var, scale, bias) = _arguments(x, mask, axis, activation, dtype, named)
+    epsilon = check.number("epsilon", epsilon, least=0)
     inverse = _inverse_deviation(var, epsilon)
     return _affine(accumulable(x), mean, None, inverse, scale, bias, mask, activation, dtype or x.dtype)
 
@@ -187,7 +187,6 @@ def _arguments(
     x: Any,
     mask: Any,
     axis: Any,
-    epsilon: Any,
     activation: Any,
     dtype: Any,
     named: dict[str, Any],
@@ -197,7 +196,6 @@ def _arguments(
     reduced = reduced_axes(x.ndim, axis)
     channels = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     keep = tuple(1 if a in reduced else n for a, n in enumerate(x.shape))
-    check.number("epsilon", epsilon, least=0)
     check.dtype("dtype", dtype)
     if activation is not None:
         check.function("activation", activation)
@@ -241,7 +239,7 @@ def _affine(
 
     def result(d: Any) -> Any:
         y = d * mul if bias is None else d * mul + bias
-        return (y if activation is None else activation(y)).astype(dtype)
+        return (y if activation is None else check.array("what activation gives", activation(y))).astype(dtype)
 
     if mask is None:
         return result(d)

@@ -9,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 
+_LARGEST = 2**31 - 1  # of int32
+
+
 def whole(name: str, value: Any, least: int = 0) -> int:
-    """`value` as an int that is not below `least`.
+    """`value` as an int from `least` to the largest of int32.
 
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} is a whole number, {least} or more; got {shown(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= _LARGEST:
+        most = "" if not isinstance(value, int) or value <= _LARGEST else f", up to {_LARGEST}"
+        raise ValueError(f"{name} is a whole number, {least} or more{most}; got {shown(value)}")
     return int(value)
 
 
@@ -34,8 +38,10 @@ def number(
         ValueError: for anything else.
     """
     try:
-        if isinstance(value, bool | str | bytes):
+        if isinstance(value, bool | str | bytes | np.ndarray | jax.Array):  # numbers of Python's or NumPy's: static
             raise ValueError
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise OverflowError
         found = float(value)
     except (TypeError, ValueError, OverflowError):
         found = math.nan
@@ -69,6 +75,31 @@ def array(name: str, value: Any, *, shape: tuple[int, ...] | None = None) -> jax
     return found
 
 
+def key(name: str, value: Any) -> None:
+    """Raises `TypeError` for what is no key of random numbers."""
+    dtype = getattr(value, "dtype", None)
+    words = isinstance(value, jax.Array | np.ndarray) and dtype == np.uint32 and value.shape in ((2,), (4,))
+    if not words and not (isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)):
+        raise TypeError(f"{name} is a key of random numbers, jax.random.key(0); got {shown(value)}")
+
+
+def devices(value: Any) -> list[jax.Device] | None:
+    """`devices` as a list; None for none given.
+
+    Raises:
+        TypeError: for what is no list of devices.
+        ValueError: for an empty list.
+    """
+    if value is None:
+        return None
+    found = list(value) if isinstance(value, list | tuple | np.ndarray) else [None]
+    if not all(isinstance(device, jax.Device) for device in found):
+        raise TypeError(f"devices is a list of jax.Device; got {shown(value)}")
+    if not found:
+        raise ValueError("devices is a list of one device or more; got none")
+    return found
+
+
 def arrays(name: str, tree: Any) -> None:
     """Raises `TypeError` for a tree with leaves that are no arrays, naming them."""
     wrong = [
@@ -94,7 +125,7 @@ def axes(name: str, value: Any) -> tuple[int, ...]:
 
 def axis_name(value: Any) -> None:
     """Raises `TypeError` for what cannot be the name of an axis."""
-    if isinstance(value, float | jax.Array | np.ndarray) or not isinstance(value, Hashable):
+    if isinstance(value, int | float | jax.Array | np.ndarray) or not isinstance(value, Hashable):
         raise TypeError(f"axis_name is the name of an axis, or a tuple of names; got {shown(value)}")
     if isinstance(value, tuple):
         for one in value:
@@ -118,16 +149,17 @@ def groups(value: Any) -> tuple[tuple[int, ...], ...] | None:
     return tuple(tuple(int(i) for i in row) for row in rows)
 
 
-def dtype(name: str, value: Any) -> None:
-    """Raises `TypeError` for what is no dtype of numbers; None is none given."""
+def dtype(name: str, value: Any, *, inexact: bool = False) -> None:
+    """Raises `TypeError` for what is no dtype of numbers, or of integers where it is to be inexact; None is none given."""
     if value is None:
         return
     try:
-        found = jnp.dtype(value)
-        if not jnp.issubdtype(found, jnp.number):
-            raise TypeError
+        found = None if isinstance(value, np.ndarray | jax.Array) else jnp.dtype(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is a dtype of numbers; got {shown(value)}") from None
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.inexact if inexact else jnp.number):
+        kind = "floating or complex numbers" if inexact else "numbers"
+        raise TypeError(f"{name} is a dtype of {kind}; got {shown(value) if found is None else found}")
 
 
 def layer(options: Mapping[str, Any]) -> None:
@@ -136,7 +168,7 @@ def layer(options: Mapping[str, Any]) -> None:
         if name in ("epsilon", "correction") or (name == "momentum" and value is not None):
             number(name, value, least=0 if name == "epsilon" else None)
         elif name in ("dtype", "param_dtype"):
-            dtype(name, value)
+            dtype(name, value, inexact=True)
         elif name in ("promote_dtype", "bias_init", "scale_init") or (name == "activation" and value is not None):
             function(name, value)
         elif name in ("use_bias", "use_scale", "track_running_stats", "count_batches", "force_float32_reductions"):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import PyTree
 from jaxnorm.global_arrays import host, is_key, is_own, named_leaves, refuse_different
 
@@ -72,8 +73,9 @@ class Checkpoints:
         from etils import epath  # type: ignore[import-untyped]
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-        if keep < 1:
-            raise ValueError(f"keep is the number of checkpoints kept, 1 or more; got {keep}")
+        keep = check.whole("keep", keep, least=1)
+        timeout = check.whole("timeout", timeout, least=1)
+        check.instance("directory", directory, str | os.PathLike, "a path")
         self.config = _as_json("config", config or {})
         path = os.fspath(directory)
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
@@ -118,6 +120,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        step = check.whole("step", step)
         self.wait()
         latest = self._manager.latest_step()
         if latest is not None and latest >= step:
@@ -154,7 +157,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        step = self.latest() if step is None else step
+        step = self.latest() if step is None else check.whole("step", step)
         if step is None or step not in self.steps():
             there = f"it has those of steps {self.steps()}" if self.steps() else "it has none"
             raise FileNotFoundError(
@@ -233,6 +236,7 @@ _NUMPY = (np.ndarray, np.generic)
 
 
 def _as_json(title: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    check.instance(title, value, Mapping, "a mapping that JSON can hold")
     try:
         return json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Bool, Float, Int, PyTree
 from jaxnorm.averaging import Schedule, after, decaying, equal_decay, warming
 
@@ -74,7 +75,8 @@ class Ema:
       `torch.optim.swa_utils.AveragedModel` does to integer buffers.
     - `counts_itself`: take the number of updates so far, plus one, where `update` is given no step.
 
-    **Raises:** `ValueError` for options out of range, and for float16 and float8 entries without a `dtype`.
+    **Raises:** `ValueError` and `TypeError` for options out of range or of another kind; for float16 and float8 entries
+    without a `dtype`; for trees of other things than arrays, and others than the one given to `init`.
     """
 
     decay: float | Schedule = 0.9999
@@ -91,16 +93,23 @@ class Ema:
     counts_itself: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.decay) and not 0 <= self.decay <= 1:
-            raise ValueError(f"decay is the share kept, a number from 0 to 1 or a schedule; got {self.decay}")
-        if not 0 <= self.min_decay <= 1:
-            raise ValueError(f"min_decay is a number from 0 to 1; got {self.min_decay}")
-        if self.integers not in ("copy", "average"):
-            raise ValueError(f'integers is "copy" or "average"; got {self.integers!r}')
+        if not callable(self.decay):
+            check.number("decay, the share kept (or a schedule),", self.decay, least=0, most=1)
+        check.number("min_decay", self.min_decay, least=0, most=1)
+        check.whole("update_after_step", self.update_after_step, least=-(2**31))
+        check.number("warmup_gamma", self.warmup_gamma, above=0)
+        check.number("warmup_power", self.warmup_power, least=0)
+        check.whole("seed", self.seed, least=-(2**31))
+        check.one_of("integers", self.integers, ("copy", "average"))
+        for name in ("use_warmup", "counts_itself"):
+            check.flag(name, getattr(self, name))
+        if not callable(self.exclude_buffers):
+            check.flag("exclude_buffers (or a function)", self.exclude_buffers)
+        check.dtype("dtype", self.dtype)
         if self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.floating):
             raise ValueError(f"dtype is a floating dtype; got {self.dtype}")
-        if self.device not in ("cpu", "pinned_host", None) and not isinstance(self.device, jax.Device | Sharding):
-            raise ValueError(f'device is "cpu", "pinned_host", a jax.Device or a sharding; got {self.device!r}')
+        if not (self.device is None or isinstance(self.device, jax.Device | Sharding)):
+            check.one_of("device (or a jax.Device, or a sharding)", self.device, ("cpu", "pinned_host"))
 
     @classmethod
     def averaged_model(
@@ -110,6 +119,7 @@ class Ema:
 
         The first update copies. It counts its own updates (`EmaState.count` is PyTorch's `n_averaged`); give no step.
         """
+        check.flag("use_buffers", use_buffers)
         return cls(
             decay=equal_decay if decay is None else decay,
             device=device,
@@ -129,6 +139,7 @@ class Ema:
 
     def init(self, tree: PyTree) -> EmaState:
         """The state before any update: a copy of `tree`, placed and cast."""
+        check.arrays("tree", tree)
         self._refuse_narrow(tree)
         average = jax.tree.map(lambda x: _floating_as(jnp.array(x, copy=True), self.dtype), tree)
         return self._place(EmaState(jnp.zeros((), jnp.int32), average))
@@ -149,6 +160,10 @@ class Ema:
         One compiled pass over the state. Placed elsewhere (`device`), values are sent there and the call returns
         at once; it is then made outside of `jax.jit`, which cannot span platforms.
         """
+        self._check(state)
+        check.arrays("tree", tree)
+        step = step if step is None else check.array("step", step, shape=())
+        taken = taken if taken is None else check.array("taken", taken, shape=()).astype(bool)
         if self.device is None:
             return _update(self, tree, state, step, taken)
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((tree, state))):
@@ -170,11 +185,15 @@ class Ema:
 
     def value(self, state: EmaState) -> PyTree:
         """The averaged tree, in the structure given to `init`, where the average lives."""
+        self._check(state)
         return state.average
 
     def get_decay(self, step: Int[Array, ""] | int | None = None) -> Float[Array, ""]:
         """The share kept at a step; timm's `ModelEmaV3.get_decay`."""
-        return 1 - self._weight(step)
+        return 1 - self._weight(step if step is None else check.array("step", step, shape=()))
+
+    def _check(self, state: Any) -> None:
+        check.instance("state", state, EmaState, "what Ema.init gave, an EmaState")
 
     @property
     def goes_by_count(self) -> bool:

@@ -15,6 +15,9 @@ from jaxnorm.moments import reduced_axes
 from jaxnorm.running_statistics import one_more, update_running
 
 
+_ENTRIES = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
+
+
 class BatchNorm(nn.BatchNorm):
     """`flax.linen.BatchNorm` with exact statistics over replicas, and all that PyTorch's BatchNorm and SyncBatchNorm
     do.
@@ -66,6 +69,12 @@ class BatchNorm(nn.BatchNorm):
         eval_mode = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         reduced = reduced_axes(x.ndim, self.axis)
         channels = tuple(n for a, n in enumerate(x.shape) if a not in reduced)
+        for collection, name in _ENTRIES:
+            shape = jnp.shape(self.get_variable(collection, name)) if self.has_variable(collection, name) else channels
+            if shape != channels:
+                error = ValueError(f"{name} has shape {shape}, expected {channels}: input {x.shape} with axis={self.axis!r}")
+                error.add_note(self._described())
+                raise error
         kept_dtype = self.param_dtype
         if self.force_float32_reductions:  # at least float32; float64 parameters have float64 statistics
             kept_dtype = jnp.promote_types(jnp.finfo(self.param_dtype).dtype, jnp.float32)
@@ -103,8 +112,7 @@ class BatchNorm(nn.BatchNorm):
                 **options,
             )
         except (NameError, TypeError, ValueError) as error:
-            path = "/".join(self.path)
-            error.add_note(f"in BatchNorm layer {path!r}" if path else "in the model itself, a BatchNorm layer")
+            error.add_note(self._described())
             raise
         if running and not eval_mode and not starting:
             count = None
@@ -115,3 +123,7 @@ class BatchNorm(nn.BatchNorm):
                 mean, var = mean.astype(kept_dtype), var.astype(kept_dtype)
             running["mean"].value, running["var"].value = mean, var
         return y
+
+    def _described(self) -> str:
+        path = "/".join(self.path)
+        return f"in BatchNorm layer {path!r}" if path else "in the model itself, a BatchNorm layer"

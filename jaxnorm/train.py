@@ -70,7 +70,17 @@ class TrainState:
         - `rng`: what all randomness of the steps is drawn from. Without one, an NNX model's own first stream is.
         - `loss_scale`: for float16, `LossScale.dynamic()`.
         - `opt_state`: the optimizer's state, where it is not a new one.
+
+        **Raises:** `TypeError`, `ValueError` for arguments that are not these.
         """
+        for name in ("init", "update"):
+            check.function(f"tx.{name} (tx is an optax optimizer)", getattr(tx, name, None))
+        if ema is not None:
+            check.instance("ema", ema, Ema, "a jaxnorm.Ema")
+        if loss_scale is not None:
+            check.instance("loss_scale", loss_scale, LossScale, "a jaxnorm.LossScale")
+        if rng is not None:
+            check.key("rng", rng)
         definition, collections = take_apart(model)
         if rng is None:
             keys = [x for x in jax.tree.leaves(collections.streams) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
@@ -138,6 +148,11 @@ class TrainState:
 
     def apply_gradients(self, grads: PyTree) -> "TrainState":
         """One step of the optimizer. For loops of one's own."""
+        check.arrays("grads", grads)
+        wanted, got = (_shapes(tree) for tree in (self.params, grads))
+        wrong = sorted(path for path in wanted.keys() | got.keys() if wanted.get(path) != got.get(path))
+        if wrong:
+            raise ValueError(f"grads is a tree like the parameters; these differ: {', '.join(wrong)}")
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
         return self.replace(params=optax.apply_updates(self.params, updates), opt_state=opt_state, step=self.step + 1)
 
@@ -176,6 +191,8 @@ class TrainStep:
     clip_norm: float | None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        check.instance("state", state, TrainState, "a jaxnorm.TrainState")
+        check.arrays("batch", batch)
         size = batch_size(batch)
         collections = _collections(state)._replace(params=_vary(state.params, self.axis_name))
         key = _step_key(state, self.axis_name)
@@ -220,7 +237,7 @@ class TrainStep:
             cast = self.compute_dtype
             used = before._replace(params=_cast(params, cast))
             model = definition.build(used, key)
-            loss, metrics = self.loss_fn(model, _cast(part, cast))
+            loss, metrics = _taken_apart(self.loss_fn(model, _cast(part, cast)))
             sums = {name: Mean.taken(name, value, size) for name, value in {**metrics, "loss": loss}.items()}
             if "loss" in metrics:
                 raise ValueError('the loss is reported as the metric "loss"; give yours another name')
@@ -302,14 +319,33 @@ def train_step(
     gradient that is not finite changes nothing but the scale and the step count (`torch.amp.GradScaler` would keep
     the running statistics, too, of a forward pass that may have overflowed). Metrics `loss_scale`, `skipped`.
 
-    **Raises:** `ValueError` where the batch cannot be split, for a loss that is no scalar, and where the forward pass
+    **Raises:** `TypeError`, `ValueError` for options that are none, and for what `loss_fn` gives that is no loss and
+    metrics; `ValueError` where the batch cannot be split, for a loss that is no scalar, and where the forward pass
     adds variables or changes their shapes.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate is a number of microbatches, 1 or more; got {accumulate}")
-    if statistics not in ("microbatch", "batch"):
-        raise ValueError(f'statistics is "microbatch" or "batch"; got {statistics!r}')
+    check.function("loss_fn", loss_fn)
+    check.axis_name(axis_name)
+    check.whole("accumulate", accumulate, least=1)
+    check.one_of("statistics", statistics, ("microbatch", "batch"))
+    check.dtype("compute_dtype", compute_dtype)
+    if clip_norm is not None:
+        check.number("clip_norm", clip_norm, above=0)
     return TrainStep(loss_fn, axis_name, accumulate, statistics, compute_dtype, clip_norm)
+
+
+def _taken_apart(result: Any) -> tuple[Any, Mapping[str, Any]]:
+    """What a loss function gave."""
+    if isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], Mapping):
+        loss, metrics = result
+        for name, value in {"loss": loss, **metrics}.items():
+            if not isinstance(value, Mean):
+                check.array(f"what loss_fn gives as {name!r} (or a Mean)", value)
+        return loss, metrics
+    raise TypeError(f"loss_fn gives a pair, the loss and a mapping of metrics; it gave {check.shown(result)}")
+
+
+def _shapes(tree: PyTree) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def with_axis(step: TrainStep, axis_name: AxisName | None) -> TrainStep:
