@@ -16,7 +16,16 @@ from jax import lax
 from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
 from jaxnorm.collectives import AxisName, Replicas, axis_size, canonical_groups, under_automatic_sharding
-from jaxnorm.moments import SAVED, Moments, accumulable, batch_statistics, broadcastable, merge_stacked, reduced_axes, saved
+from jaxnorm.moments import (
+    SAVED,
+    Moments,
+    accumulable,
+    batch_statistics,
+    broadcastable,
+    merge_stacked,
+    reduced_axes,
+    saved,
+)
 
 Activation = Callable[[Any], Any]
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 _LARGEST = 2**31 - 1  # of int32
 
 
@@ -118,7 +117,9 @@ def axes(name: str, value: Any) -> tuple[int, ...]:
         ValueError: for anything else.
     """
     found = (value,) if isinstance(value, int | np.integer) else value
-    if isinstance(found, list | tuple) and all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in found):
+    if isinstance(found, list | tuple) and all(
+        isinstance(a, int | np.integer) and not isinstance(a, bool) for a in found
+    ):
         return tuple(int(a) for a in found)
     raise ValueError(f"{name} must name an axis, or several, by whole numbers; got {shown(value)}")
 
@@ -142,15 +143,19 @@ def groups(value: Any) -> tuple[tuple[int, ...], ...] | None:
         return None
     try:
         rows = [list(group) for group in value]
-        if not rows or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for row in rows for i in row):
+        if not rows or not all(
+            isinstance(i, int | np.integer) and not isinstance(i, bool) for row in rows for i in row
+        ):
             raise ValueError
     except (TypeError, ValueError):
-        raise ValueError(f"axis_index_groups is a list of lists of replicas, [[0, 1], [2, 3]]; got {shown(value)}") from None
+        raise ValueError(
+            f"axis_index_groups is a list of lists of replicas, [[0, 1], [2, 3]]; got {shown(value)}"
+        ) from None
     return tuple(tuple(int(i) for i in row) for row in rows)
 
 
 def dtype(name: str, value: Any, *, inexact: bool = False) -> None:
-    """Raises `TypeError` for what is no dtype of numbers, or of integers where it is to be inexact; None is none given."""
+    """Raises `TypeError` for what is no dtype of numbers, or of inexact ones; None is none given."""
     if value is None:
         return
     try:
@@ -162,6 +167,9 @@ def dtype(name: str, value: Any, *, inexact: bool = False) -> None:
         raise TypeError(f"{name} is a dtype of {kind}; got {shown(value) if found is None else found}")
 
 
+_FLAGS = ("use_bias", "use_scale", "track_running_stats", "count_batches", "force_float32_reductions")
+
+
 def layer(options: Mapping[str, Any]) -> None:
     """Raises `TypeError` and `ValueError` for what a BatchNorm layer cannot be made of, by the names of its fields."""
     for name, value in options.items():
@@ -171,9 +179,7 @@ def layer(options: Mapping[str, Any]) -> None:
             dtype(name, value, inexact=True)
         elif name in ("promote_dtype", "bias_init", "scale_init") or (name == "activation" and value is not None):
             function(name, value)
-        elif name in ("use_bias", "use_scale", "track_running_stats", "count_batches", "force_float32_reductions"):
-            flag(name, value)
-        elif name == "use_running_average" and value is not None:
+        elif name in _FLAGS or (name == "use_running_average" and value is not None):
             flag(name, value)
         elif name == "axis":
             axes(name, value)

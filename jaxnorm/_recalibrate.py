@@ -61,9 +61,8 @@ def recalibrate(
     **Raises:** `ValueError` where there is no batch, or no layer with running statistics; `TypeError` where the batches
     can be run through only once and `layer_by_layer` needs more.
     """
-    check.instance("batches", batches, Iterable, "what gives batches, such as a list or a loader")
-    if not getattr(batches, "ndim", 1):
-        raise TypeError("batches is what gives batches, such as a list or a loader; got a single number")
+    if not isinstance(batches, Iterable) or isinstance(batches, str | bytes) or not getattr(batches, "ndim", 1):
+        raise TypeError(f"batches is what gives batches, such as a list or a loader; got {check.shown(batches)}")
     for name, value in (("layer_by_layer", layer_by_layer), ("progress", progress)):
         check.flag(name, value)
     if forward is not None:

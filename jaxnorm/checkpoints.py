@@ -76,7 +76,9 @@ class Checkpoints:
         keep = check.whole("keep", keep, least=1)
         timeout = check.whole("timeout", timeout, least=1)
         check.instance("directory", directory, str | os.PathLike, "a path")
-        self.config = _as_json("config", config or {})
+        if not os.fspath(directory):
+            raise ValueError("directory is a path; got an empty one")
+        self.config = _as_json("config", {} if config is None else config)
         path = os.fspath(directory)
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
         if jax.process_index() == 0:
@@ -131,7 +133,7 @@ class Checkpoints:
         arrays = named_leaves(state)
         values = {name: _saved(name, x) for name, x in arrays.items() if np.size(x)}
         refuse_different({name: x for name, x in arrays.items() if is_own(x)})
-        run = {"config": self.config, "data": _as_json("data", data or {}), "arrays": _kinds(arrays)}
+        run = {"config": self.config, "data": _as_json("data", {} if data is None else data), "arrays": _kinds(arrays)}
         items = {"run": ocp.args.JsonSave(run)}
         if values:
             items["state"] = ocp.args.PyTreeSave(values)

@@ -14,7 +14,6 @@ from jaxnorm._typing import Array, Bool, Shaped
 from jaxnorm.moments import reduced_axes
 from jaxnorm.running_statistics import one_more, update_running
 
-
 _ENTRIES = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
 
 
@@ -35,7 +34,8 @@ class BatchNorm(nn.BatchNorm):
     Note on momentum: `momentum=0.9` here is `momentum=0.1` in PyTorch.
 
     Raises (when called):
-        TypeError, ValueError: for attributes that are none, one value per channel in training, or shapes that do not fit.
+        TypeError, ValueError: for attributes that are none, one value per channel in training, or shapes that do not
+            fit.
         NameError: if `axis_name` is not bound where the layer is called.
     """
 
@@ -72,7 +72,9 @@ class BatchNorm(nn.BatchNorm):
         for collection, name in _ENTRIES:
             shape = jnp.shape(self.get_variable(collection, name)) if self.has_variable(collection, name) else channels
             if shape != channels:
-                error = ValueError(f"{name} has shape {shape}, expected {channels}: input {x.shape} with axis={self.axis!r}")
+                error = ValueError(
+                    f"{name} has shape {shape}, expected {channels}: input {x.shape} with axis={self.axis!r}"
+                )
                 error.add_note(self._described())
                 raise error
         kept_dtype = self.param_dtype

@@ -63,10 +63,10 @@ def data_parallel(
       count each replica N times. `train_step` first makes the parameters the replica's own (`pcast`), and then adds.
     - jit: one loss of one batch; XLA puts in the same sum where the batch is split.
 
-    **Raises:** `TypeError` for arguments of another kind; `ValueError` for a batch that the devices do not divide (see `pad_batch`), for a state that should or
-    should not be replicated, under jit for a model whose layers have an axis name (statistics are global there
-    already: convert the model back), and under shard_map with a state as it is, for running statistics that differ
-    between replicas.
+    **Raises:** `TypeError` for arguments of another kind; `ValueError` for a batch that the devices do not divide (see
+    `pad_batch`), for a state that should or should not be replicated, under jit for a model whose layers have an axis
+    name (statistics are global there already: convert the model back), and under shard_map with a state as it is, for
+    running statistics that differ between replicas.
     """
     check.instance("step", step, TrainStep, "what train_step gave")
     check.one_of("how", how, ("pmap", "shard_map", "jit"))

@@ -134,7 +134,8 @@ def _refuse_single(tree: PyTree) -> None:
     flat = [path for path, x in leaves if not np.ndim(x)]
     if flat:
         raise ValueError(
-            f"tree is not a replicated one: {jax.tree_util.keystr(flat[0]) or 'it'} has no axis of replicas; see replicate"
+            f"tree is not a replicated one: {jax.tree_util.keystr(flat[0]) or 'it'} has no axis of replicas; "
+            "see replicate"
         )
     sizes = {np.shape(x)[0] for _, x in leaves}
     if len(sizes) > 1 or 0 in sizes:

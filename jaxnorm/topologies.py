@@ -89,8 +89,8 @@ def topology(name: str) -> Topology:
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name) if isinstance(name, str) else None
     if match is None or match[1] not in CHIPS:
         raise ValueError(
-            f"topology={check.shown(name)} is no TPU topology: expected a generation ({', '.join(CHIPS)}) and its sides, "
-            "such as v5e:4x4 or v5p:2x2x4"
+            f"topology={check.shown(name)} is no TPU topology: expected a generation ({', '.join(CHIPS)}) and its "
+            "sides, such as v5e:4x4 or v5p:2x2x4"
         )
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError("compiling for TPUs needs libtpu: pip install 'jaxnorm[tpu]'")

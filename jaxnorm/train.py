@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnorm import _checks as check
 from jaxnorm._models import Collections, Definition, take_apart
 from jaxnorm._typing import Array, Float, PRNGKeyArray, PyTree
-from jaxnorm import _checks as check
 from jaxnorm.ema import Ema, EmaState, refuse_other
 from jaxnorm.global_arrays import place_like
 from jaxnorm.loss_scale import LossScale

@@ -47,7 +47,9 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("activation", [None, jax.nn.gelu, lambda y: y * jax.nn.sigmoid(y)], ids=["none", "gelu", "swish"])
+@pytest.mark.parametrize(
+    "activation", [None, jax.nn.gelu, lambda y: y * jax.nn.sigmoid(y)], ids=["none", "gelu", "swish"]
+)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_what_does_not_count_has_no_part_in_any_derivative(layer, activation):
     x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
@@ -112,7 +114,11 @@ def test_the_counter_of_batches_stays_at_its_largest(kind):
             layer.num_batches_tracked.set_value(counter)
             layer.mean[...], layer.var[...] = start["mean"], start["var"]
             layer(x)
-            found = {"num_batches_tracked": layer.num_batches_tracked[...], "mean": layer.mean[...], "var": layer.var[...]}
+            found = {
+                "num_batches_tracked": layer.num_batches_tracked[...],
+                "mean": layer.mean[...],
+                "var": layer.var[...],
+            }
         else:
             layer = jaxnorm.linen.BatchNorm(False, momentum=None)
             variables = {"params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}, "batch_stats": {**start, "num_batches_tracked": counter}}  # fmt: skip  # noqa: E501

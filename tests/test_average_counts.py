@@ -124,7 +124,7 @@ def test_an_average_put_in_at_step_0_is_not_replaced_by_the_first_step():
     found = _step(state, 1).update_ema().ema_model().weight[...]
     np.testing.assert_allclose(found, 0.9 * VALUES[5] + 0.1 * VALUES[1], rtol=1e-12)
     for ema in (Ema.averaged_model(), Ema(0.9, use_warmup=True), Ema(0.9, update_after_step=3), _ultralytics()):
-        with pytest.raises(ValueError, match="how many updates has this average taken.*updates="):
+        with pytest.raises(ValueError, match=r"how many updates has this average taken.*updates="):
             TrainState.create(Model(), optax.sgd(1.0), ema=ema).with_ema_model(Model())
     with pytest.raises(ValueError, match="updates is a whole number"):
         state.with_ema_model(Model(), updates=-1)
@@ -186,7 +186,7 @@ def test_so_it_is_on_many_devices_and_for_an_average_kept_elsewhere(how, device)
 
 
 def test_steps_that_mixed_precision_leaves_out_are_counted_as_in_pytorchs_loops():
-    """`scaler.step(optimizer); scaler.update(); ema.update(model)`: the average is updated whether or not it stepped."""
+    """`scaler.step(optimizer); scaler.update(); ema.update(model)`: the average is updated in any case."""
     state = TrainState.create(Model(), optax.sgd(0.1), ema=Ema.averaged_model(), loss_scale=jaxnorm.LossScale.dynamic())
     module = Weight()
     optimizer, average = torch.optim.SGD(module.parameters(), 0.1), AveragedModel(module)

@@ -1,4 +1,4 @@
-"""An optimizer of some of the parameters, or of all in an order of its own: each parameter gets what PyTorch gives it."""
+"""An optimizer of some of the parameters, or of all in an order of its own: each gets what PyTorch gives it."""
 
 import copy
 import itertools
@@ -58,7 +58,7 @@ def _assert_equal(state, module, left_alone=()):
 RULES = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
-    "lamb, whose clipping is by the norm of all": lambda p: timm.optim.Lamb(p, 0.01, weight_decay=0.1, max_grad_norm=0.01),
+    "lamb, which clips": lambda p: timm.optim.Lamb(p, 0.01, weight_decay=0.1, max_grad_norm=0.01),
     "adan": lambda p: timm.optim.Adan(p, 0.01, weight_decay=0.1),
 }  # fmt: skip
 

@@ -58,7 +58,8 @@ SCHEDULERS = {
     "lambda": lambda o: schedulers.LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
     "sequence": lambda o: schedulers.SequentialLR(
         o, [schedulers.LinearLR(o, 0.1, total_iters=4), schedulers.ExponentialLR(o, 0.8)], [8]),
-    "chain": lambda o: schedulers.ChainedScheduler([schedulers.LinearLR(o, 0.1, total_iters=20), schedulers.ExponentialLR(o, 0.9)]),
+    "chain": lambda o: schedulers.ChainedScheduler(
+        [schedulers.LinearLR(o, 0.1, total_iters=20), schedulers.ExponentialLR(o, 0.9)]),
     "one cycle": lambda o: schedulers.OneCycleLR(o, 0.2, 30, cycle_momentum=False),
     "cycles": lambda o: schedulers.CyclicLR(o, 0.01, 0.2, 4, cycle_momentum=False),
     "swa": lambda o: torch.optim.swa_utils.SWALR(o, 0.3, 12),
@@ -177,12 +178,12 @@ class _DecayToo(schedulers.LambdaLR):
 
 def test_what_gives_no_schedule_is_refused_by_name():
     optimizer = OPTIMIZERS["adamw"](_module().parameters())
-    with pytest.raises(ValueError, match="_DecayToo moves weight_decay"):
+    with pytest.raises(ValueError, match=r"_DecayToo moves weight_decay"):
         interop.schedule_from_torch(_DecayToo(optimizer, lambda epoch: 1.0), 3)
     optimizer = OPTIMIZERS["adamw"](_module().parameters())
     with pytest.raises(ValueError, match="ReduceLROnPlateau"):
         interop.schedule_from_torch(schedulers.ReduceLROnPlateau(optimizer), 3)
-    with pytest.raises(ValueError, match="3 times|31 times"):
+    with pytest.raises(ValueError, match=r"3 times|31 times"):
         interop.schedule_from_torch(SCHEDULERS["one cycle"](optimizer), 40)
     scheduler = SCHEDULERS["lambda"](OPTIMIZERS["adamw"](_module().parameters()))
     for option in ({"steps": -1}, {"steps": 3, "every": 0}):

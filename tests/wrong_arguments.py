@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import torch
 from flax import nnx
 
+import interop
 import jaxnorm
 
 PACKAGES = ("jaxnorm", "interop")
@@ -99,14 +101,18 @@ LAYER = {
 NORMALISED = {"scale": ROW, "bias": ROW, "axis": -1, "epsilon": 1e-5, "mask": MASK, "activation": None, "dtype": None}
 
 CALLS = {
-    "batch_norm": (jaxnorm.batch_norm, {"x": X, **NORMALISED, "axis_name": None, "axis_index_groups": None, "shift": ROW}),
+    "batch_norm": (
+        jaxnorm.batch_norm,
+        {"x": X, **NORMALISED, "axis_name": None, "axis_index_groups": None, "shift": ROW},
+    ),
     "normalize": (jaxnorm.normalize, {"x": X, "mean": ROW, "var": ROW, **NORMALISED}),
     "moments": (jaxnorm.moments, {"x": X, "axis": -1, "mask": MASK}),
     "Moments.variance": (jaxnorm.moments(X).variance, {"correction": 1}),
     "merge": (lambda merge: jaxnorm.merge(jaxnorm.moments(X), merge), {"merge": jaxnorm.moments(X)}),
     "nnx.BatchNorm": (
         lambda **fields: called(jaxnorm.nnx.BatchNorm, **fields),
-        {"num_features": 3, **LAYER, "rngs": nnx.Rngs(0), "bias_metadata": {}, "promote_dtype": jaxnorm.nnx.input_dtype},
+        {"num_features": 3, **LAYER, "rngs": nnx.Rngs(0), "bias_metadata": {},
+         "promote_dtype": jaxnorm.nnx.input_dtype},
     ),
     "nnx.BatchNorm()": (
         lambda **given: jaxnorm.nnx.BatchNorm(3, rngs=nnx.Rngs(0))(**given),
@@ -122,7 +128,9 @@ CALLS = {
             {"params": {"scale": ROW, "bias": ROW}, "batch_stats": RUNNING}, mutable=["batch_stats"], **given),
         {"x": X, "use_running_average": False, "mask": MASK},
     ),
-    "convert_sync_batchnorm": (jaxnorm.convert_sync_batchnorm, {"model": Net(), "axis_name": "batch", "axis_index_groups": None}),
+    "convert_sync_batchnorm": (
+        jaxnorm.convert_sync_batchnorm, {"model": Net(), "axis_name": "batch", "axis_index_groups": None}
+    ),
     "revert_sync_batchnorm": (jaxnorm.revert_sync_batchnorm, {"model": Net()}),
     "Ema": (
         lambda **given: jaxnorm.Ema(**given).init({"a": X}),
@@ -198,6 +206,10 @@ SKIPPED = {
     *((title, "batch", wrong) for title in ("train_step()", "data_parallel()")
       for wrong in ("other shape", "complex", "no numbers")),
     ("recalibrate", "forward", "type"),
+    ("recalibrate", "batches", "complex"),
+    *(("plan", "batch", wrong) for wrong in WRONG if wrong not in ("None", "text", "object")),
+    ("Checkpoints", "directory", "text"),
+    ("optax_from_torch", "learning_rate", "type"),
     ("join_processes", "num_processes", "None"),
 }  # fmt: skip
 # What a message may call them.
@@ -226,14 +238,17 @@ def complaint(function, arguments, name, value, allowed=(TypeError, ValueError))
     return None, False
 
 
-def run(calls, refused):
+FEW = ("None", "text", "negative", "part", "nan", "huge", "object", "other shape")
+
+
+def run(calls, refused, values=WRONG):
     """Prints what is wrong, and gives the number of calls and of complaints."""
     made = bad = 0
     refusals = set()
     for title, (function, arguments) in calls.items():
         function(**arguments) if title != "plan" else None  # the call itself is right
         for name in arguments:
-            for wrong, value in WRONG.items():
+            for wrong, value in ((wrong, WRONG[wrong]) for wrong in values):
                 if (title, name, wrong) in SKIPPED:
                     continue
                 made += 1
@@ -266,6 +281,80 @@ def opened(**given):
         jaxnorm.Checkpoints(**{"directory": folder, **given}).close()
 
 
+class Linear(nnx.Module):
+    """With PyTorch's names and layouts."""
+
+    def __init__(self):
+        self.weight, self.bias = nnx.Param(jnp.zeros((2, 3))), nnx.Param(jnp.zeros(2))
+
+
+MODULE = torch.nn.Linear(3, 2)
+OPTIMIZER = torch.optim.Adam(MODULE.parameters(), 0.1)
+MODULE(torch.randn(4, 3)).square().sum().backward()
+OPTIMIZER.step()
+SCHEDULER = torch.optim.lr_scheduler.ExponentialLR(OPTIMIZER, 0.9)
+HANDED = jaxnorm.TrainState.create(Linear(), interop.optax_from_torch(OPTIMIZER))
+OPTIMIZERS = {
+    "optax_from_torch": (
+        interop.optax_from_torch,
+        {"optimizer": OPTIMIZER, "names": MODULE, "model": Linear(), "learning_rate": lambda count: 0.1},
+    ),
+    "schedule_from_torch": (interop.schedule_from_torch, {"scheduler": SCHEDULER, "steps": 3, "every": 1}),
+    "load_optimizer_state": (
+        interop.load_optimizer_state, {"state": HANDED, "optimizer": OPTIMIZER, "names": MODULE, "step": 1}),
+    "load_optimizer_state of a state dict": (
+        interop.load_optimizer_state,
+        {"state": HANDED, "optimizer": OPTIMIZER.state_dict(), "names": MODULE, "step": 1}),
+    "optimizer_state_dict": (
+        interop.optimizer_state_dict,
+        {"state": interop.load_optimizer_state(HANDED, OPTIMIZER, names=MODULE), "optimizer": OPTIMIZER,
+         "names": MODULE},
+    ),
+}  # fmt: skip
+
+
+def places(tree, path=()):
+    """The paths of everything in a state dict."""
+    if path:
+        yield path
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+def mutated(source, path, value):
+    if not path:
+        return value
+    copy = dict(source) if isinstance(source, dict) else list(source)
+    copy[path[0]] = mutated(copy[path[0]], path[1:], value)
+    return copy
+
+
+def mutations():
+    """State dicts with one wrong value each: what is raised is the library's own ValueError or TypeError."""
+    made = bad = 0
+    source = OPTIMIZER.state_dict()
+    for path in places(source):
+        for wrong, value in ((wrong, WRONG[wrong]) for wrong in FEW):
+            for function in (interop.load_optimizer_state, interop.optimizer_state_dict):
+                made += 1
+                try:
+                    function(HANDED, mutated(source, path, value), names=MODULE)
+                except (TypeError, ValueError) as error:
+                    if ours(error):
+                        continue
+                    found = error
+                except Exception as error:
+                    found = error
+                else:
+                    continue
+                frame = traceback.extract_tb(found.__traceback__)[-1]
+                bad += 1
+                print(f"{function.__name__}, {path}={wrong}: {type(found).__name__}: {found!s:.150} "
+                      f"({frame.filename}:{frame.lineno})")  # fmt: skip
+    return made, bad
+
+
 CHECKPOINTS = {
     "Checkpoints": (opened, {"directory": tempfile.mkdtemp(), "config": None, "keep": 3, "timeout": 600}),
     "Checkpoints.save": (saved, {"step": 1, "state": {"a": X}, "data": None}),
@@ -274,6 +363,7 @@ CHECKPOINTS = {
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    made, bad = run(CALLS, REFUSED)
+    counts = [run(CALLS, REFUSED), run(OPTIMIZERS | CHECKPOINTS, [], FEW), mutations()]
+    made, bad = (sum(column) for column in zip(*counts, strict=True))
     print(f"{made} calls, {bad} complaints")
     sys.exit(int(bad > 0))

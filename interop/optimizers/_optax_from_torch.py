@@ -77,7 +77,8 @@ def optax_from_torch(
     """
     if isinstance(optimizer, Mapping) or not hasattr(optimizer, "param_groups"):
         raise TypeError(
-            f"optimizer is a torch optimizer, which knows its rule (a state dict does not); got {type(optimizer).__name__}"
+            "optimizer is a torch optimizer, which knows its rule (a state dict does not); got "
+            f"{type(optimizer).__name__}"
         )
     groups = optimizer.param_groups
     kind = type(optimizer).__name__

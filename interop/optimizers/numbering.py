@@ -62,7 +62,9 @@ def opened(optimizer: Any) -> Mapping[str, Any]:
         raise ValueError(f"the optimizer's state dict has the state of parameters in no group: {', '.join(unknown)}")
     bare = [str(index) for index, entries in source["state"].items() if not isinstance(entries, Mapping)]
     if bare:
-        raise ValueError(f"the optimizer's state dict has no mapping of entries for these parameters: {', '.join(bare)}")
+        raise ValueError(
+            f"the optimizer's state dict has no mapping of entries for these parameters: {', '.join(bare)}"
+        )
     return source
 
 
@@ -108,7 +110,7 @@ def given_names(optimizer: Any, names: Any) -> list[str] | None:
         names = recorded or list(of_module)
     elif names is None:
         names = recorded
-    elif isinstance(names, str) or not isinstance(names, Iterable):
+    elif isinstance(names, str) or not isinstance(names, Iterable) or not getattr(names, "ndim", 1):
         raise TypeError(f"names is the torch module, or the names of the parameters in order; got {names!r:.100}")
     if names is None:
         return None
@@ -141,10 +143,12 @@ def proven_names(optimizer: Any, values: Mapping[str, np.ndarray]) -> list[str]:
         for number in group["params"]
     }
     if live is not None:
-        found = _matched(dict(zip(numbers, map(_digest, live), strict=True)), {n: _digest(x) for n, x in values.items()}, alike)
+        found = _matched(
+            dict(zip(numbers, map(_digest, live), strict=True)), {n: _digest(x) for n, x in values.items()}, alike
+        )
         if found is not None:
             return [found[number] for number in numbers]
-        shapes = {number: tuple(p.shape) for number, p in zip(numbers, live, strict=True)}
+        shapes: dict[int, Any] = {number: tuple(p.shape) for number, p in zip(numbers, live, strict=True)}
     else:
         shapes = {number: _shape(states.get(number, {})) for number in numbers}
     found = _matched(shapes, {name: x.shape for name, x in values.items()}, alike)
@@ -182,7 +186,11 @@ def _matched(
 
 def _shape(entries: Mapping[str, Any]) -> tuple[int, ...] | None:
     """That of the parameter, of which a momentum or a square has an array; a count is a scalar."""
-    shapes = {tuple(np.shape(numpy(x))) for entry, x in entries.items() if entry not in ("step", "mu_product") and x is not None}
+    shapes = {
+        tuple(np.shape(numpy(x)))
+        for entry, x in entries.items()
+        if entry not in ("step", "mu_product") and x is not None
+    }
     return shapes.pop() if len(shapes) == 1 else None
 
 

@@ -6,7 +6,7 @@ Every rule gives the direction that is then multiplied by -learning rate.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class PositionState(NamedTuple):
     position: Int[Array, ""]
 
 
-RateState = PositionState | optax.ScaleByScheduleState
+RateState: TypeAlias = PositionState | optax.ScaleByScheduleState
 
 
 def start(rate: Schedule) -> RateState:

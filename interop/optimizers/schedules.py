@@ -62,7 +62,7 @@ def schedule_from_torch(
     and `every` that are no numbers of steps; `TypeError` for what is no scheduler of torch.optim.
     """
     for name, value, least in (("steps", steps, 0), ("every", every, 1)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < 2**31:
             raise ValueError(f"{name} is a number of optimizer steps, {least} or more; got {value!r}")
     position = _position(scheduler) * every
     scheduler = copy.deepcopy(scheduler)
@@ -96,7 +96,8 @@ def _position(scheduler: Any) -> int:
         found = {scheduler.last_epoch}
     if len(found) != 1 or not all(isinstance(at, int) for at in found):
         raise ValueError(
-            f"{type(scheduler).__name__} does not say where it stands: as its last_epoch it has {sorted(found) or 'none'}"
+            f"{type(scheduler).__name__} does not say where it stands: as its last_epoch it has "
+            f"{sorted(found) or 'none'}"
         )
     return int(found.pop())
 

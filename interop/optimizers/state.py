@@ -74,6 +74,7 @@ def load_optimizer_state(
     """
     if not isinstance(state, TrainState):
         raise TypeError(f"state is a jaxnorm.TrainState; got {type(state).__name__}")
+    step = None if step is None else _whole("step", step)
     source = numbering.opened(optimizer)
     parameters = Parameters(state, layouts, inputs)
     order = parameters.by_number(optimizer, names, rename)
@@ -228,7 +229,10 @@ def _step(source: Mapping[str, Any], counted: Mapping[str, Any], given: int | No
 
 
 def _whole(name: str, value: Any) -> int:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: torch's, of a tensor of several
+        raise ValueError(f"{name} is a number of updates; got {value!r:.80}") from None
     if not 0 <= number < 2**31 or number != int(number):
         raise ValueError(f"{name} is a number of updates, whole, from 0 to 2**31 - 1; got {number}")
     return int(number)
