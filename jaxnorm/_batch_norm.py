@@ -6,15 +6,26 @@ With an axis name (`pmap`, `shard_map`, `vmap`) each replica sees its own part o
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
 from jaxnorm.collectives import AxisName, Replicas, axis_size, canonical_groups, under_automatic_sharding
-from jaxnorm.moments import SAVED, Moments, accumulable, batch_statistics, merge_stacked, reduced_axes, saved
+from jaxnorm.moments import (
+    SAVED,
+    Moments,
+    accumulable,
+    batch_statistics,
+    broadcastable,
+    merge_stacked,
+    reduced_axes,
+    saved,
+)
 
 Activation = Callable[[Any], Any]
 
@@ -63,24 +74,20 @@ def batch_norm(
         moments of all groups together.)
 
     Raises:
+        TypeError: for arguments that are no arrays, dtypes, functions or names of axes.
         ValueError: if one value for each channel is all there is (its variance is 0 whatever the value), if groups do
-            not fit the replicas, or a parameter does not fit the channels.
+            not fit the replicas, a parameter does not fit the channels, or a number is not finite or out of range.
         NameError: if the axis name is not bound.
 
     >>> y, moments = batch_norm(x, scale, bias)
     >>> running_var = momentum * running_var + (1 - momentum) * moments.variance(correction=1)
     """
-    reduced = reduced_axes(x.ndim, axis)
+    named = {"scale": scale, "bias": bias, "shift": shift}
+    x, mask, reduced, parameters = _arguments(x, mask, axis, activation, dtype, named)
+    epsilon = check.number("epsilon", epsilon, least=0)
     channels = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
-    keep = tuple(1 if a in reduced else n for a, n in enumerate(x.shape))
-    for name, value in {"scale": scale, "bias": bias, "shift": shift}.items():
-        if value is not None and value.shape != channels:
-            raise ValueError(f"{name} has shape {value.shape}, expected {channels}: input {x.shape} with axis={axis!r}")
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (*[1] * (x.ndim - mask.ndim), *mask.shape)).astype(bool)
-        if any(m not in (1, n) for m, n in zip(mask.shape, x.shape, strict=True)):
-            raise ValueError(f"mask of shape {mask.shape} does not broadcast to the input's {x.shape}")
-    arrays = (x, mask, *(None if value is None else value.reshape(keep) for value in (scale, bias, shift)))
+    arrays = (x, mask, *parameters)
+    axis_index_groups = check.groups(axis_index_groups)
     options: dict[str, Any] = {"epsilon": epsilon, "activation": activation, "dtype": dtype or x.dtype}
     if axis_name is None and axis_index_groups is not None and reduced:
         y, found = _groups_of_parts(arrays, reduced, axis_index_groups, options)
@@ -167,18 +174,59 @@ def normalize(
     *,
     axis: int | Sequence[int] = -1,
     epsilon: float = 1e-5,
+    mask: Bool[Array, "..."] | None = None,
     activation: Activation | None = None,
     dtype: Any = None,
 ) -> Shaped[Array, "..."]:
     """Normalises with given statistics, as BatchNorm does in eval: `(x - mean) / sqrt(var + epsilon) * scale + bias`.
 
-    Arguments as for `batch_norm`. `mean` and `var` keep their dtype: a bfloat16 input does not round them.
+    Arguments and errors as for `batch_norm`. `mean` and `var` keep their dtype: a bfloat16 input does not round them.
+    Values that do not count (`mask`) may be infinite or no numbers: they have no part in any derivative.
     """
+    named = {"mean": mean, "var": var, "scale": scale, "bias": bias}
+    for name in ("mean", "var"):
+        named[name] = check.array(name, named[name])
+    x, mask, _, (mean, var, scale, bias) = _arguments(x, mask, axis, activation, dtype, named)
+    epsilon = check.number("epsilon", epsilon, least=0)
+    inverse = _inverse_deviation(var, epsilon)
+    return _affine(accumulable(x), mean, None, inverse, scale, bias, mask, activation, dtype or x.dtype)
+
+
+def _arguments(
+    x: Any,
+    mask: Any,
+    axis: Any,
+    activation: Any,
+    dtype: Any,
+    named: dict[str, Any],
+) -> tuple[Any, Any, tuple[int, ...], tuple[Any, ...]]:
+    """The input, the mask, the axes reduced over, and what is given for each channel, all as wide as the input."""
+    x = check.array("x", x)
     reduced = reduced_axes(x.ndim, axis)
+    channels = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     keep = tuple(1 if a in reduced else n for a, n in enumerate(x.shape))
-    scale, bias = (None if v is None else v.reshape(keep) for v in (scale, bias))
-    inverse = lax.rsqrt(var.reshape(keep) + epsilon)
-    return _affine(accumulable(x), mean.reshape(keep), None, inverse, scale, bias, None, activation, dtype or x.dtype)
+    check.dtype("dtype", dtype)
+    if activation is not None:
+        check.function("activation", activation)
+    wide = []
+    for name, value in named.items():
+        found = None if value is None else check.array(name, value)
+        if found is not None and found.shape != channels:
+            raise ValueError(f"{name} has shape {found.shape}, expected {channels}: input {x.shape} with axis={axis!r}")
+        wide.append(None if found is None else found.reshape(keep))
+    return x, broadcastable("mask", mask, x), reduced, tuple(wide)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _inverse_deviation(var: Float[Array, "..."], epsilon: float) -> Float[Array, "..."]:
+    """`rsqrt(var + epsilon)`, whose derivative in JAX divides by the variance and vanishes in float32 from 1e13 on."""
+    return lax.rsqrt(var + epsilon)
+
+
+@_inverse_deviation.defjvp
+def _inverse_deviation_jvp(epsilon, primals, tangents):  # type: ignore[no-untyped-def]
+    inverse = _inverse_deviation(*primals, epsilon)
+    return inverse, -0.5 * inverse * (inverse * (inverse * tangents[0]))
 
 
 def _affine(
@@ -197,10 +245,14 @@ def _affine(
     if delta is not None:  # of the deviation's size, so that nothing cancels
         bias = -delta * mul if bias is None else bias - delta * mul
     d = x - shift
-    bad = None if mask is None else ~(mask | jnp.isfinite(x))
-    y = (d if bad is None else jnp.where(bad, 0, d)) * mul
-    if bias is not None:
-        y = y + bias
-    if bad is not None:  # a masked value that is no number comes out as it is, and has no part in any derivative
-        y = jnp.where(bad, d.astype(y.dtype), y)
-    return (y if activation is None else activation(y)).astype(dtype)
+
+    def result(d: Any) -> Any:
+        y = d * mul if bias is None else d * mul + bias
+        return (y if activation is None else check.array("what activation gives", activation(y))).astype(dtype)
+
+    if mask is None:
+        return result(d)
+    # What does not count and is no number comes out as it is, and has no part in any derivative: 0 * nan is nan.
+    y = lax.stop_gradient(result(d))
+    bad = ~(mask | (jnp.isfinite(d * mul) & jnp.isfinite(y)))
+    return jnp.where(bad, y, result(jnp.where(bad, 0, d)))

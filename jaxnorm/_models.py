@@ -107,7 +107,7 @@ def take_apart(model: Any) -> tuple[Definition, Collections]:
         linen_definition = LinenDefinition(module)
         definition, collections = linen_definition, linen_definition.sort(variables)
     else:
-        raise TypeError(f"expected an nnx.Module or Linen's (module, variables); got {type(model).__name__}")
+        raise TypeError(f"model: expected an nnx.Module or Linen's (module, variables); got {type(model).__name__}")
     return definition, jax.tree.map(jnp.asarray, collections)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxnorm import _checks as check
 from jaxnorm import hlo
 from jaxnorm._typing import PyTree
 from jaxnorm.means import batch_size
@@ -100,9 +101,14 @@ def plan(
         how: "jit" or "shard_map", as for `data_parallel`; the state is donated.
 
     Raises:
+        TypeError: for arguments of another kind.
         ValueError: for an unknown topology, for another `how`, and for a batch that the devices do not divide.
         ImportError: where libtpu is not installed.
     """
+    check.instance("step", step, TrainStep, "what train_step gave")
+    check.instance("state", state, TrainState, "a jaxnorm.TrainState")
+    check.arrays("batch", batch)
+    check.one_of("how", how, ("jit", "shard_map"))
     place = topology if isinstance(topology, Topology) else _topology(topology)
     lowered = traced(step, how, state, batch, place.devices).lower()
     size, devices = batch_size(batch), len(place.devices)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+from jaxnorm import _checks as check
 from jaxnorm._models import Collections, LinenDefinition, NnxDefinition, take_apart
 from jaxnorm.moments import Moments, merge, moments
 from jaxnorm.replicas import unreplicate
@@ -60,6 +61,12 @@ def recalibrate(
     **Raises:** `ValueError` where there is no batch, or no layer with running statistics; `TypeError` where the batches
     can be run through only once and `layer_by_layer` needs more.
     """
+    if not isinstance(batches, Iterable) or isinstance(batches, str | bytes) or not getattr(batches, "ndim", 1):
+        raise TypeError(f"batches is what gives batches, such as a list or a loader; got {check.shown(batches)}")
+    for name, value in (("layer_by_layer", layer_by_layer), ("progress", progress)):
+        check.flag(name, value)
+    if forward is not None:
+        check.function("forward", forward)
     if isinstance(model, TrainState):
         state = unreplicate(model) if model.step.ndim else model
         rebuilt = recalibrate(state.model(), batches, forward=forward, layer_by_layer=layer_by_layer, progress=progress)
@@ -137,13 +144,15 @@ def _collector(definition: NnxDefinition | LinenDefinition, forward: Forward) ->
 
         def traced(collections: Collections, batch: Any) -> list[Moments]:
             found: dict[Path, Moments] = {}
-            order.clear()
+            heard: dict[Path, float] = {}
 
             def record(path: Path, of_layer: Moments, correction: float) -> None:
-                order[path] = correction
+                heard[path] = correction
                 found[path] = merge(found[path], of_layer) if path in found else of_layer
 
             run(definition, collections, forward, batch, batch_mode, record)
+            order.clear()  # where that fails, what was heard before still goes with the programs compiled before
+            order.update(heard)
             return [found[path] for path in order]
 
         return jax.jit(traced), order
@@ -151,6 +160,7 @@ def _collector(definition: NnxDefinition | LinenDefinition, forward: Forward) ->
     def collect(
         collections: Collections, batch: Any, batch_mode: bool, corrections: dict[Path, float]
     ) -> dict[Path, Moments]:
+        check.arrays("each of batches", batch)
         function, order = compiled(batch_mode)
         found = function(collections, batch)
         corrections.update(order)

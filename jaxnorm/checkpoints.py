@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import PyTree
 from jaxnorm.global_arrays import host, is_key, is_own, named_leaves, refuse_different
 
@@ -72,9 +73,12 @@ class Checkpoints:
         from etils import epath  # type: ignore[import-untyped]
         from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-        if keep < 1:
-            raise ValueError(f"keep is the number of checkpoints kept, 1 or more; got {keep}")
-        self.config = _as_json("config", config or {})
+        keep = check.whole("keep", keep, least=1)
+        timeout = check.whole("timeout", timeout, least=1)
+        check.instance("directory", directory, str | os.PathLike, "a path")
+        if not os.fspath(directory):
+            raise ValueError("directory is a path; got an empty one")
+        self.config = _as_json("config", {} if config is None else config)
         path = os.fspath(directory)
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
         if jax.process_index() == 0:
@@ -118,6 +122,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        step = check.whole("step", step)
         self.wait()
         latest = self._manager.latest_step()
         if latest is not None and latest >= step:
@@ -128,7 +133,7 @@ class Checkpoints:
         arrays = named_leaves(state)
         values = {name: _saved(name, x) for name, x in arrays.items() if np.size(x)}
         refuse_different({name: x for name, x in arrays.items() if is_own(x)})
-        run = {"config": self.config, "data": _as_json("data", data or {}), "arrays": _kinds(arrays)}
+        run = {"config": self.config, "data": _as_json("data", {} if data is None else data), "arrays": _kinds(arrays)}
         items = {"run": ocp.args.JsonSave(run)}
         if values:
             items["state"] = ocp.args.PyTreeSave(values)
@@ -154,7 +159,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        step = self.latest() if step is None else step
+        step = self.latest() if step is None else check.whole("step", step)
         if step is None or step not in self.steps():
             there = f"it has those of steps {self.steps()}" if self.steps() else "it has none"
             raise FileNotFoundError(
@@ -233,6 +238,7 @@ _NUMPY = (np.ndarray, np.generic)
 
 
 def _as_json(title: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    check.instance(title, value, Mapping, "a mapping that JSON can hold")
     try:
         return json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Shaped
 
 AxisName = Hashable | tuple[Hashable, ...]
@@ -30,8 +31,10 @@ def axis_size(axis_name: AxisName) -> int:
     """The number of replicas along `axis_name`.
 
     Raises:
+        TypeError: for what is no name of an axis.
         NameError: if the axis is not bound here, with what to do about it.
     """
+    check.axis_name(axis_name)
     try:
         return int(lax.axis_size(axis_name))
     except NameError as error:
@@ -51,7 +54,8 @@ def canonical_groups(axis_index_groups: Sequence[Sequence[int]] | None, size: in
     """
     if axis_index_groups is None:
         return None
-    groups = tuple(tuple(int(index) for index in group) for group in axis_index_groups)
+    groups = check.groups(axis_index_groups)
+    assert groups is not None
     indices = sorted(index for group in groups for index in group)
     if indices != list(range(size)) or len({len(group) for group in groups}) != 1:
         raise ValueError(

@@ -7,11 +7,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jaxnorm._typing import Array, Float, Int, PyTree
+from jaxnorm import _checks as check
+from jaxnorm._typing import Array, Bool, Float, Int, PyTree
 from jaxnorm.averaging import Schedule, after, decaying, equal_decay, warming
 
 Placement: TypeAlias = Any  # "cpu", "pinned_host", a jax.Device, or a sharding
@@ -37,6 +39,9 @@ class Ema:
     state = ema.update(variables, state, step)   # step counts from 1, as in timm's train.py
     averaged = ema.value(state)
     ```
+
+    Averages count their own updates: `EmaState.count` is AveragedModel's `n_averaged` and Ultralytics' `updates`. In a
+    `TrainState` the step of an update is its number, however many steps the optimizer took in between.
 
     The decay of a step is `timm.utils.ModelEmaV3.get_decay`'s, with s = max(0, step - update_after_step - 1):
     0 while s is 0 (the average is a copy); then `decay`, or with `use_warmup`
@@ -70,7 +75,8 @@ class Ema:
       `torch.optim.swa_utils.AveragedModel` does to integer buffers.
     - `counts_itself`: take the number of updates so far, plus one, where `update` is given no step.
 
-    **Raises:** `ValueError` for options out of range, and for float16 and float8 entries without a `dtype`.
+    **Raises:** `ValueError` and `TypeError` for options out of range or of another kind; for float16 and float8 entries
+    without a `dtype`; for trees of other things than arrays, and others than the one given to `init`.
     """
 
     decay: float | Schedule = 0.9999
@@ -87,16 +93,23 @@ class Ema:
     counts_itself: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.decay) and not 0 <= self.decay <= 1:
-            raise ValueError(f"decay is the share kept, a number from 0 to 1 or a schedule; got {self.decay}")
-        if not 0 <= self.min_decay <= 1:
-            raise ValueError(f"min_decay is a number from 0 to 1; got {self.min_decay}")
-        if self.integers not in ("copy", "average"):
-            raise ValueError(f'integers is "copy" or "average"; got {self.integers!r}')
+        if not callable(self.decay):
+            check.number("decay, the share kept (or a schedule),", self.decay, least=0, most=1)
+        check.number("min_decay", self.min_decay, least=0, most=1)
+        check.whole("update_after_step", self.update_after_step, least=-(2**31))
+        check.number("warmup_gamma", self.warmup_gamma, above=0)
+        check.number("warmup_power", self.warmup_power, least=0)
+        check.whole("seed", self.seed, least=-(2**31))
+        check.one_of("integers", self.integers, ("copy", "average"))
+        for name in ("use_warmup", "counts_itself"):
+            check.flag(name, getattr(self, name))
+        if not callable(self.exclude_buffers):
+            check.flag("exclude_buffers (or a function)", self.exclude_buffers)
+        check.dtype("dtype", self.dtype)
         if self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.floating):
             raise ValueError(f"dtype is a floating dtype; got {self.dtype}")
-        if self.device not in ("cpu", "pinned_host", None) and not isinstance(self.device, jax.Device | Sharding):
-            raise ValueError(f'device is "cpu", "pinned_host", a jax.Device or a sharding; got {self.device!r}')
+        if not (self.device is None or isinstance(self.device, jax.Device | Sharding)):
+            check.one_of("device (or a jax.Device, or a sharding)", self.device, ("cpu", "pinned_host"))
 
     @classmethod
     def averaged_model(
@@ -106,6 +119,7 @@ class Ema:
 
         The first update copies. It counts its own updates (`EmaState.count` is PyTorch's `n_averaged`); give no step.
         """
+        check.flag("use_buffers", use_buffers)
         return cls(
             decay=equal_decay if decay is None else decay,
             device=device,
@@ -125,18 +139,33 @@ class Ema:
 
     def init(self, tree: PyTree) -> EmaState:
         """The state before any update: a copy of `tree`, placed and cast."""
+        check.arrays("tree", tree)
         self._refuse_narrow(tree)
         average = jax.tree.map(lambda x: _floating_as(jnp.array(x, copy=True), self.dtype), tree)
         return self._place(EmaState(jnp.zeros((), jnp.int32), average))
 
-    def update(self, tree: PyTree, state: EmaState, step: Int[Array, ""] | int | None = None) -> EmaState:
+    def update(
+        self,
+        tree: PyTree,
+        state: EmaState,
+        step: Int[Array, ""] | int | None = None,
+        *,
+        taken: Bool[Array, ""] | bool | None = None,
+    ) -> EmaState:
         """The state after `tree` is taken in. `tree` has the structure and the shapes given to `init`.
+
+        `step` is the number of this update, counted from 1: `state.count + 1`, say, which is what `TrainState` gives.
+        Where `taken` is False, the state stays as it is.
 
         One compiled pass over the state. Placed elsewhere (`device`), values are sent there and the call returns
         at once; it is then made outside of `jax.jit`, which cannot span platforms.
         """
+        self._check(state)
+        check.arrays("tree", tree)
+        step = step if step is None else check.array("step", step, shape=())
+        taken = taken if taken is None else check.array("taken", taken, shape=()).astype(bool)
         if self.device is None:
-            return _update(self, tree, state, step)
+            return _update(self, tree, state, step, taken)
         if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((tree, state))):
             raise ValueError(
                 f"an Ema with device={self.device!r} is updated outside of compiled functions: call its update after "
@@ -144,21 +173,32 @@ class Ema:
             )
         if step is not None:  # a number may come from the model's device, which is not the average's
             step = jax.device_put(jnp.asarray(step), state.count.sharding)
+        if taken is not None:
+            taken = jax.device_put(taken if jax.process_count() == 1 else np.asarray(taken), state.count.sharding)
         shardings = jax.tree.map(lambda x: x.sharding, state.average)
         if self.device == "pinned_host":  # computed by the accelerator, kept by the host
             near = jax.tree.map(lambda s: s.with_memory_kind("device"), shardings)
             tree, average = jax.device_put(tree, near), jax.device_put(state.average, near)
-            updated = _update(self, tree, EmaState(state.count, average), step)
+            updated = _update(self, tree, EmaState(state.count, average), step, taken)
             return EmaState(updated.count, jax.device_put(updated.average, shardings))
-        return _update(self, jax.device_put(tree, shardings), state, step)
+        return _update(self, jax.device_put(tree, shardings), state, step, taken)
 
     def value(self, state: EmaState) -> PyTree:
         """The averaged tree, in the structure given to `init`, where the average lives."""
+        self._check(state)
         return state.average
 
     def get_decay(self, step: Int[Array, ""] | int | None = None) -> Float[Array, ""]:
         """The share kept at a step; timm's `ModelEmaV3.get_decay`."""
-        return 1 - self._weight(step)
+        return 1 - self._weight(step if step is None else check.array("step", step, shape=()))
+
+    def _check(self, state: Any) -> None:
+        check.instance("state", state, EmaState, "what Ema.init gave, an EmaState")
+
+    @property
+    def goes_by_count(self) -> bool:
+        """Whether an update's weight depends on how many there were, beyond the first, which copies."""
+        return callable(self.decay) or self.use_warmup or self.update_after_step > 0
 
     def _weight(self, step: Int[Array, ""] | int | None) -> Float[Array, ""]:
         if step is None:
@@ -197,24 +237,15 @@ class Ema:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any) -> EmaState:
-    count = state.count + 1
+def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any, taken: Any) -> EmaState:
+    count = optax.safe_increment(state.count)
     if step is None and ema.counts_itself:
         step = count
     weight = ema._weight(step)
 
-    structure: Any
+    refuse_other(tree, state.average)
     values, structure = jax.tree.flatten(tree)
-    averages, expected = jax.tree.flatten(state.average)
-    if not structure == expected:
-        raise ValueError(f"the tree is not the one this average was made for: got {structure}, expected {expected}")
-    unlike = [
-        f"{jax.tree_util.keystr(path)} has shape {jnp.shape(value)}, its average {average.shape}"
-        for (path, value), average in zip(jax.tree_util.tree_leaves_with_path(tree), averages, strict=True)
-        if jnp.shape(value) != average.shape
-    ]
-    if unlike:
-        raise ValueError(f"the tree is not the one this average was made for: {'; '.join(unlike)}")
+    averages = jax.tree.leaves(state.average)
     buffers = _buffers(tree, ema.exclude_buffers)
     updated = list(values)
     inexact = []
@@ -232,7 +263,25 @@ def _update(ema: Ema, tree: PyTree, state: EmaState, step: Any) -> EmaState:
         inexact, _lerp_all([averages[i] for i in inexact], [values[i] for i in inexact], weight), strict=True
     ):
         updated[i] = average
+    if taken is not None:
+        count = jnp.where(taken, count, state.count)
+        updated = [jnp.where(taken, new, old) for new, old in zip(updated, averages, strict=True)]
     return EmaState(count, jax.tree.unflatten(structure, updated))
+
+
+def refuse_other(tree: PyTree, average: PyTree) -> None:
+    """Raises `ValueError` for a tree of another structure, or with entries of other shapes, than the average has."""
+    got: Any = jax.tree.structure(tree)
+    expected: Any = jax.tree.structure(average)
+    if not got == expected:
+        raise ValueError(f"the tree is not the one this average was made for: got {got}, expected {expected}")
+    unlike = [
+        f"{jax.tree_util.keystr(path)} has shape {jnp.shape(value)}, its average {jnp.shape(of)}"
+        for (path, value), of in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(average), strict=True)
+        if jnp.shape(value) != jnp.shape(of)
+    ]
+    if unlike:
+        raise ValueError(f"the tree is not the one this average was made for: {'; '.join(unlike)}")
 
 
 def _lerp_all(averages: list[Any], values: list[Any], weight: Any) -> list[Any]:

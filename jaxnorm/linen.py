@@ -1,5 +1,6 @@
 """BatchNorm for Flax Linen: parameters, running statistics and flags. The mathematics is in `_batch_norm.py`."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -7,10 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import dtypes
 
+from jaxnorm import _checks as check
 from jaxnorm._batch_norm import Activation, batch_norm, normalize
 from jaxnorm._typing import Array, Bool, Shaped
 from jaxnorm.moments import reduced_axes
-from jaxnorm.running_statistics import update_running
+from jaxnorm.running_statistics import one_more, update_running
+
+_ENTRIES = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
 
 
 class BatchNorm(nn.BatchNorm):
@@ -30,7 +34,8 @@ class BatchNorm(nn.BatchNorm):
     Note on momentum: `momentum=0.9` here is `momentum=0.1` in PyTorch.
 
     Raises (when called):
-        ValueError: for one value per channel in training, or shapes that do not fit.
+        TypeError, ValueError: for attributes that are none, one value per channel in training, or shapes that do not
+            fit.
         NameError: if `axis_name` is not bound where the layer is called.
     """
 
@@ -53,12 +58,25 @@ class BatchNorm(nn.BatchNorm):
         Args:
             x: the input, channels along `axis`.
             use_running_average: as at construction; one of the two must be given.
-            mask: which values count towards the statistics, broadcastable to `x`.
+            mask: which values count towards the statistics, broadcastable to `x`; those that do not may be infinite or
+                no numbers.
         """
-        x = jnp.asarray(x)
+        fields = (field.name for field in dataclasses.fields(self) if field.name not in ("parent", "name"))
+        check.layer({name: getattr(self, name) for name in fields})
+        x = check.array("x", x)
+        if use_running_average is not None:
+            check.flag("use_running_average", use_running_average)
         eval_mode = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         reduced = reduced_axes(x.ndim, self.axis)
         channels = tuple(n for a, n in enumerate(x.shape) if a not in reduced)
+        for collection, name in _ENTRIES:
+            shape = jnp.shape(self.get_variable(collection, name)) if self.has_variable(collection, name) else channels
+            if shape != channels:
+                error = ValueError(
+                    f"{name} has shape {shape}, expected {channels}: input {x.shape} with axis={self.axis!r}"
+                )
+                error.add_note(self._described())
+                raise error
         kept_dtype = self.param_dtype
         if self.force_float32_reductions:  # at least float32; float64 parameters have float64 statistics
             kept_dtype = jnp.promote_types(jnp.finfo(self.param_dtype).dtype, jnp.float32)
@@ -77,33 +95,37 @@ class BatchNorm(nn.BatchNorm):
         options: dict[str, Any] = {
             "axis": self.axis,
             "epsilon": self.epsilon,
+            "mask": mask,
             "activation": self.activation,
             "dtype": dtype,
         }
         starting = self.is_initializing()
         kept = {name: jnp.asarray(variable.value) for name, variable in running.items()}
-        if running and (eval_mode or (starting and x.size == math.prod(channels))):
-            return normalize(x, kept["mean"], kept["var"], scale, bias, **options)
         try:
+            if running and (eval_mode or (starting and x.size == math.prod(channels))):
+                return normalize(x, kept["mean"], kept["var"], scale, bias, **options)
             y, moments = batch_norm(
                 x,
                 scale,
                 bias,
                 axis_name=None if starting else self.axis_name,
                 axis_index_groups=None if starting else self.axis_index_groups,
-                mask=mask,
                 shift=kept.get("mean"),
                 **options,
             )
-        except (NameError, ValueError) as error:
-            error.add_note(f"in BatchNorm layer {'/'.join(self.path)!r}")
+        except (NameError, TypeError, ValueError) as error:
+            error.add_note(self._described())
             raise
         if running and not eval_mode and not starting:
             count = None
             if "num_batches_tracked" in running:
-                count = running["num_batches_tracked"].value = kept["num_batches_tracked"] + 1
+                count = running["num_batches_tracked"].value = one_more(kept["num_batches_tracked"])
             mean, var = update_running(kept["mean"], kept["var"], moments, self.momentum, self.correction, count)
             if not self.force_float32_reductions:
                 mean, var = mean.astype(kept_dtype), var.astype(kept_dtype)
             running["mean"].value, running["var"].value = mean, var
         return y
+
+    def _described(self) -> str:
+        path = "/".join(self.path)
+        return f"in BatchNorm layer {path!r}" if path else "in the model itself, a BatchNorm layer"

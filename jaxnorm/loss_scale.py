@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Bool, Float, Int
 
 
@@ -14,12 +16,23 @@ class LossScale(NamedTuple):
     good_steps: Int[Array, ""]  # since the scale last changed
 
     @classmethod
-    def dynamic(cls, initial: float = 2.0**16) -> "LossScale":
-        """Halved at every overflow, doubled after 2000 steps without one."""
-        return cls(jnp.asarray(initial, jnp.float32), jnp.zeros((), jnp.int32))
+    def dynamic(cls, initial: int | float = 2.0**16) -> "LossScale":
+        """Halved at every overflow, doubled after 2000 steps without one, as long as that is finite.
 
-    def update(self, finite: Bool[Array, ""], interval: int = 2000) -> "LossScale":
-        """The scale for the next step."""
+        **Raises:** `TypeError`, `ValueError` for an initial scale that is not a finite number above 0 in float32.
+        """
+        scale = check.number("initial", initial, above=0)
+        if not 0 < np.float32(scale) < np.inf:
+            raise ValueError(f"initial is a number of float32's range; got {initial!r}")
+        return cls(jnp.asarray(scale, jnp.float32), jnp.zeros((), jnp.int32))
+
+    def update(self, finite: Bool[Array, ""] | bool, interval: int = 2000) -> "LossScale":
+        """The scale for the next step (`_amp_update_scale_`: a scale whose double is infinite stays).
+
+        **Raises:** `TypeError`, `ValueError` for an interval that is not a number of steps.
+        """
+        interval = check.whole("interval", interval, least=1)
+        finite = check.array("finite", finite, shape=()).astype(bool)
         good = jnp.where(finite, self.good_steps + 1, 0)
-        scale = jnp.where(finite, jnp.where(good >= interval, self.scale * 2, self.scale), self.scale * 0.5)
-        return LossScale(scale, jnp.where(good >= interval, 0, good))
+        grown = jnp.where((good >= interval) & jnp.isfinite(self.scale * 2), self.scale * 2, self.scale)
+        return LossScale(jnp.where(finite, grown, self.scale * 0.5), jnp.where(good >= interval, 0, good))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Bool, Float, PyTree, Shaped
 
 
@@ -22,10 +23,19 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Shaped[Array, "..."], mask: Bool[Array, "..."] | None = None) -> "Mean":
-        """Of the values where `mask` holds (whose axes are the leading axes of `values`); of all without one."""
+        """Of the values where `mask` holds (whose axes are the leading axes of `values`); of all without one.
+
+        Raises:
+            TypeError, ValueError: for what are no arrays, and a mask that does not fit.
+        """
+        values = check.array("values", values)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
         if mask is None:
             return cls(jnp.sum(values), jnp.asarray(values.size, values.dtype))
+        mask = check.array("mask", mask).astype(bool)
+        leading = values.shape[: mask.ndim]
+        if mask.ndim > values.ndim or any(m not in (1, n) for m, n in zip(mask.shape, leading, strict=True)):
+            raise ValueError(f"mask of shape {mask.shape} has not the leading axes of the values, {values.shape}")
         mask = jnp.broadcast_to(jnp.reshape(mask, mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
         # Not values * mask: what stands in padded entries may be inf or nan, and so may its derivative.
         return cls(jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask.astype(values.dtype)))
@@ -48,7 +58,15 @@ def pad_batch(batch: Mapping[str, Any], size: int, mask: str = "mask") -> dict[s
 
     Padding is made of true examples, not zeros, so that what is computed for it stays ordinary numbers.
     Feed the mask to `Mean.of` and to the BatchNorm layers.
+
+    Raises:
+        TypeError: for what is no mapping of names to arrays.
+        ValueError: where the batch is empty or larger, its entries differ in length, or have the mask's name.
     """
+    check.instance("batch", batch, Mapping, "a mapping of names to arrays")
+    check.arrays("batch", dict(batch))
+    check.instance("mask", mask, str, "the name of an entry")
+    size = check.whole("size", size, least=1)
     if mask in batch:
         raise ValueError(f"the batch has an entry {mask!r} already; name another with mask=")
     count = batch_size(batch)

@@ -35,13 +35,14 @@ of squares beyond the largest float makes m2 infinite and the output NaN.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Bool, Float, Inexact, Shaped
 from jaxnorm.collectives import Replicas
 from jaxnorm.sums import two_sums
@@ -66,7 +67,7 @@ class Moments(NamedTuple):
 
     def variance(self, correction: int | float = 0) -> Float[Array, "*channels"]:
         """`m2 / (count - correction)`; NaN where no more than `correction` values were counted."""
-        freedom = self.count - correction
+        freedom = self.count - check.number("correction", correction)
         return jnp.where(freedom > 0, self.m2 / jnp.where(freedom > 0, freedom, 1), jnp.nan)
 
 
@@ -82,20 +83,48 @@ def moments(
         x: the values, of any numeric dtype.
         axis: the channels' axis or axes.
         mask: which values count, broadcastable to `x`; None counts all.
+
+    Raises:
+        TypeError, ValueError: for what is no array, for axes that are none of its, and a mask that does not fit.
     """
+    x = check.array("x", x)
     reduced = reduced_axes(x.ndim, axis)
+    mask = broadcastable("mask", mask, x)
     found = batch_statistics(x, None, mask, reduced, 0.0, Replicas())
     shape = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     return Moments(_counts(found.count, shape), found.mean.reshape(shape), found.m2.reshape(shape))
+
+
+def broadcastable(name: str, mask: Any, x: Array) -> Array | None:
+    """The mask with as many axes as `x`, each as long or 1 wide.
+
+    Raises:
+        TypeError, ValueError: for what is no array, and for one that does not fit.
+    """
+    if mask is None:
+        return None
+    mask = check.array(name, mask)
+    wide = mask.reshape(*[1] * (x.ndim - mask.ndim), *mask.shape) if mask.ndim <= x.ndim else mask
+    if wide.ndim > x.ndim or any(m not in (1, n) for m, n in zip(wide.shape, x.shape, strict=True)):
+        raise ValueError(f"{name} of shape {mask.shape} does not broadcast to the input's {x.shape}")
+    return wide.astype(bool)
 
 
 def merge(first: Moments, *others: Moments) -> Moments:
     """The moments of all samples together, by Chan's formula. Exact for uneven and empty samples.
 
     >>> merge(moments(a), moments(b))  # equals moments(jnp.concatenate([a, b]))
+
+    Raises:
+        TypeError, ValueError: for what are no moments, and for those of other channels.
     """
+    for one in (first, *others):
+        check.instance("every argument of merge", one, Moments, "a jaxnorm.Moments")
     if not others:
         return first
+    unlike = sorted({str(jnp.shape(one.mean)) for one in (first, *others)})
+    if len(unlike) > 1:
+        raise ValueError(f"the moments to merge are of other numbers of channels: means of shapes {', '.join(unlike)}")
     counts, means, m2s = (jnp.stack(jnp.broadcast_arrays(*field)) for field in zip(first, *others, strict=True))
     merged = merge_stacked(counts.reshape(*counts.shape, *[1] * (means.ndim - counts.ndim)), means, m2s)
     return Moments(_counts(merged.count, means.shape[1:]), merged.mean, merged.m2)
@@ -149,7 +178,7 @@ def reduced_axes(ndim: int, axis: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: if `axis` names no axis of the array, or one twice.
     """
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = check.axes("axis", axis)
     channels = {a + ndim if a < 0 else a for a in axes}
     if len(channels) != len(axes) or not all(0 <= a < ndim for a in channels):
         raise ValueError(f"axis must name distinct axes of the {ndim}-dimensional input, got {axis!r}")

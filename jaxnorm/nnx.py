@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 
+from jaxnorm import _checks as check
 from jaxnorm._batch_norm import Activation, batch_norm, normalize
 from jaxnorm._typing import Array, Bool, Shaped
 from jaxnorm.collectives import AxisName
-from jaxnorm.running_statistics import update_running
+from jaxnorm.running_statistics import one_more, update_running
 
 _ZEROS, _ONES = initializers.zeros_init(), initializers.ones_init()
 
@@ -57,12 +58,12 @@ class BatchNorm(nnx.BatchNorm):
         track_running_stats: False, as in PyTorch, keeps no running statistics and normalises with the batch's in eval
             too.
         count_batches: whether to count the batches in `num_batches_tracked`, as PyTorch does. With `momentum=None`
-            they are.
+            they are. The counter stops at 2^31 - 1, unless jax_enable_x64 is set.
         activation: applied to the output; the backward pass recomputes its input.
         rngs: for the initializers.
 
     Raises:
-        ValueError: for one value per channel in training, or shapes that do not fit.
+        TypeError, ValueError: for options that are none, one value per channel in training, or shapes that do not fit.
         NameError: if `axis_name` is not bound where the layer is called.
     """
 
@@ -104,12 +105,22 @@ class BatchNorm(nnx.BatchNorm):
             "bias_init": bias_init,
             "scale_init": scale_init,
             "axis_name": axis_name,
-            "axis_index_groups": hashable_groups(axis_index_groups),
+            "axis_index_groups": check.groups(axis_index_groups),
             "use_fast_variance": use_fast_variance,
             "promote_dtype": promote_dtype,
             "bias_metadata": bias_metadata,
             "scale_metadata": scale_metadata,
         }
+        more = {
+            "correction": correction,
+            "track_running_stats": track_running_stats,
+            "count_batches": count_batches,
+            "activation": activation,
+        }
+        check.layer({**flax_fields, **more})
+        check.whole("num_features", num_features)
+        if use_bias or use_scale:
+            check.instance("rngs", rngs, nnx.Rngs | nnx.RngStream, "a flax.nnx.Rngs")
         super().__init__(num_features, **flax_fields, rngs=rngs)
         none: Any = nnx.data(None)
         if track_running_stats:
@@ -140,12 +151,15 @@ class BatchNorm(nnx.BatchNorm):
         Args:
             x: the input, channels along `axis`.
             use_running_average: takes precedence over the layer's own.
-            mask: which values count towards the statistics, broadcastable to `x`.
+            mask: which values count towards the statistics, broadcastable to `x`; those that do not may be infinite or
+                no numbers.
             axis: takes precedence over the layer's own.
         """
-        x = jnp.asarray(x)
+        x = check.array("x", x)
         eval_mode = self.use_running_average if use_running_average is None else use_running_average
-        if eval_mode is None:
+        if eval_mode is not None:
+            check.flag("use_running_average", eval_mode)
+        else:
             raise ValueError(
                 f"{self._described()}: use_running_average is None; give it at construction, in the call, or by "
                 "model.train(), model.eval() or nnx.view(model, use_running_average=...)"
@@ -153,25 +167,26 @@ class BatchNorm(nnx.BatchNorm):
         axis = self.axis if axis is None else axis
         mean, var, scale, bias = (None if v is None else v[...] for v in (self.mean, self.var, self.scale, self.bias))
         dtype = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)[0].dtype
-        if eval_mode and mean is not None and var is not None:
-            return normalize(
-                x, mean, var, scale, bias, axis=axis, epsilon=self.epsilon, activation=self.activation, dtype=dtype
-            )
+        options: dict[str, Any] = {
+            "axis": axis,
+            "epsilon": self.epsilon,
+            "mask": mask,
+            "activation": self.activation,
+            "dtype": dtype,
+        }
         try:
+            if eval_mode and mean is not None and var is not None:
+                return normalize(x, mean, var, scale, bias, **options)
             y, moments = batch_norm(
                 x,
                 scale,
                 bias,
-                axis=axis,
-                epsilon=self.epsilon,
                 axis_name=self.axis_name,
                 axis_index_groups=self.axis_index_groups,
-                mask=mask,
-                activation=self.activation,
-                dtype=dtype,
                 shift=mean,
+                **options,
             )
-        except (NameError, ValueError) as error:
+        except (NameError, TypeError, ValueError) as error:
             error.add_note(f"in {self._described()}")
             raise
         if not eval_mode and self.track_running_stats:
@@ -181,7 +196,7 @@ class BatchNorm(nnx.BatchNorm):
     def _track(self, moments: Any) -> None:
         count = None
         if self.num_batches_tracked is not None:
-            count = self.num_batches_tracked[...] + 1
+            count = one_more(self.num_batches_tracked[...])
             write(self.num_batches_tracked, count)
         if self.mean is None or self.var is None or (self.momentum is None and count is None):
             return  # nothing to average by, as in PyTorch
@@ -190,8 +205,10 @@ class BatchNorm(nnx.BatchNorm):
         write(self.var, var.astype(self.var.dtype))
 
     def _described(self) -> str:
-        name = "" if self.layer_name is None else f" {self.layer_name!r}"
-        return f"BatchNorm layer{name} ({self.num_features} features)"
+        name = {None: "BatchNorm layer", "": "the model itself, a BatchNorm layer"}.get(
+            self.layer_name, f"BatchNorm layer {self.layer_name!r}"
+        )
+        return f"{name} ({self.num_features} features)"
 
 
 def write(variable: Any, value: Any) -> None:
@@ -204,8 +221,3 @@ def write(variable: Any, value: Any) -> None:
         variable.set_value(value)
     else:
         variable[...] = value
-
-
-def hashable_groups(groups: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:
-    """`axis_index_groups` as tuples, which can be part of a compiled function's key."""
-    return None if groups is None else tuple(tuple(int(index) for index in group) for group in groups)

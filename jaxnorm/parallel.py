@@ -8,11 +8,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import PyTree
 from jaxnorm.global_arrays import share
 from jaxnorm.memory_layouts import PreferredLayouts
 from jaxnorm.replicas import _layer, own_values
-from jaxnorm.train import Metrics, TrainState, TrainStep, varying_axes, with_axis
+from jaxnorm.train import Metrics, TrainState, TrainStep, stepped, steps_of, varying_axes, with_axis
 
 
 def data_parallel(
@@ -62,11 +63,17 @@ def data_parallel(
       count each replica N times. `train_step` first makes the parameters the replica's own (`pcast`), and then adds.
     - jit: one loss of one batch; XLA puts in the same sum where the batch is split.
 
-    **Raises:** `ValueError` for a batch that the devices do not divide (see `pad_batch`), for a state that should or
-    should not be replicated, under jit for a model whose layers have an axis name (statistics are global there
-    already: convert the model back), and under shard_map with a state as it is, for running statistics that differ
-    between replicas.
+    **Raises:** `TypeError` for arguments of another kind; `ValueError` for a batch that the devices do not divide (see
+    `pad_batch`), for a state that should or should not be replicated, under jit for a model whose layers have an axis
+    name (statistics are global there already: convert the model back), and under shard_map with a state as it is, for
+    running statistics that differ between replicas.
     """
+    check.instance("step", step, TrainStep, "what train_step gave")
+    check.one_of("how", how, ("pmap", "shard_map", "jit"))
+    check.instance("axis_name", axis_name, str, "the name of an axis")
+    check.flag("donate", donate)
+    check.flag("check_vma", check_vma)
+    devices = check.devices(devices)
     if how == "pmap" and jax.process_count() > 1:
         # jax.pmap's own arrays are each process's by themselves: neither saved nor compared as one state.
         return _ShardMap(step, axis_name, devices, donate, check_vma=False, how='how="pmap"')
@@ -74,9 +81,7 @@ def data_parallel(
         return _Pmap(step, axis_name, devices, donate)
     if how == "shard_map":
         return _ShardMap(step, axis_name, devices, donate, check_vma)
-    if how == "jit":
-        return _Jit(step, axis_name, devices, donate)
-    raise ValueError(f'how is "pmap", "shard_map" or "jit"; got {how!r}')
+    return _Jit(step, axis_name, devices, donate)
 
 
 def traced(
@@ -95,8 +100,10 @@ def traced(
         ValueError: for a batch that the devices do not divide.
     """
     kinds: dict[str, Any] = {"jit": _Jit, "shard_map": partial(_ShardMap, check_vma=True)}
-    if how not in kinds:
-        raise ValueError(f'how is "jit" or "shard_map"; got {how!r}')
+    check.instance("step", step, TrainStep, "what train_step gave")
+    check.one_of("how", how, tuple(kinds))
+    check.instance("state", state, TrainState, "a jaxnorm.TrainState")
+    check.arrays("batch", batch)
     return kinds[how](step, axis_name, devices, donate=True).trace(state, batch)
 
 
@@ -111,16 +118,20 @@ class _Parallel:
         self.donate = (0,) if donate else ()
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        check.instance("state", state, TrainState, "a jaxnorm.TrainState")
+        check.arrays("batch", batch)
         self.check(state)
         batch = self.split(batch)
         if state.ema is None or state.ema.device is None:
             return self.run(state, batch)
         average = state.ema_state
         where = state.ema.device
+        before = _own_steps(state)
         state, metrics = self.run(state.replace(ema_state=None), batch)
         # An average on this process's own device takes this process's own copy of the values.
         values = state if isinstance(where, Sharding) else own_values(state)
-        return state.replace(ema_state=values.replace(ema_state=average).update_ema().ema_state), metrics
+        taken = stepped(before, _own_steps(state))
+        return state.replace(ema_state=values.replace(ema_state=average).averaging(taken).ema_state), metrics
 
     def compiled_for(self, function: Any, state: PartitionSpec) -> PreferredLayouts:
         split, shared = (NamedSharding(self.mesh, PartitionSpec(*axes)) for axes in ((self.axis_name,), ()))
@@ -274,6 +285,11 @@ class _Jit(_Parallel):
                 "batch, so statistics are global already. Take the axis name off its layers with "
                 'jaxnorm.revert_sync_batchnorm(model), or use how="shard_map".'
             ) from error
+
+
+def _own_steps(state: TrainState) -> list[jax.Array]:
+    """`steps_of`, each as a new number on a device of this process: the state may be donated."""
+    return [steps.addressable_data(0).reshape(-1)[0] for steps in steps_of(state.opt_state)]
 
 
 def _everywhere(state: TrainState, sharding: NamedSharding) -> TrainState:

@@ -7,6 +7,8 @@ from types import TracebackType
 
 import jax
 
+from jaxnorm import _checks as check
+
 _TIMED_OUT = 75  # sysexits.h, EX_TEMPFAIL: trying again may help
 
 
@@ -47,9 +49,22 @@ def join_processes(
     exit until the others are done, while these wait for this one's part of a sum: for `shutdown_timeout` seconds.)
     `sys.exit` is an orderly end, and waits.
 
-    **Raises:** `ValueError` where one of the three is given or set and the others are neither and cannot be found;
+    **Raises:** `TypeError`, `ValueError` for arguments that are not these; `ValueError` where one of the three is given
+    or set and the others are neither and cannot be found;
     `RuntimeError` in an indexed Kubernetes job whose other pods JAX cannot find, and where JAX was used before.
     """
+    if coordinator_address is not None:
+        check.instance("coordinator_address", coordinator_address, str, "host:port")
+    for name, value, least in (("num_processes", num_processes, 1), ("process_id", process_id, 0)):
+        if value is not None:
+            check.whole(name, value, least=least)
+    seconds = {
+        "initialization_timeout": initialization_timeout,
+        "heartbeat_timeout": heartbeat_timeout,
+        "shutdown_timeout": shutdown_timeout,
+    }
+    for name, value in seconds.items():
+        check.whole(name, value, least=1)
     num_processes = _from_environment("JAX_NUM_PROCESSES", num_processes)
     process_id = _from_environment("JAX_PROCESS_ID", process_id)
     if num_processes == 1:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import Array, PyTree
 from jaxnorm.global_arrays import computed, is_own, own_copy, share
 
@@ -18,8 +19,12 @@ def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None, axis_na
 
     An average that an `Ema` keeps elsewhere (`Ema.device`) stays there, once. `devices` are those of all
     processes by default.
+
+    **Raises:** `TypeError` for what is no tree of arrays, list of devices or name of an axis.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    check.arrays("tree", tree)
+    check.instance("axis_name", axis_name, str, "the name of an axis")
+    devices = check.devices(devices) or jax.devices()
     mesh = Mesh(np.array(devices), (axis_name,))
     tree, put_back = _without_placed_ema(tree)
     everywhere = share(tree, NamedSharding(mesh, PartitionSpec()))
@@ -42,8 +47,12 @@ def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -
       Anything else that differs is still an error.
     - `rank=r` takes the copy of replica r.
 
-    **Raises:** `ValueError` naming the layers that differ, and by how much.
+    **Raises:** `ValueError` naming the layers that differ, and by how much; for a rank that no replica has; for arrays
+    without an axis of replicas. `TypeError` for what is no tree of arrays.
     """
+    check.arrays("tree", tree)
+    check.flag("merge", merge)
+    rank = None if rank is None else check.whole("rank", rank)
     if merge and rank is not None:
         raise ValueError("give merge=True or rank=, not both")
     tree, put_back = _without_placed_ema(tree)
@@ -81,7 +90,10 @@ def replica_divergence(tree: PyTree) -> dict[str, float]:
 
     Layers are named by their path in the model; entries of the optimizer and of the EMA by their path in the state.
     A nan against a number counts as an infinite difference, a nan against a nan as none.
+
+    **Raises:** `TypeError` for what is no tree of arrays, `ValueError` for arrays without an axis of replicas.
     """
+    check.arrays("tree", tree)
     return _by_layer(_differences(_without_placed_ema(tree)[0]))
 
 
@@ -105,11 +117,7 @@ Path = tuple[Any, ...]
 
 def _differences(tree: PyTree) -> dict[Path, float]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    flat = [path for path, x in leaves if not getattr(x, "ndim", 0)]
-    if flat:
-        raise ValueError(
-            f"not a replicated tree: {jax.tree_util.keystr(flat[0])} has no axis of replicas; see replicate"
-        )
+    _refuse_single(tree)
     # Arrays of one kind together: compiling a reduction for each of a thousand arrays takes longer than training does.
     alike: dict[Any, list[Any]] = {}
     for path, x in leaves:
@@ -119,6 +127,19 @@ def _differences(tree: PyTree) -> dict[Path, float]:
         by = np.asarray(computed(_largest_differences, [x for _, x in group]))
         found |= {path: float(b) for (path, _), b in zip(group, by, strict=True)}
     return {path: found[path] for path, _ in leaves if found[path] > 0}
+
+
+def _refuse_single(tree: PyTree) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    flat = [path for path, x in leaves if not np.ndim(x)]
+    if flat:
+        raise ValueError(
+            f"tree is not a replicated one: {jax.tree_util.keystr(flat[0]) or 'it'} has no axis of replicas; "
+            "see replicate"
+        )
+    sizes = {np.shape(x)[0] for _, x in leaves}
+    if len(sizes) > 1 or 0 in sizes:
+        raise ValueError(f"tree is not a replicated one: its arrays have first axes of lengths {sorted(sizes)}")
 
 
 @jax.jit
@@ -185,7 +206,8 @@ def _pool(parts: tuple[Array, Array]) -> tuple[Array, Array]:
 
 def _take(tree: PyTree, rank: int | None) -> PyTree:
     """One replica's copy, on the device where it lies, or on one of this process; any replica's if rank is None."""
-    sizes = {x.shape[0] for x in jax.tree.leaves(tree) if x.ndim}
+    _refuse_single(tree)
+    sizes = {x.shape[0] for x in jax.tree.leaves(tree)}
     if rank is not None and sizes and not all(0 <= rank < n for n in sizes):
         raise ValueError(f"rank={rank} is not among the {min(sizes)} replicas")
     if rank is not None and not all(map(is_own, jax.tree.leaves(tree))):

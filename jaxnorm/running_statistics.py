@@ -18,6 +18,15 @@ from jaxnorm._typing import Array, Float, Inexact, Integer
 from jaxnorm.moments import Moments
 
 
+def one_more(num_batches: Integer[Array, ""]) -> Integer[Array, ""]:
+    """The number of batches tracked, this one included. It ends at the largest that its dtype holds.
+
+    That is 2^31 - 1 unless jax_enable_x64 is set; PyTorch's int64 goes on. Where `momentum=None`, all further batches
+    weigh as that one: less than float32 resolves.
+    """
+    return jnp.where(num_batches < jnp.iinfo(num_batches.dtype).max, num_batches + 1, num_batches)
+
+
 def update_running(
     mean: Inexact[Array, "*channels"],
     var: Float[Array, "*channels"],

@@ -15,6 +15,7 @@ from flax import linen, nnx
 
 import jaxnorm.linen
 import jaxnorm.nnx
+from jaxnorm import _checks as check
 from jaxnorm.collectives import AxisName
 
 
@@ -36,12 +37,14 @@ def convert_sync_batchnorm(
         axis_index_groups: groups of replicas that share statistics.
 
     Raises:
-        TypeError: if `model` is neither.
+        TypeError: if `model` is neither, or `axis_name` no name.
+        ValueError: for `axis_index_groups` that are no groups.
 
     Warns:
         UserWarning: if the model has no BatchNorm layer (a Linen model says so when it is called).
     """
-    groups = jaxnorm.nnx.hashable_groups(axis_index_groups)
+    check.axis_name(axis_name)
+    groups = check.groups(axis_index_groups)
     if isinstance(model, linen.Module):
         inner = model.inner if isinstance(model, SyncBatchNorm) else model
         return SyncBatchNorm(inner, axis_name, groups)
@@ -144,7 +147,7 @@ def _interceptor(axis_name: AxisName | None, groups: Any, found: list[str]) -> C
 
 def _map_layers(change: Callable[[Any], Any], model: Any) -> Any:
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"expected a flax.nnx.Module or a flax.linen.Module, got {type(model).__name__}")
+        raise TypeError(f"model: expected a flax.nnx.Module or a flax.linen.Module, got {type(model).__name__}")
     found = 0
 
     def visit(path: tuple[Any, ...], node: Any) -> Any:

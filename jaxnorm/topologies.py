@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
+from jaxnorm import _checks as check
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -84,11 +86,11 @@ def topology(name: str) -> Topology:
         ValueError: for a name of another form, a generation that is not known, or sides that libtpu does not offer.
         ImportError: where libtpu is not installed.
     """
-    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name) if isinstance(name, str) else None
     if match is None or match[1] not in CHIPS:
         raise ValueError(
-            f"{name!r} is no TPU topology: expected a generation ({', '.join(CHIPS)}) and its sides, such as v5e:4x4 "
-            "or v5p:2x2x4"
+            f"topology={check.shown(name)} is no TPU topology: expected a generation ({', '.join(CHIPS)}) and its "
+            "sides, such as v5e:4x4 or v5p:2x2x4"
         )
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError("compiling for TPUs needs libtpu: pip install 'jaxnorm[tpu]'")

@@ -1,22 +1,25 @@
 """One training step, and one way to run it on many devices: under pmap, under shard_map, or under jit."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnorm import _checks as check
 from jaxnorm._models import Collections, Definition, take_apart
 from jaxnorm._typing import Array, Float, PRNGKeyArray, PyTree
-from jaxnorm.ema import Ema, EmaState
+from jaxnorm.ema import Ema, EmaState, refuse_other
 from jaxnorm.global_arrays import place_like
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, batch_size
 from jaxnorm.replicas import unreplicate
 
 AxisName = str | tuple[str, ...]
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 
 
 @jax.tree_util.register_dataclass
@@ -42,14 +45,14 @@ class TrainState:
     step: Any  # int32 scalar: steps taken, skipped ones included
     rng: Any  # key, or None
     definition: Definition = field(metadata={"static": True})
-    tx: optax.GradientTransformation = field(metadata={"static": True})
+    tx: Optimizer = field(metadata={"static": True})
     ema: Ema | None = field(metadata={"static": True})
 
     @classmethod
     def create(
         cls,
         model: Any,
-        tx: optax.GradientTransformation,
+        tx: Optimizer,
         *,
         ema: Ema | None = None,
         rng: PRNGKeyArray | None = None,
@@ -67,7 +70,17 @@ class TrainState:
         - `rng`: what all randomness of the steps is drawn from. Without one, an NNX model's own first stream is.
         - `loss_scale`: for float16, `LossScale.dynamic()`.
         - `opt_state`: the optimizer's state, where it is not a new one.
+
+        **Raises:** `TypeError`, `ValueError` for arguments that are not these.
         """
+        for name in ("init", "update"):
+            check.function(f"tx.{name} (tx is an optax optimizer)", getattr(tx, name, None))
+        if ema is not None:
+            check.instance("ema", ema, Ema, "a jaxnorm.Ema")
+        if loss_scale is not None:
+            check.instance("loss_scale", loss_scale, LossScale, "a jaxnorm.LossScale")
+        if rng is not None:
+            check.key("rng", rng)
         definition, collections = take_apart(model)
         if rng is None:
             keys = [x for x in jax.tree.leaves(collections.streams) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
@@ -106,27 +119,60 @@ class TrainState:
             average = place_like(average, _averaged(state))
         return self.definition.rebuild(_collections(state)._replace(**average))
 
-    def with_ema_model(self, model: Any) -> "TrainState":
-        """The state with the arrays of `model` as its average: one trained elsewhere, timm's `state_dict_ema`."""
+    def with_ema_model(self, model: Any, *, updates: int | None = None) -> "TrainState":
+        """The state with the arrays of `model` as its average: one trained elsewhere, timm's `state_dict_ema`.
+
+        **Arguments:**
+
+        - `updates`: the number of updates that the average has taken: AveragedModel's `n_averaged`, Ultralytics'
+          `updates`. By default what this state's average has counted or, if that is nothing, its number of steps.
+
+        **Raises:** `ValueError` where none of these says the number and the next update's weight depends on it (equal
+        weights, a warm-up, a schedule, `update_after_step`); and for another model than the state's.
+        """
         if self.ema is None or self.ema_state is None:
             raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
         _, collections = take_apart(model)
         average = {name: getattr(collections, name) for name in ("params", "batch_stats", "variables")}
-        return self.replace(ema_state=self.ema.init(average)._replace(count=self.ema_state.count))
+        if self.step.ndim:
+            raise ValueError("with_ema_model takes the state as it is, without an axis of replicas: unreplicate(state)")
+        refuse_other(average, _averaged(self))
+        count = self.ema_state.count
+        if updates is None:
+            updates = int(count) or int(self.step)
+            if not updates and self.ema.goes_by_count:
+                raise ValueError("how many updates has this average taken? Its next one depends on it: give updates=")
+            updates = max(updates, 1)  # not replaced by a copy, as at the first
+        updates = check.whole("updates", updates)
+        return self.replace(ema_state=self.ema.init(average)._replace(count=jnp.full_like(count, updates)))
 
     def apply_gradients(self, grads: PyTree) -> "TrainState":
         """One step of the optimizer. For loops of one's own."""
+        check.arrays("grads", grads)
+        wanted, got = (_shapes(tree) for tree in (self.params, grads))
+        wrong = sorted(path for path in wanted.keys() | got.keys() if wanted.get(path) != got.get(path))
+        if wrong:
+            raise ValueError(f"grads is a tree like the parameters; these differ: {', '.join(wrong)}")
         updates, opt_state = self.tx.update(grads, self.opt_state, self.params)
         return self.replace(params=optax.apply_updates(self.params, updates), opt_state=opt_state, step=self.step + 1)
 
     def update_ema(self) -> "TrainState":
-        """Takes the present arrays into the average. For loops of one's own, and for an average kept elsewhere."""
+        """Takes the present arrays into the average, which counts its own updates. For loops of one's own.
+
+        Under `optax.MultiSteps` a microbatch that did not step the optimizer leaves the average as it is.
+        """
+        complete = [(s.mini_step == 0) & (s.gradient_step > 0) for s in _multi_steps(self.opt_state)]
+        return self.averaging(functools.reduce(jnp.logical_or, complete).reshape(-1)[0] if complete else None)
+
+    def averaging(self, taken: Any) -> "TrainState":
+        """`update_ema` where `taken` holds; None says that it does."""
         if self.ema is None or self.ema_state is None:
             return self
-        values, step = _averaged(self), self.step
+        values = _averaged(self)
         if self.ema.device is not None and self.step.ndim:  # one average, of the first replica's arrays
-            values, step = _first(values), self.step[0]
-        return self.replace(ema_state=self.ema.update(values, self.ema_state, step))
+            values = _first(values)
+        count = optax.safe_increment(self.ema_state.count)
+        return self.replace(ema_state=self.ema.update(values, self.ema_state, count, taken=taken))
 
 
 LossFunction = Callable[[Any, Any], tuple[Float[Array, ""] | Mean, Mapping[str, Float[Array, ""] | Mean]]]
@@ -145,6 +191,8 @@ class TrainStep:
     clip_norm: float | None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+        check.instance("state", state, TrainState, "a jaxnorm.TrainState")
+        check.arrays("batch", batch)
         size = batch_size(batch)
         collections = _collections(state)._replace(params=_vary(state.params, self.axis_name))
         key = _step_key(state, self.axis_name)
@@ -171,7 +219,7 @@ class TrainStep:
             new = _where(finite, new, state.replace(step=new.step))
             new = new.replace(loss_scale=state.loss_scale.update(finite))
         if state.ema is not None and state.ema.device is None:
-            new = new.update_ema()
+            new = new.averaging(stepped(steps_of(state.opt_state), steps_of(new.opt_state)))
         return new, metrics
 
     def _gradients(
@@ -189,7 +237,7 @@ class TrainStep:
             cast = self.compute_dtype
             used = before._replace(params=_cast(params, cast))
             model = definition.build(used, key)
-            loss, metrics = self.loss_fn(model, _cast(part, cast))
+            loss, metrics = _taken_apart(self.loss_fn(model, _cast(part, cast)))
             sums = {name: Mean.taken(name, value, size) for name, value in {**metrics, "loss": loss}.items()}
             if "loss" in metrics:
                 raise ValueError('the loss is reported as the metric "loss"; give yours another name')
@@ -271,14 +319,33 @@ def train_step(
     gradient that is not finite changes nothing but the scale and the step count (`torch.amp.GradScaler` would keep
     the running statistics, too, of a forward pass that may have overflowed). Metrics `loss_scale`, `skipped`.
 
-    **Raises:** `ValueError` where the batch cannot be split, for a loss that is no scalar, and where the forward pass
+    **Raises:** `TypeError`, `ValueError` for options that are none, and for what `loss_fn` gives that is no loss and
+    metrics; `ValueError` where the batch cannot be split, for a loss that is no scalar, and where the forward pass
     adds variables or changes their shapes.
     """
-    if accumulate < 1:
-        raise ValueError(f"accumulate is a number of microbatches, 1 or more; got {accumulate}")
-    if statistics not in ("microbatch", "batch"):
-        raise ValueError(f'statistics is "microbatch" or "batch"; got {statistics!r}')
+    check.function("loss_fn", loss_fn)
+    check.axis_name(axis_name)
+    check.whole("accumulate", accumulate, least=1)
+    check.one_of("statistics", statistics, ("microbatch", "batch"))
+    check.dtype("compute_dtype", compute_dtype)
+    if clip_norm is not None:
+        check.number("clip_norm", clip_norm, above=0)
     return TrainStep(loss_fn, axis_name, accumulate, statistics, compute_dtype, clip_norm)
+
+
+def _taken_apart(result: Any) -> tuple[Any, Mapping[str, Any]]:
+    """What a loss function gave."""
+    if isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], Mapping):
+        loss, metrics = result
+        for name, value in {"loss": loss, **metrics}.items():
+            if not isinstance(value, Mean):
+                check.array(f"what loss_fn gives as {name!r} (or a Mean)", value)
+        return loss, metrics
+    raise TypeError(f"loss_fn gives a pair, the loss and a mapping of metrics; it gave {check.shown(result)}")
+
+
+def _shapes(tree: PyTree) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): jnp.shape(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def with_axis(step: TrainStep, axis_name: AxisName | None) -> TrainStep:
@@ -292,6 +359,23 @@ def _collections(state: TrainState) -> Collections:
 
 def _averaged(state: TrainState) -> dict[str, PyTree]:
     return {"params": state.params, "batch_stats": state.batch_stats, "variables": state.variables}
+
+
+def _multi_steps(opt_state: PyTree) -> list[optax.MultiStepsState]:
+    """The states of all `optax.MultiSteps` in an optimizer's state."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, optax.MultiStepsState))
+    return [x for x in nodes if isinstance(x, optax.MultiStepsState)]
+
+
+def steps_of(opt_state: PyTree) -> list[Array]:
+    """The steps that each `optax.MultiSteps` has taken, microbatches that were only added up not counted."""
+    return [state.gradient_step for state in _multi_steps(opt_state)]
+
+
+def stepped(before: list[Array], after: list[Array]) -> Array | None:
+    """Whether the optimizer took a step between two `steps_of`; None if it takes one at each call."""
+    taken = [old != new for old, new in zip(before, after, strict=True)]
+    return functools.reduce(jnp.logical_or, taken) if taken else None
 
 
 def _single(state: TrainState) -> TrainState:

@@ -370,8 +370,10 @@ def test_frozen_parameters_have_no_state_on_either_side(how, model):
     module.b.requires_grad_(how == "no place in the optax state")
     optimizer = torch.optim.Adam(module.parameters(), 0.01)
     _one_layer_steps(module, optimizer, 3)
-    tx = interop.optax_from_torch(optimizer)
-    if how == "no place in the optax state":
+    if how != "no place in the optax state":
+        tx = interop.optax_from_torch(optimizer, names=module, model=model)
+    else:
+        tx = interop.optax_from_torch(optimizer)
         labels = {k: jax.tree.map(lambda _, k=k: k, v) for k, v in TrainState.create(model, tx).params.items()}
         tx = optax.partition({"a": tx, "b": optax.set_to_zero()}, labels)
     source = optimizer.state_dict() if how == "state dict" else optimizer

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from interop.optimizers import rules
-
-Schedule = rules.Schedule
+from interop.optimizers.schedules import Schedule
 
 _SHARED = {
     "params",
@@ -25,6 +24,10 @@ _SHARED = {
     "decoupled_decay",
     "step",
     "max_lr_snapshot",
+    # What schedulers leave with the groups: OneCycleLR and SWALR. (One that leaves base_momentum moves momentum too.)
+    "max_lr",
+    "min_lr",
+    "swa_lr",
 }
 # timm's optimizers have options without a counterpart here, fine where they are off.
 _OFF = {"caution": False, "corrected_weight_decay": False}
@@ -56,7 +59,9 @@ def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]]) -> None:
         if (key in required and value != required[key]) or key not in options | _SHARED | required.keys()
     ]
     if wrong:
-        raise ValueError(f"{kind} options without a counterpart here:\n" + "\n".join(wrong))
+        moved = any("base_momentum" in group for group in groups)
+        hint = "\nmomentum that a scheduler moves: give OneCycleLR or CyclicLR cycle_momentum=False" if moved else ""
+        raise ValueError(f"{kind} options without a counterpart here:\n" + "\n".join(wrong) + hint)
 
 
 def chain(kind: str, group: Mapping[str, Any], rate: Schedule) -> optax.GradientTransformation:
@@ -74,7 +79,7 @@ def chain(kind: str, group: Mapping[str, Any], rate: Schedule) -> optax.Gradient
         if group["lr_in_momentum"]:
             decayed = [rules.added_decay(rate, decay)] if decay and decoupled else []
             return optax.chain(
-                *parts, optax.scale_by_schedule(rate), optax.trace(momentum), optax.scale(-1.0), *decayed
+                *parts, rules.scale_by_rate(rate, 1.0), optax.trace(momentum), optax.scale(-1.0), *decayed
             )
         parts.append(optax.trace(momentum))
     if decay and (decoupled or kind == "Lamb"):
@@ -83,7 +88,7 @@ def chain(kind: str, group: Mapping[str, Any], rate: Schedule) -> optax.Gradient
         parts.append(optax.scale_by_trust_ratio())
     if kind == "Adan" and decay and group["no_prox"]:
         parts.append(optax.add_decayed_weights(decay))
-    parts.append(optax.scale_by_learning_rate(rate))
+    parts.append(rules.scale_by_rate(rate))
     if kind == "Adan" and decay and not group["no_prox"]:
         parts.append(rules.proximal_decay(rate, decay))
     return optax.chain(*parts)
@@ -124,6 +129,8 @@ def rates(groups: Sequence[Mapping[str, Any]], given: Schedule | Sequence[Schedu
         return [constants[float(group["lr"])] for group in groups]
     if callable(given):
         return [given] * len(groups)
+    if not isinstance(given, Sequence) or not all(map(callable, given)):
+        raise ValueError(f"learning_rate is a schedule, or a list of one for each parameter group; got {given!r}")
     if len(given) != len(groups):
         raise ValueError(f"learning_rate has {len(given)} schedules for {len(groups)} parameter groups")
     return list(given)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from interop.optimizers import numbering
 from interop.program.recorded import model_of
 from interop.weights import nnx_tree as layers
 from interop.weights._state_dict import load_state_dict, opened, state_dict
@@ -23,12 +24,7 @@ from jaxnorm import TrainState
 from jaxnorm._typing import PyTree
 
 if TYPE_CHECKING:
-    import torch
-
-    Optimizer: TypeAlias = torch.optim.Optimizer | Mapping[str, Any]  # or its state dict
-    Names: TypeAlias = (
-        torch.nn.Module | Iterable[str] | None
-    )  # which parameter is which: the module, or the names in order
+    from interop.optimizers.numbering import Names, Optimizer
 
 Path = tuple[Any, ...]  # of a leaf, in jax.tree_util's keys
 
@@ -48,10 +44,21 @@ class Parameters:
         blank = self._with(jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), state.params))
         entries = state_dict(blank, **self._options)
         self.shapes = {name: x.shape for name, x in entries.items()}
-        self.names = [name for name, x in entries.items() if x.size and np.isnan(x.astype(np.float64)).all()]
+        parts = layers.parts(opened(blank, layouts, inputs), layouts)
+        # Tied weights are one parameter, of the first of their names.
+        first: dict[Any, tuple[str, ...]] = {}
+        self._first: dict[str, str] = {}
+        for part in parts:
+            these = first.setdefault(tuple(slot.key for slot in part.slots), part.entries)
+            self._first |= dict(zip(part.entries, these, strict=True))
+        self.names = [
+            name
+            for name, x in entries.items()
+            if self._first[name] == name and x.size and np.isnan(x.astype(np.float64)).all()
+        ]
         unlike = [
             f"  {part.layer}: {', '.join(part.entries)}"
-            for part in layers.parts(opened(blank, layouts, inputs), layouts)
+            for part in parts
             if set(part.entries) & set(self.names)
             and sum(map(math.prod, part.shapes)) != sum(math.prod(slot.shape) for slot in part.slots)
         ]
@@ -76,9 +83,14 @@ class Parameters:
         wrong = sorted(name for name, x in values.items() if np.iscomplexobj(x) and not np.iscomplexobj(full[name]))
         if wrong:
             raise ValueError(f"complex values in the optimizer's state for real parameters: {', '.join(wrong)}")
-        full = {**full, **values}
+        full |= values
+        full |= {name: values[one] for name, one in self._first.items() if one in values}
         model = load_state_dict(blank.model(), full, **self._options)
         return TrainState.create(model, optax.identity()).params
+
+    def everywhere(self, value: ArrayLike) -> dict[Path, ArrayLike]:
+        """`others` that have this value at every parameter."""
+        return {tuple(path): value for path, _ in jax.tree_util.tree_leaves_with_path(self._state.params)}
 
     def to_torch(self, leaves: Mapping[Path, ArrayLike]) -> dict[str, np.ndarray]:
         """The inverse: leaves by the paths of parameters, as arrays by PyTorch's names."""
@@ -92,17 +104,43 @@ class Parameters:
 
     def frozen(self, optimizer: Optimizer, names: Any, order: Mapping[int, str]) -> set[str]:
         """Those of `by_number` that are known not to require gradients."""
-        if not isinstance(optimizer, Mapping):
-            tensors = [p for group in optimizer.param_groups for p in group["params"]]
-        else:
-            tensors = list(names.parameters()) if hasattr(names, "named_parameters") else []
-        return {name for name, p in zip(order.values(), tensors, strict=False) if not p.requires_grad}
+        live = numbering.tensors(optimizer)
+        if live is not None:
+            return {name for name, p in zip(order.values(), live, strict=True) if not p.requires_grad}
+        if not hasattr(names, "named_parameters"):
+            return set()
+        known = dict(names.named_parameters())
+        asked = numbering.given_names(optimizer, names) or []
+        return {mine for mine, name in zip(order.values(), asked, strict=True) if not known[name].requires_grad}
 
     def by_number(self, optimizer: Optimizer, names: Names, rename: Rename | None) -> dict[int, str]:
-        """The model's name of each parameter by its number in the optimizer's state dict."""
-        order = self._torch_names(optimizer, names)
-        model_names = Renaming(rename).to_model(order.values())
-        return {number: model_names[name] for number, name in order.items()}
+        """The model's name of each parameter by its number in the optimizer's state dict.
+
+        Raises:
+            TypeError, ValueError: where the optimizer or the names are not what they are to be, or leave a doubt.
+        """
+        numbers = [number for group in numbering.opened(optimizer)["param_groups"] for number in group["params"]]
+        given = numbering.given_names(optimizer, names)
+        if given is None:
+            return dict(zip(numbers, self._proven(optimizer, len(numbers)), strict=True))
+        model_names = Renaming(rename).to_model(given)
+        unknown = sorted(set(model_names.values()) - self.shapes.keys())
+        if unknown:
+            raise ValueError(f"not in the model's state dict: {', '.join(unknown)}")
+        return {number: self._first[model_names[name]] for number, name in zip(numbers, given, strict=True)}
+
+    def _proven(self, optimizer: Optimizer, count: int) -> list[str]:
+        model = model_of(self._state.model())
+        if model is None:  # names and layouts of a hand-written model are its own: shapes that agree prove nothing
+            raise ValueError(f"whose parameters are these? {numbering.HOW}")
+        trained = [e.name for e in model.entries if e.kind == "parameter" and e.same_as is None]
+        frozen = [e.name for e in model.entries if e.kind == "frozen" and e.same_as is None]
+        whole = isinstance(optimizer, Mapping) and count == len(trained)
+        return numbering.proven_names(optimizer, self._values(trained if whole else trained + frozen))
+
+    def _values(self, names: list[str]) -> dict[str, np.ndarray]:
+        entries = state_dict(self._state, **self._options)
+        return {name: entries[name] for name in names}
 
     def _filled(self, leaves: Mapping[Path, ArrayLike]) -> PyTree:
         """A tree like the parameters, of leaves by their paths; zeros where there is none."""
@@ -112,39 +150,6 @@ class Parameters:
 
     def _with(self, params: PyTree) -> TrainState:
         return self._state.replace(params=params)
-
-    def _torch_names(self, optimizer: Any, names: Any) -> dict[int, str]:
-        live = not isinstance(optimizer, Mapping)
-        groups = optimizer.param_groups if live else optimizer["param_groups"]
-        numbers = [list(range(len(g["params"]))) for g in groups] if live else [list(g["params"]) for g in groups]
-        if live:  # state_dict() numbers parameters one group after the other
-            start = 0
-            for group in numbers:
-                group[:] = [start + i for i in group]
-                start += len(group)
-        flat = [i for group in numbers for i in group]
-        if live and hasattr(names, "named_parameters"):
-            by_identity = {id(p): name for name, p in names.named_parameters()}
-            parameters = [p for group in groups for p in group["params"]]
-            unknown = sum(id(p) not in by_identity for p in parameters)
-            if unknown:
-                raise ValueError(f"{unknown} of the optimizer's parameters are not the given module's")
-            return dict(zip(flat, (by_identity[id(p)] for p in parameters), strict=True))
-        names = self._names_in_order(groups) if names is None else names
-        names = [name for name, _ in names.named_parameters()] if hasattr(names, "named_parameters") else list(names)
-        if len(names) != len(flat):
-            raise ValueError(f"{len(names)} names for the optimizer's {len(flat)} parameters")
-        return dict(zip(flat, names, strict=True))
-
-    def _names_in_order(self, groups: Sequence[Mapping[str, Any]]) -> list[str]:
-        if all(g.get("param_names") for g in groups):
-            return [name for g in groups for name in g["param_names"]]
-        if len(groups) == 1 and model_of(self._state.model()) is not None:  # its order is PyTorch's
-            return self.names
-        raise ValueError(
-            "whose parameters are these? Give names=: the torch module, or their names in the order in which the "
-            "optimizer was given them"
-        )
 
 
 def _wide(like: jax.Array | np.ndarray, value: ArrayLike) -> np.ndarray:

@@ -6,16 +6,47 @@ Every rule gives the direction that is then multiplied by -learning rate.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
+from interop.optimizers.schedules import Schedule, TorchSchedule
 from jaxnorm._typing import Array, Float, Int, PyTree
 
-Schedule = Callable[[ArrayLike], ArrayLike]  # number of steps so far -> rate
+
+class PositionState(NamedTuple):
+    """The position of a torch scheduler: steps of its own, which are not the optimizer's (`load_optimizer_state`)."""
+
+    position: Int[Array, ""]
+
+
+RateState: TypeAlias = PositionState | optax.ScaleByScheduleState
+
+
+def start(rate: Schedule) -> RateState:
+    """The state of whatever goes by a rate, where the rate begins."""
+    if isinstance(rate, TorchSchedule):
+        return PositionState(jnp.asarray(rate.position, jnp.int32))
+    return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+
+def _next(state: RateState) -> RateState:
+    return type(state)(optax.safe_increment(state[0]))
+
+
+def scale_by_rate(rate: Schedule, sign: float = -1.0) -> optax.GradientTransformation:
+    """`optax.scale_by_schedule` of sign * rate."""
+
+    def init(params: PyTree) -> RateState:
+        return start(rate)
+
+    def update(updates: PyTree, state: RateState, params: PyTree = None) -> tuple[PyTree, RateState]:
+        factor = sign * jnp.asarray(rate(state[0]))
+        return _map(lambda u: _as(factor, u) * u, updates), _next(state)
+
+    return optax.GradientTransformation(init, update)
 
 
 class DampenedTraceState(NamedTuple):
@@ -208,15 +239,13 @@ def adan(b1: float, b2: float, b3: float, eps: float) -> optax.GradientTransform
 def proximal_decay(learning_rate: Schedule, decay: float) -> optax.GradientTransformation:
     """timm/optim/adan.py: the step first, and then `p / (1 + lr * decay)`. To come after the learning rate."""
 
-    def init(params: PyTree) -> optax.ScaleByScheduleState:
-        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+    def init(params: PyTree) -> RateState:
+        return start(learning_rate)
 
-    def update(
-        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None
-    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
-        shrink = 1 + learning_rate(state.count) * decay
+    def update(updates: PyTree, state: RateState, params: PyTree = None) -> tuple[PyTree, RateState]:
+        shrink = 1 + learning_rate(state[0]) * decay
         updates = _map(lambda u, p: (p + u) / _as(jnp.asarray(shrink), p) - p, updates, params)
-        return updates, optax.ScaleByScheduleState(state.count + 1)
+        return updates, _next(state)
 
     return optax.GradientTransformation(init, update)
 
@@ -224,15 +253,13 @@ def proximal_decay(learning_rate: Schedule, decay: float) -> optax.GradientTrans
 def added_decay(learning_rate: Schedule, decay: float) -> optax.GradientTransformation:
     """Decoupled decay, `p - lr * decay * p`, beside updates that bear their rate already."""
 
-    def init(params: PyTree) -> optax.ScaleByScheduleState:
-        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+    def init(params: PyTree) -> RateState:
+        return start(learning_rate)
 
-    def update(
-        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree = None
-    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
-        share = jnp.asarray(learning_rate(state.count) * decay)
+    def update(updates: PyTree, state: RateState, params: PyTree = None) -> tuple[PyTree, RateState]:
+        share = jnp.asarray(learning_rate(state[0]) * decay)
         updates = _map(lambda u, p: u - _as(share, p) * p, updates, params)
-        return updates, optax.ScaleByScheduleState(state.count + 1)
+        return updates, _next(state)
 
     return optax.GradientTransformation(init, update)
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
+from interop.optimizers import numbering
 from interop.optimizers.parameters import Parameters, Path
 from interop.weights.linen_observe import Inputs
 from interop.weights.nnx_tree import Layouts
@@ -20,9 +19,7 @@ from jaxnorm import TrainState
 from jaxnorm._typing import PyTree
 
 if TYPE_CHECKING:
-    import torch
-
-    from interop.optimizers.parameters import Names, Optimizer
+    from interop.optimizers.numbering import Names, Optimizer
 
 # Fields of optax states and the entries of a torch optimizer's state for one parameter.
 # The first entry found in the torch state is taken: RMSprop's mu is its grad_avg, Adam's is its exp_avg.
@@ -56,22 +53,29 @@ def load_optimizer_state(
     """The training state with the torch optimizer's momenta, squares and step count in its optimizer state.
 
     The optax state may be `optax_from_torch`'s or any other whose fields have optax's names (`trace`, `mu`, `nu`,
-    `count`, ...). `state.step`, which the EMA and the randomness of the steps go by, becomes the number of steps taken.
+    `count`, ...). `state.step`, which the randomness of the steps goes by, becomes the number of steps taken.
 
     **Arguments:**
 
     - `optimizer`: a torch optimizer, or its state dict (of tensors or of NumPy arrays: no torch is needed then).
-    - `names`: which parameter is which: the torch module, or the names in the order the optimizer was given the
-      parameters. Not needed where the optimizer was made from `named_parameters()`, nor for an imported model and an
-      optimizer of all its parameters in one group.
+    - `names`: which parameter is which: the torch module (with a state dict: the optimizer was given its parameters in
+      the module's order), or the names in the order in which the optimizer was given the parameters. Not needed where
+      the optimizer was made from `named_parameters()`; nor, for an imported model, where the live optimizer's tensors
+      have the values that the model has, or where no two parameters have one shape.
     - `step`: the number of steps taken; needed for SGD and Lion, which keep no count, and checked for the others.
+      The position of a schedule from `schedule_from_torch` is its scheduler's, whatever this is.
     - `rename`, `layouts`, `inputs`: as in `load_state_dict`, of a hand-written model.
 
     **Raises:** `ValueError` listing the optax fields that the torch state has nothing for, and entries of the torch
-    state that the optax state has no field for; for layers that have fewer parameters than in PyTorch; and for
-    parameters updated different numbers of times, or not at all (unless frozen), where their updates depend on it.
+    state that the optax state has no field for; for parameters that are in no group of the torch optimizer, and in the
+    optax state; where the order of the parameters is not known; for layers that have fewer parameters than in PyTorch;
+    and for parameters updated different numbers of times, or not at all (unless frozen), where their updates depend on
+    it. `TypeError` for what is no training state, optimizer or list of names.
     """
-    source = _opened(optimizer)
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state is a jaxnorm.TrainState; got {type(state).__name__}")
+    step = None if step is None else _whole("step", step)
+    source = numbering.opened(optimizer)
     parameters = Parameters(state, layouts, inputs)
     order = parameters.by_number(optimizer, names, rename)
     entries, scalars = _by_entry(source, order)
@@ -84,6 +88,13 @@ def load_optimizer_state(
         raise ValueError(
             f"the optimizer states do not match: the optax state's {missing} have no counterpart among the torch "
             f"state's {sorted(entries)}, and {unused} no place in the optax state"
+        )
+    slots = {path for field in chosen for path in fields[field]}
+    strangers = sorted(set(parameters.at(slots)) - set(order.values())) if slots else []
+    if strangers:
+        raise ValueError(
+            f"in no group of the torch optimizer, which leaves them alone, but in the optax state: "
+            f"{', '.join(strangers)}. optax_from_torch(optimizer, names=, model=) leaves them alone, too"
         )
     fresh = _by_field(state.tx.init(state.params))
     trees = {
@@ -129,10 +140,15 @@ def optimizer_state_dict(
 
     - `optimizer`: the torch optimizer to go on with, or its state dict: for its groups, hyperparameters and layout.
     - `names`, `rename`, `layouts`, `inputs`: as in `load_optimizer_state`.
+
+    **Raises:** `ValueError` where the order of the parameters is not known, and for parts of the optax state that have
+    counted different numbers of steps; `TypeError` as in `load_optimizer_state`.
     """
     import torch
 
-    like = copy.deepcopy(_opened(optimizer))
+    if not isinstance(state, TrainState):
+        raise TypeError(f"state is a jaxnorm.TrainState; got {type(state).__name__}")
+    like = copy.deepcopy(numbering.opened(optimizer))
     parameters = Parameters(state, layouts, inputs)
     order = parameters.by_number(optimizer, names, rename)
     idle = parameters.frozen(optimizer, names, order) - {order[int(index)] for index in like["state"]}
@@ -169,31 +185,6 @@ def optimizer_state_dict(
     return {"state": result, "param_groups": like["param_groups"]}
 
 
-def _opened(optimizer: Optimizer) -> Mapping[str, Any]:
-    """The optimizer's state dict."""
-    source = optimizer if isinstance(optimizer, Mapping) else optimizer.state_dict()
-    for key in ("state", "param_groups"):
-        if key not in source:
-            raise ValueError(
-                f"the optimizer's state dict has no {key!r}; it has {', '.join(map(str, source))}. Give the whole of "
-                "what optimizer.state_dict() returned"
-            )
-    bare = [str(g) for g, group in enumerate(source["param_groups"]) if "params" not in group]
-    if bare:
-        raise ValueError(
-            f"groups without the numbers of their parameters ('params'): {', '.join(bare)}. Give what "
-            "optimizer.state_dict() returned"
-        )
-    numbers = Counter(number for group in source["param_groups"] for number in group["params"])
-    repeated = [str(number) for number, times in numbers.items() if times > 1]
-    if repeated:
-        raise ValueError(f"the optimizer's groups have these parameters more than once: {', '.join(repeated)}")
-    unknown = [str(index) for index in source["state"] if int(index) not in numbers]
-    if unknown:
-        raise ValueError(f"the optimizer's state dict has the state of parameters in no group: {', '.join(unknown)}")
-    return source
-
-
 def _counts(group: Mapping[str, Any]) -> bool:
     # SGD and Lion keep no count.
     return "dampening" not in group and ("eps" in group or "lr_decay" in group)
@@ -212,7 +203,7 @@ def _by_entry(
             if entry in scalars:
                 scalars[entry][order[int(index)]] = value
             else:
-                entries.setdefault(entry, {})[order[int(index)]] = _numpy(value)
+                entries.setdefault(entry, {})[order[int(index)]] = numbering.numpy(value)
     return entries, scalars
 
 
@@ -238,7 +229,10 @@ def _step(source: Mapping[str, Any], counted: Mapping[str, Any], given: int | No
 
 
 def _whole(name: str, value: Any) -> int:
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: torch's, of a tensor of several
+        raise ValueError(f"{name} is a number of updates; got {value!r:.80}") from None
     if not 0 <= number < 2**31 or number != int(number):
         raise ValueError(f"{name} is a number of updates, whole, from 0 to 2**31 - 1; got {number}")
     return int(number)
@@ -246,13 +240,6 @@ def _whole(name: str, value: Any) -> int:
 
 def _filled(values: Mapping[str, np.ndarray], entry: str) -> dict[str, np.ndarray]:
     return {name: -x for name, x in values.items()} if entry == _NEGATED else dict(values)
-
-
-def _numpy(x: torch.Tensor | ArrayLike) -> np.ndarray:
-    if not hasattr(x, "detach"):
-        return np.asarray(x)
-    x = x.detach().cpu()
-    return x.float().numpy() if str(x.dtype) == "torch.bfloat16" else x.numpy()
 
 
 def _field(path: Path) -> tuple[str, Path]:

@@ -103,7 +103,7 @@ def trace(
         logger.warning(
             "BatchNorm layers that are not called, or whose arithmetic is their own: convert_sync_batchnorm has no "
             "effect on %s",
-            ", ".join(apart),
+            ", ".join(path or "the module itself" for path in apart),
         )
     arrays.update(constants.arrays)
     model = Model(
