@@ -158,6 +158,8 @@ def _header(data: Data) -> tuple[int, dict[str, Any]]:
         )  # fmt: skip
     try:
         return 8 + length, strict_json.loads(data.read(8, length), "the header", data.budget)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(data.path, str(error)) from None
 

@@ -49,6 +49,8 @@ def read_index(path: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(path, f"is too large for an index: {data.size} bytes")
     try:
         index = strict_json.loads(data.read(0, data.size), "the index", data.budget)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(path, str(error)) from None
     weight_map = index.get("weight_map")
