@@ -16,7 +16,7 @@ def brief(value: object, levels: int = 2) -> str:
     """A value as short text: arrays by shape and dtype, dicts by their keys, lists by their first items."""
     if isinstance(value, np.ndarray | np.generic):
         if value.ndim == 0 and value.dtype.kind in "biufc":
-            return str(value[()])
+            return str(value.item())
         return f"array {value.shape} {value.dtype}"
     if isinstance(value, int) and value.bit_length() > _BITS:
         return f"a number of {value.bit_length()} bits"
@@ -46,4 +46,5 @@ def _listed(value: object, room: list[int], levels: int) -> Any:
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, list | tuple) and levels and len(value) <= room[0]:
         return [_listed(item, room, levels - 1) for item in value]
-    return brief(value)
+    room[0] -= _ITEMS
+    return brief(value, 1 if room[0] > 0 else 0)

@@ -95,9 +95,9 @@ class Tensor:
             bits = np.ascontiguousarray(view).reshape(-1).view(f"u{unit}")
             view = bits.byteswap().view(self.dtype).reshape(self.shape)
         if self.conjugate:
-            view = np.conjugate(view)
+            view = np.asarray(np.conjugate(view))
         if self.negative:
-            view = np.negative(view)
+            view = np.asarray(np.negative(view))
         if self.cast is not None:
             view = view.astype(self.cast)
         view.flags.writeable = False
