@@ -26,7 +26,18 @@ import interop
 from interop.program.nodes import decode, encode
 
 Files = dict[str, bytes]
-_NAMES = ["a", "weight", "module.weight", "bn.running_var", "state_dict", "model", "model_ema", "optimizer", "", "x" * 300]
+_NAMES = [
+    "a",
+    "weight",
+    "module.weight",
+    "bn.running_var",
+    "state_dict",
+    "model",
+    "model_ema",
+    "optimizer",
+    "",
+    "x" * 300,
+]
 _SIZES = [0, 1, 2, 3, 4, 7, 64, 2**31, 2**62, 2**63, -1]
 _CLASSES = [
     ("collections", "OrderedDict"), ("argparse", "Namespace"), ("torch.nn.modules.linear", "Linear"), ("pathlib", "PosixPath"),
@@ -104,10 +115,20 @@ class Pickle:
         rank = rng.choice([0, 1, 1, 2] if right else [1, 2, 65])
         axes = [self.number(size()) for _ in range(rank)]
         strides = [self.number(1 if right else size()) for _ in range(rank)]
-        storage = b"(" + self.text("storage") + self.name("torch", "FloatStorage" if right else rng.choice(["FloatStorage", "BoolStorage", "QInt8Storage"]))
+        storage = (
+            b"("
+            + self.text("storage")
+            + self.name(
+                "torch", "FloatStorage" if right else rng.choice(["FloatStorage", "BoolStorage", "QInt8Storage"])
+            )
+        )
         self.keys[key := rng.choice("0001")] = None
         storage += self.text(key) + self.text("cpu") + self.number(4 if right else size()) + b"tQ"
-        flags = b"}" if honest or rng.random() < 0.95 else b"}" + self.text(rng.choice(["neg", "conj"])) + pickle.NEWTRUE + b"s"
+        flags = (
+            b"}"
+            if honest or rng.random() < 0.95
+            else b"}" + self.text(rng.choice(["neg", "conj"])) + pickle.NEWTRUE + b"s"
+        )
         out = self.name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + self.number(size() if not right else 0)
         return out + b"(" + b"".join(axes) + b"t(" + b"".join(strides) + b"t" + pickle.NEWFALSE + b"}" + flags + b"tR"
 
@@ -115,7 +136,11 @@ class Pickle:
         """A pickled module, whose children may be shared."""
         rng = self.rng
         out = self.name("torch.nn.modules.container", "Sequential") + b")\x81}("
-        for field, inner in (("_parameters", self.tensor), ("_buffers", self.tensor), ("_modules", lambda: self.module(levels - 1))):
+        for field, inner in (
+            ("_parameters", self.tensor),
+            ("_buffers", self.tensor),
+            ("_modules", lambda: self.module(levels - 1)),
+        ):
             out += self.text(field) + b"}("
             for index in range(rng.randrange(3) if levels > 0 else 0):
                 out += self.text(str(index)) + (self.again() if rng.random() < 0.3 else inner()) + self.keep()
@@ -126,7 +151,9 @@ class Pickle:
         """Containers that hold one another many times: a few hundred bytes for any number of ways through them."""
         rng = self.rng
         kind, width, levels = rng.choice("dltmf"), rng.choice([2, 8, 64, 300]), rng.choice([2, 3, 8, 30])
-        out = rng.choice([self.tensor, self.atom, lambda: b"}(" + self.text("w") + self.tensor() + b"u"])() + self.keep()
+        out = (
+            rng.choice([self.tensor, self.atom, lambda: b"}(" + self.text("w") + self.tensor() + b"u"])() + self.keep()
+        )
         for _ in range(levels):
             last = pickle.LONG_BINGET + struct.pack("<I", self.kept - 1)
             match kind:
@@ -140,7 +167,14 @@ class Pickle:
                     out += b"0(" + last * width + b"\x91" if self.rng.random() < 0.1 else b"0(" + last * 3 + b"t"
                 case "m":
                     children = b"".join(self.text("c" * rng.choice([1, 5000]) + str(i)) + last for i in range(width))
-                    out += b"0" + self.name("torch.nn", "M") + b")\x81}(" + self.text("_parameters") + b"}" + self.text("_buffers")
+                    out += (
+                        b"0"
+                        + self.name("torch.nn", "M")
+                        + b")\x81}("
+                        + self.text("_parameters")
+                        + b"}"
+                        + self.text("_buffers")
+                    )
                     out += b"}" + self.text("_modules") + b"}(" + children + b"uub"
             out += self.keep()
         return out
@@ -162,7 +196,13 @@ class Pickle:
             case 7:
                 return self.tower() if rng.random() < 0.3 else self.tensor() + self.keep()
             case 8 | 9:
-                made = self.name(*rng.choice(_CLASSES + _FUNCTIONS)) + b"(" + self.items(levels, False) + b"tR" + self.keep()
+                made = (
+                    self.name(*rng.choice(_CLASSES + _FUNCTIONS))
+                    + b"("
+                    + self.items(levels, False)
+                    + b"tR"
+                    + self.keep()
+                )
                 return made + (self.value(levels - 1) + b"b" if rng.random() < 0.3 else b"")
             case 10:
                 return self.module(min(levels, 3))
@@ -214,7 +254,13 @@ def swapped(value: Any, rng: random.Random) -> Any:
         todo = [value]
         while todo:
             node = todo.pop()
-            inside = list(node.items()) if isinstance(node, dict) else list(enumerate(node)) if isinstance(node, list) else []
+            inside = (
+                list(node.items())
+                if isinstance(node, dict)
+                else list(enumerate(node))
+                if isinstance(node, list)
+                else []
+            )
             places += [(node, key) for key, _ in inside]
             todo += [item for _, item in inside]
         if not places:
@@ -225,7 +271,26 @@ def swapped(value: Any, rng: random.Random) -> Any:
         match rng.randrange(5):
             case 0 | 1:
                 node[key] = rng.choice(
-                    [None, True, 0, -1, 1.5, 1e300, 2**62, 2**63, 10**400, "", "a", "\ud800", "x" * 300, [], {}, [[]], {"a": {}}, [0, 4]]
+                    [
+                        None,
+                        True,
+                        0,
+                        -1,
+                        1.5,
+                        1e300,
+                        2**62,
+                        2**63,
+                        10**400,
+                        "",
+                        "a",
+                        "\ud800",
+                        "x" * 300,
+                        [],
+                        {},
+                        [[]],
+                        {"a": {}},
+                        [0, 4],
+                    ]
                 )
             case 2:
                 del node[key]
@@ -258,8 +323,13 @@ def safetensors_file(rng: random.Random) -> Files:
 
 def index(rng: random.Random) -> Files:
     """An index and its files."""
-    groups = {f"x-{i}.safetensors": {f"l{i}.{j}.weight": np.zeros(2, "f4") for j in range(rng.randrange(4))} for i in range(2)}
-    document: Any = {"metadata": {"total_size": 1}, "weight_map": {n: file for file, group in groups.items() for n in group}}
+    groups = {
+        f"x-{i}.safetensors": {f"l{i}.{j}.weight": np.zeros(2, "f4") for j in range(rng.randrange(4))} for i in range(2)
+    }
+    document: Any = {
+        "metadata": {"total_size": 1},
+        "weight_map": {n: file for file, group in groups.items() for n in group},
+    }
     text = _text(swapped(document, rng) if rng.random() < 0.8 else document)
     return {"x.safetensors.index.json": text, **{file: safetensors.numpy.save(group) for file, group in groups.items()}}
 

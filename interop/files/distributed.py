@@ -114,7 +114,9 @@ class _Files:
     def _read(self, name: str, file: str, offset: int, length: int) -> Any:
         path = self.path
         if not file or file in (".", "..") or set(file) & {"/", "\\", "\0", ":"}:
-            raise CheckpointError(path, f"entry {name_of(name)}: {name_of(file)} is not the name of a file in the folder")
+            raise CheckpointError(
+                path, f"entry {name_of(name)}: {name_of(file)} is not the name of a file in the folder"
+            )
         if file not in self.files:
             self.files[file] = Data.map(beside(path, file), self.budget)
         data = self.files[file]
@@ -158,7 +160,9 @@ def _tiles(shape: tuple[int, ...], parts: list[tuple[tuple[int, ...], tuple[int,
     if any(len(low) != len(shape) for low, _ in parts):
         return False
     split = [axis for axis, n in enumerate(shape) if any(low[axis] or size[axis] != n for low, size in parts)]
-    budget.spend(steps=len(shape) * len(parts) + (len(parts) << len(split)) * 5, memory=(len(parts) << len(split)) * 100)
+    budget.spend(
+        steps=len(shape) * len(parts) + (len(parts) << len(split)) * 5, memory=(len(parts) << len(split)) * 100
+    )
     corners: collections.Counter[tuple[int, ...]] = collections.Counter()
     whole = ((0,) * len(shape), shape)
     for sign, (low, size) in [(-1, whole), *((1, part) for part in parts if 0 not in part[1])]:
@@ -168,9 +172,7 @@ def _tiles(shape: tuple[int, ...], parts: list[tuple[tuple[int, ...], tuple[int,
     return not any(corners.values())
 
 
-def _put(
-    path: pathlib.Path, result: dict[str, Any], place: Any, name: str, value: Any, budget: Budget
-) -> None:
+def _put(path: pathlib.Path, result: dict[str, Any], place: Any, name: str, value: Any, budget: Budget) -> None:
     """Puts a value where it was in the mapping that was saved; lists are mappings from their indices."""
     known = isinstance(place, tuple) and 0 < len(place) < 64 and all(map(_is_step, place))
     steps = [str(step) for step in place] if known else [name]

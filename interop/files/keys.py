@@ -61,9 +61,10 @@ def _steps(key: Any, room: int) -> int:
     if isinstance(key, tuple | frozenset):
         steps = 0
         for item in key:
-            steps += 1 + _steps(item, room - 1 - steps)
-            if steps >= room:
+            steps += 1
+            if steps > room:
                 raise UnpickleError(f"uses {name_of(key)} as a key, which holds too much for one")
+            steps += _steps(item, room - steps)
         return steps
     if type(key).__hash__ is None:
         raise UnpickleError(f"uses {name_of(key)} as a key")

@@ -62,14 +62,14 @@ class Machine:
         """The object that is described, when its end is reached."""
         source, stop = self.source, pickle.STOP[0]
         while True:
-            for _ in range(_STRETCH):
+            for count in range(_STRETCH):
                 opcode = source[self.position]
                 self.position += 1
                 if opcode == stop:
                     value = self.pop()
                     if self.stack:
                         raise UnpickleError(f"is broken: {len(self.stack)} values are left over at its end")
-                    self.charge(self.made)
+                    self.budget.spend(self.made, count)
                     return value
                 handler = handlers[opcode]
                 if handler is None:

@@ -84,6 +84,8 @@ def _layers(module: Instance, path: pathlib.Path, budget: Budget) -> Iterator[tu
         children = [(key, child) for key, child in current.attributes["_modules"].items() if child is not None]
         for key, child in reversed(children):
             if not is_module(child):
-                raise CheckpointError(path, f"module {name_of(prefix + _text(key, path))} is no module but {name_of(child)}")
+                raise CheckpointError(
+                    path, f"module {name_of(prefix + _text(key, path))} is no module but {name_of(child)}"
+                )
             budget.spend(memory=200 + len(prefix) + len(_text(key, path)), steps=10)
             todo.append((f"{prefix}{key}", child, depth + 1))

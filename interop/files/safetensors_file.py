@@ -37,7 +37,7 @@ def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(data.path, "entry '__metadata__' of the header is not a mapping from strings to strings")
-    data.budget.spend(memory=600 * len(header), steps=40 * len(header))
+    data.budget.spend(memory=400 * len(header), steps=40 * len(header))
     found = sorted((_entry(data, start, name, entry) for name, entry in header.items()), key=lambda t: t[1:3])
     end = start
     for name, low, high, _ in found:
@@ -142,7 +142,9 @@ def _noted(data: Data, text: str, names: Collection[str]) -> dict[str, str]:
         raise CheckpointError(data.path, str(error)) from None
     for name, kept in notes.items():
         if name in names or not isinstance(kept, str) or kept not in names:
-            raise CheckpointError(data.path, f"the metadata {_TIED!r}: {name_of(name)} cannot be the same as {name_of(kept)}")
+            raise CheckpointError(
+                data.path, f"the metadata {_TIED!r}: {name_of(name)} cannot be the same as {name_of(kept)}"
+            )
     return notes
 
 

@@ -60,7 +60,8 @@ def read_index(path: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(path, "'metadata' is not a mapping")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file or file in (".", "..") or set(file) & {"/", "\\", "\0", ":"}:
-            raise CheckpointError(path, f"entry {name_of(name)}: {name_of(file)} is not the name of a file beside it")
+            problem = f"{name_of(file)} is not the name of a file beside the index"
+            raise CheckpointError(path, f"entry {name_of(name)}: {problem}")
     return index
 
 

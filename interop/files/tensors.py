@@ -59,7 +59,9 @@ class Tensor:
             )
         if self.strides is not None and any(s * item >= 2**62 for s in self.strides):
             return f"strides {self.strides} are too large"
-        if self.storage.data is not None and count * item > max(self.storage.size, 4 * self.storage.data.budget.size + SLACK):
+        if self.storage.data is not None and count * item > max(
+            self.storage.size, 4 * self.storage.data.budget.size + SLACK
+        ):
             return f"shape {self.shape} repeats {self.storage.size} bytes to {count * item}"
         return None
 

@@ -278,9 +278,7 @@ class Search:
         return {"": value} if dotted or rank > max(map(self.rank, found.values()), default=0) else found
 
 
-def _choose(
-    choices: Mapping[str, Any], which: str | None, path: pathlib.Path, rank: Callable[[Any], int]
-) -> str:
+def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path, rank: Callable[[Any], int]) -> str:
     named = [name_of(name) for name in choices if name]
     listed = ", ".join(named[:20]) + ", ..." * (len(named) > 20) or "none but the one it is"
     averages = [name for name in choices if is_average(name)]

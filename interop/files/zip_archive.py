@@ -68,7 +68,9 @@ class Archive:
         if not member.packed:
             return self.data, member.offset
         # what is unpacked stays in memory: weights hardly shrink, bombs do
-        self.data.budget.spend(memory=member.size + member.packed_size, steps=(member.size + member.packed_size) // CHECKED)
+        self.data.budget.spend(
+            memory=member.size + member.packed_size, steps=(member.size + member.packed_size) // CHECKED
+        )
         machine = zlib.decompressobj(-15)
         try:
             content = machine.decompress(self.data.read(member.offset, member.packed_size), member.size + 1)
@@ -139,7 +141,9 @@ class Archive:
         if flags & 1:
             self._fail(f"entry {name_of(name)} is encrypted")
         if method not in (0, 8):
-            self._fail(f"entry {name_of(name)} is packed with method {method}; PyTorch stores, and deflate is understood too")
+            self._fail(
+                f"entry {name_of(name)} is packed with method {method}; PyTorch stores, and deflate is understood too"
+            )
         header = self._at(offset, "<4s5H3L2H", _LOCAL, f"the header of entry {name_of(name)}")
         begin = offset + 30 + header[9] + header[10]
         if self.data.read(self.start + offset + 30, header[9]) != directory[position + 46 : middle]:

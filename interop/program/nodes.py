@@ -352,7 +352,9 @@ def validate(model: Model) -> None:
                 faults.append(f"entry {entry.name!r} has the unknown kind {entry.kind!r}")
             if entry.same_as is not None and entry.same_as not in entries:
                 faults.append(f"entry {entry.name!r} is tied to {entry.same_as!r}, which is missing")
-    faults += [f"module {path!r} has the mode {mode!r}" for path, mode in model.modules.items() if not _is_mode(path, mode)]
+    faults += [
+        f"module {path!r} has the mode {mode!r}" for path, mode in model.modules.items() if not _is_mode(path, mode)
+    ]
     room = _FEATURES + sum(math.prod(entry.shape) for entry in model.entries if isinstance(entry, Entry))
     for layer in _typed(model.batch_norms, BatchNormLayer, "batch_norms", faults):
         for name, limit in (("num_features", 2**31 - 1), ("eps", sys.float_info.max), ("momentum", 1)):
