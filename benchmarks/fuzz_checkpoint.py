@@ -15,6 +15,9 @@ soon, within the address space of MEMORY and, traced in one case of TRACED, with
 | legacy | the file | torch.load(weights_only=True), if that reads it |
 | index | the index or one of its files | the arrays before the mutation, or the library's |
 | distributed | `.metadata` or a file of parts | the arrays before the mutation |
+
+Beside them there are the well-formed files of `fuzz_structures.py`, which describe odd things, and artifacts, which
+`interop.load` reads. These must end within 1 s and 64 MB, and 1 s for 20 MB and 4 bytes for each byte more.
 """
 
 import argparse
@@ -40,7 +43,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+import fuzz_structures
 import interop
+from interop.cli.values import as_json, brief
 
 SECONDS = 5  # a case that takes longer hangs, if it had the processor for half of that time
 PATIENCE = 20  # times this long it may wait for the processor
@@ -181,9 +186,12 @@ def repack(content: bytes, change: Callable[[bytes], bytes]) -> bytes:
 
 def cases(format: str, first: int, count: int) -> Iterator[tuple[int, dict[str, bytes]]]:
     """The numbered mutations of a format's files."""
-    files = seeds()[format]
+    files = {} if format in fuzz_structures.FORMATS else seeds()[format]
     for number in range(first, first + count):
         rng = random.Random(f"{format} {number}")
+        if format in fuzz_structures.FORMATS:
+            yield number, fuzz_structures.FORMATS[format](rng)
+            continue
         name = rng.choice(sorted(files))
         if format == "pickle":
             changed = repack(files[name], functools.partial(mutate, rng=rng))
@@ -252,6 +260,9 @@ def _original(format: str) -> dict[str, np.ndarray]:
 def _write(folder: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    for old in folder.iterdir():  # other names than those of the case before
+        if old.name not in files:
+            old.unlink()
     return folder if len(files) > 1 else folder / next(iter(files))
 
 
@@ -273,10 +284,15 @@ def check(format: str, files: dict[str, bytes], folder: pathlib.Path, traced: bo
     before = signal.signal(signal.SIGALRM, hang)
     signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS)
     try:
-        checkpoint = interop.load_checkpoint(path)
-        for array in checkpoint.values():
+        checkpoint = interop.load(path) if format == "artifact" else interop.load_checkpoint(path)
+        for array in () if format == "artifact" else checkpoint.values():
             array.tobytes()
+        if format in fuzz_structures.FORMATS and format != "artifact":
+            interop.lint(checkpoint)
+            json.dumps([[as_json(value), brief(value)] for value in checkpoint.metadata.values()], allow_nan=False)
         result = "read"
+    except NotImplementedError as error:
+        result = "refused" if format == "artifact" else f"NotImplementedError: {error}"
     except interop.CheckpointError as error:
         result = "refused" if folder.name in str(error) else f"no file is named: {error}"
     except Exception as error:
@@ -287,10 +303,13 @@ def check(format: str, files: dict[str, bytes], folder: pathlib.Path, traced: bo
         if traced:
             allocated = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-    allowed = 4 * sum(map(len, files.values())) + OBJECTS
+    size, structured = sum(map(len, files.values())), format in fuzz_structures.FORMATS
+    allowed = 4 * size + (64 << 20 if structured else OBJECTS)
     if allocated > allowed:
         return f"allocated {allocated} bytes, of {allowed}"
-    if result == "read" and not reference(format, files, path, checkpoint):
+    if structured and not traced and (took := time.process_time() - start) > 1 + size / 20e6:
+        return f"took {took:.2f} s for {size} bytes"
+    if result == "read" and not structured and not reference(format, files, path, checkpoint):
         result = "a wrong array"
     return result
 
@@ -313,7 +332,7 @@ def run(format: str, first: int, count: int, keep: pathlib.Path | None = None) -
     return results
 
 
-FORMATS = ("safetensors", "zip", "pickle", "legacy", "index", "distributed")
+FORMATS = ("safetensors", "zip", "pickle", "legacy", "index", "distributed", *fuzz_structures.FORMATS)
 
 
 def main() -> int:
@@ -326,7 +345,7 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("interop").setLevel(logging.ERROR)  # entries that are no arrays: thousands of them
     print(f"numpy {np.__version__}, torch {torch.__version__}, safetensors {safetensors.__version__}")
-    print(f"{'format':12} {'cases':>8} {'read':>8} {'refused':>8} {'failed':>8} {'us/case':>8} {'peak MB +':>9}")
+    print(f"{'format':16} {'cases':>8} {'read':>8} {'refused':>8} {'failed':>8} {'us/case':>8} {'peak MB +':>9}")
     failed = 0
     for format in options.format or FORMATS:
         run(format, 0, 20)  # imports and caches
@@ -339,7 +358,7 @@ def main() -> int:
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(
-            f"{format:12} {options.count:8} {results['read']:8} {results['refused']:8} {results['failed']:8} "
+            f"{format:16} {options.count:8} {results['read']:8} {results['refused']:8} {results['failed']:8} "
             f"{each:8.0f} {grown:9.1f}",
             flush=True,
         )

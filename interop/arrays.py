@@ -25,8 +25,9 @@ def to_numpy(value: Any) -> np.ndarray:
     bfloat16 and the float8 types are those of ml_dtypes.
 
     Raises:
-        TypeError: for anything else. What torch raises, for tensors without values or strides.
+        TypeError: for anything else, and for masked arrays with masked values. What torch raises, for tensors without values or strides.
     """
+    _check_mask(value)
     if not hasattr(value, "dtype"):
         raise TypeError(f"of type {type(value).__module__}.{type(value).__qualname__}")
     if hasattr(value, "detach"):  # torch's, of any class
@@ -39,6 +40,12 @@ def to_numpy(value: Any) -> np.ndarray:
             return bits.view(dtypes.TORCH[name])
         value = tensor.numpy()
     return dtypes.native(np.asarray(value))
+
+
+def _check_mask(value: Any) -> None:
+    """Neither PyTorch, JAX nor any file has masks: what was masked would be numbers again."""
+    if np.ma.is_masked(value):
+        raise TypeError("a masked array, whose mask would be lost: fill it (array.filled(0)) or take .data")
 
 
 def to_torch(tree: Any) -> Any:
@@ -55,7 +62,8 @@ def to_torch(tree: Any) -> Any:
         tree: an array, or nested mappings (which become dicts), lists and tuples of them.
 
     Raises:
-        TypeError: for arrays of a dtype that torch does not have (text, say), by its name.
+        TypeError: for arrays of a dtype that torch does not have (text, say), by its name, and for masked arrays with
+            masked values.
     """
     if isinstance(tree, (np.ndarray, np.generic, jax.Array)):
         return _tensor(tree)
@@ -71,6 +79,7 @@ def to_torch(tree: Any) -> Any:
 def _tensor(array: np.ndarray | np.generic | jax.Array) -> torch.Tensor:
     import torch
 
+    _check_mask(array)
     array = dtypes.native(np.asarray(array))
     name = array.dtype.name
     if name not in dtypes.TORCH or not hasattr(torch, name):

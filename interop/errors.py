@@ -1,4 +1,6 @@
-"""What is raised for modules that cannot become programs, and for programs that cannot be."""
+"""What is raised for modules that cannot become programs, for programs that cannot be, and for files."""
+
+import os
 
 
 class TraceError(ValueError):
@@ -11,3 +13,10 @@ class TorchVersionError(TraceError):
 
 class ProgramError(ValueError):
     """A program that cannot be read, or that cannot run."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written as asked. The message names the file and the entry."""
+
+    def __init__(self, path: "os.PathLike[str] | str", problem: str) -> None:
+        super().__init__(f"{os.fspath(path)}: {problem}")

@@ -643,11 +643,28 @@ def test_metadata_and_tied_names_in_safetensors_are_kept_apart(tmp_path, metadat
 
 
 def test_tied_names_that_others_noted_are_read(tmp_path):
-    metadata = {"format": "pt", "tied": "w", "monitor": "loss"}
-    safetensors.numpy.save_file({"w": np.ones(3)}, tmp_path / "x.safetensors", metadata)
+    metadata = {"format": "pt", "head.weight": "embed.weight", "monitor": "loss"}
+    safetensors.numpy.save_file({"embed.weight": np.ones(3)}, tmp_path / "x.safetensors", metadata)
     checkpoint = load_checkpoint(tmp_path / "x.safetensors")
-    assert set(checkpoint) == {"w", "tied"} and np.shares_memory(checkpoint["w"], checkpoint["tied"])
-    assert checkpoint.metadata["monitor"] == "loss" and "tied" not in checkpoint.metadata
+    assert set(checkpoint) == {"embed.weight", "head.weight"}
+    assert np.shares_memory(checkpoint["embed.weight"], checkpoint["head.weight"])
+    assert checkpoint.metadata["monitor"] == "loss" and "head.weight" not in checkpoint.metadata
+
+
+@pytest.mark.parametrize("name", ["w", "fc.weight", "best"])
+def test_metadata_that_name_a_tensor_are_no_tensor(tmp_path, name):
+    metadata = {"format": "pt", "monitor": name, "best layer": name, "arch": "net"}
+    safetensors.numpy.save_file({name: np.ones(3)}, tmp_path / "x.safetensors", metadata)
+    checkpoint = load_checkpoint(tmp_path / "x.safetensors")
+    assert set(checkpoint) == {name} and checkpoint.metadata["monitor"] == name == checkpoint.metadata["best layer"]
+
+
+def test_any_tied_names_that_we_wrote_come_back(tmp_path):
+    shared = np.ones(3)
+    for names in (("w", "tied"), ("a.weight", "w"), ("a.weight", "b.other"), ("a.weight", "b.weight")):
+        save_checkpoint(tmp_path / "x.safetensors", dict.fromkeys(names, shared), {"best": names[0]})
+        checkpoint = load_checkpoint(tmp_path / "x.safetensors")
+        assert set(checkpoint) == set(names) and checkpoint.metadata["best"] == names[0]
 
 
 def test_brackets_in_text_are_no_nesting(tmp_path):
@@ -865,7 +882,7 @@ BAD_SAFETENSORS = {
     "the header is not UTF-8 at byte 3": header(b'{"a\xff":1}'),
     "the header cannot be read": header(b"{]"),
     "the header is not a JSON object": header(b"[1, 2]"),
-    "nothing but brackets": header(b"[" * 10_000),
+    "nested more deeply": header(b"[" * 10_000),
     "duplicate names": header(F + b"," + F[1:] + b"}", b"1234"),
     "NaN is not JSON": header(b'{"a": NaN}'),
     "entry 'a': its offsets .* overlap": header({"b": entry(), "a": entry(offsets=(2, 6))}, b"123456"),

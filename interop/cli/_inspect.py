@@ -11,6 +11,8 @@ import typer
 
 from interop.cli.output import print_json, shown, size, table
 from interop.cli.sources import Source, open_source
+from interop.cli.values import as_json as metadata_as_json
+from interop.cli.values import brief
 from interop.linting._lint import lint
 from interop.linting.rules import Finding
 from interop.linting.subject import NormLayer, subject
@@ -61,7 +63,7 @@ def _print(source: Source, layers: Sequence[NormLayer], findings: Sequence[Findi
     numbers, held = sum(s[1] for s in shapes), sum(s[2] for s in shapes)
     print(f"{source.format}, {len(shapes)} arrays, {numbers:,} numbers, {size(held)}")
     for key, value in source.metadata.items():
-        if value not in ("", [], None) and len(text := _short(value)) < 200:
+        if _says_something(value) and len(text := brief(value)) < 200:
             print(shown(f"{key}: {text}"))
     print()
     table(("layer", "arrays", "numbers", "size"), _tree(shapes, depth))
@@ -112,24 +114,19 @@ def _print_layers(layers: Sequence[NormLayer]) -> None:
     table(("BatchNorm", "channels", "batches", *STATISTICS, *flags), rows)
 
 
+def _says_something(value: object) -> bool:
+    return value is not None and not (isinstance(value, str | list) and len(value) == 0)
+
+
 def _flag(value: float | None) -> str:
     return "None" if value is None else f"{value:g}"
-
-
-def _short(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"array {value.shape} {value.dtype}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(map(str, value)) + "}"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _document(source: Source, layers: Sequence[NormLayer], findings: Sequence[Finding]) -> dict[str, Any]:
     return {
         "file": source.name,
         "format": source.format,
-        "metadata": {key: value if isinstance(value, str | int | float | list) else _short(value)
-                     for key, value in source.metadata.items()},
+        "metadata": {key: metadata_as_json(value) for key, value in source.metadata.items()},
         "arrays": [
             {"name": name, "shape": array.shape, "dtype": array.dtype.name, "bytes": array.nbytes}
             for name, array in source.state.items()

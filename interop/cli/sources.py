@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from interop.files import hub
 from interop.files.checkpoint import Checkpoint, load_checkpoint
+from interop.files.disk import kind, path_of
 from interop.running import artifact
 from interop.running.module import TracedModule
 from interop.weights._state_dict import state_dict
@@ -28,8 +29,8 @@ class Source:
 
 def open_source(name: str, which: str | None = None) -> Source:
     """Opens a checkpoint file or folder, a name of Hugging Face's hub, or a directory that `interop.save` wrote."""
-    path = pathlib.Path(name)
-    if (path / "program.json").is_file():
+    path = path_of(name)
+    if not hub.is_name(name) and kind(path) == "a folder" and kind(path / artifact.PROGRAM) != "nothing":
         if which is not None:
             raise ValueError(f"{name}: a saved model has one state; --which is for checkpoints")
         model = artifact.load(path)

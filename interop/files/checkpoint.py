@@ -10,7 +10,8 @@ import numpy as np
 
 from interop.files import distributed, hub, safetensors_file, shards, wrappings
 from interop.files import torch_reader as torch_file
-from interop.files.disk import CheckpointError, Data
+from interop.files.budget import Budget
+from interop.files.disk import CheckpointError, Data, files_in, kind, path_of
 from interop.variables import check
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint"]
@@ -103,24 +104,36 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
     Of a model that is pickled whole there are the parameters and buffers that its `state_dict()` has; what a class's
     own code adds (`get_extra_state`, hooks) is not known without running it.
 
+    A file of n bytes is read, or refused, within about 1 s + n / (20 MB/s) and 64 MB + 4 n of memory, whatever it says.
+
     Raises:
-        CheckpointError: for a file that is missing, truncated, damaged or no checkpoint, or if the choice is unclear.
+        CheckpointError: for a file that is missing, truncated, damaged or no checkpoint, that describes more than its
+            size allows, or if the choice is unclear.
+        TypeError: for a path or `which` that is none.
     """
-    name = os.fspath(path)
-    source = hub.fetch(name) if hub.is_name(name) else pathlib.Path(name)
-    if source.is_dir():
+    source = path_of(path)
+    if which is not None and not isinstance(which, str):
+        raise TypeError(f"which is the name of a state dict or None, found {type(which).__name__}")
+    if hub.is_name(name := os.fspath(path)):
+        source = hub.fetch(name)
+    found = kind(source)
+    if found == "a folder":
         source = _in_folder(source)
-    elif not source.exists() and source.with_name(source.name + shards.SUFFIX).exists():
-        source = source.with_name(source.name + shards.SUFFIX)  # save_checkpoint wrote it in several files
+    elif found == "nothing" and source.name:
+        index = source.with_name(source.name + shards.SUFFIX)
+        source = index if _is_there(index) else source  # save_checkpoint wrote it in several files
     said: dict[str, Any] = {}
     if source.name == distributed.METADATA:
-        value, format = distributed.read(source.parent), "torch.distributed.checkpoint"
+        value, budget = distributed.read(source.parent)
+        format = "torch.distributed.checkpoint"
     elif source.name.endswith(shards.SUFFIX):
         value, said = shards.read(source, lambda data: _read(data)[0])
-        format = "sharded"
+        budget, format = Budget(source, sum(files_in(source.parent).values())), "sharded"
     else:
-        value, said, format = _read(Data.map(source))
-    state = wrappings.unwrap(value, which, source)
+        data = Data.map(source)
+        budget = data.budget
+        value, said, format = _read(data)
+    state = wrappings.unwrap(value, which, source, budget)
     return Checkpoint(state, {**said, **state.metadata}, source, format)
 
 
@@ -136,16 +149,24 @@ def _read(data: Data) -> tuple[Any, dict[str, Any], str]:
     raise CheckpointError(data.path, f"is no checkpoint: it begins with {data.read(0, 16)!r}")
 
 
+def _is_there(path: pathlib.Path) -> bool:
+    try:
+        return kind(path) == "file"
+    except CheckpointError:  # the name with the ending is too long
+        return False
+
+
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
     """The one checkpoint in a folder."""
-    if (folder / distributed.METADATA).is_file():
+    files = files_in(folder)
+    if distributed.METADATA in files:
         return folder / distributed.METADATA
     for ending in (shards.SUFFIX, ".safetensors", ".bin", ".pt", ".pth"):
-        found = sorted(file for file in folder.iterdir() if file.name.endswith(ending) and file.is_file())
+        found = [file for file in files if file.endswith(ending)]
         if len(found) == 1:
-            return found[0]
+            return folder / found[0]
         if found:
-            names = ", ".join(repr(file.name) for file in found[:8])
+            names = ", ".join(map(repr, found[:8]))
             raise CheckpointError(folder, f"is a folder with several checkpoints; choose one: {names}")
     raise CheckpointError(folder, "is a folder without a checkpoint (.metadata, *.index.json, *.safetensors, *.pth)")
 

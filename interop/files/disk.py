@@ -13,18 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from interop.errors import CheckpointError as CheckpointError
+from interop.files.budget import Budget
+
 logger = logging.getLogger("interop")
 
 _PAGE = mmap.PAGESIZE
 _CHUNK = 1 << 24  # bytes between two looks at a large file
 _LARGE = 1 << 30  # bytes from which on a progress bar is shown
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written as asked. The message names the file and the entry."""
-
-    def __init__(self, path: "os.PathLike[str] | str", problem: str) -> None:
-        super().__init__(f"{os.fspath(path)}: {problem}")
 
 
 class Data:
@@ -34,28 +30,38 @@ class Data:
     which is what makes `for name, array in checkpoint.items()` a stream: one array at a time, however large the file.
     """
 
-    def __init__(self, buffer: "mmap.mmap | bytes", path: pathlib.Path) -> None:
+    def __init__(self, buffer: "mmap.mmap | bytes", path: pathlib.Path, budget: Budget | None = None) -> None:
         self.buffer = buffer
         self.path = path
         self.size = len(buffer)
+        self.budget = budget or Budget(path, self.size)  # what reading them may cost
         self._copies: weakref.WeakValueDictionary[tuple[int, int], np.ndarray] = weakref.WeakValueDictionary()
 
     @classmethod
-    def map(cls, path: pathlib.Path) -> "Data":
-        """The file at `path`, mapped. Raises CheckpointError if there is none, or if it is empty or no regular file."""
+    def map(cls, path: pathlib.Path, budget: Budget | None = None) -> "Data":
+        """The file at `path`, mapped: the one door to the bytes of any file.
+
+        Raises CheckpointError if there is none, if it cannot be opened, or if it is empty or no regular file.
+        """
+        if (found := kind(path)) == "nothing":
+            raise CheckpointError(path, "no such file")
+        if found != "file":  # a pipe would wait for ever, a device would never end
+            raise CheckpointError(path, f"is {found}: is not a regular file")
         try:
-            mode = path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise CheckpointError(path, "is a directory, not a checkpoint file")
-            if not stat.S_ISREG(mode):  # a pipe would wait for ever, a device would never end
-                raise CheckpointError(path, "is not a regular file")
-            with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
+            # not blocking, in case that a pipe has taken the file's place by now
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+            try:
+                status = os.fstat(handle)
+                if not stat.S_ISREG(status.st_mode):
+                    raise CheckpointError(path, "is not a regular file")
+                if status.st_size == 0:
                     raise CheckpointError(path, "is empty")
-                return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), path)
+                return cls(mmap.mmap(handle, 0, access=mmap.ACCESS_READ), path, budget)
+            finally:
+                os.close(handle)
         except FileNotFoundError:
             raise CheckpointError(path, "no such file") from None
-        except (OSError, ValueError) as error:
+        except (OSError, OverflowError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(path, f"cannot be read: {error}") from error
@@ -94,6 +100,55 @@ class Data:
             if isinstance(self.buffer, mmap.mmap):
                 _release(self.buffer, low, length)
         return crc
+
+
+def path_of(path: "str | os.PathLike[str]") -> pathlib.Path:
+    """What the caller named, as a path.
+
+    Raises TypeError for what is no path, and CheckpointError for the empty one, which would be the current folder.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(name := os.fspath(path), bytes):
+        raise TypeError(f"expected a path (a string or os.PathLike), found {type(path).__name__}")
+    if not name:
+        raise CheckpointError("''", "the path is empty; '.' is the current folder")
+    try:
+        if b"\0" in os.fsencode(name):
+            raise CheckpointError(repr(name), "a path cannot hold the character 0")
+    except UnicodeEncodeError:
+        raise CheckpointError(repr(name), "a path cannot hold half a character") from None
+    return pathlib.Path(name)
+
+
+def kind(path: pathlib.Path) -> str:
+    """What is at a path: "file", "a folder", "nothing", or what else ("a pipe").
+
+    Raises CheckpointError where the system does not say (a name that is too long, a folder that may not be searched).
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing"
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+    if stat.S_ISREG(mode):
+        return "file"
+    for test, name in ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket")):
+        if test(mode):
+            return name
+    return "a device"
+
+
+def files_in(folder: pathlib.Path) -> dict[str, int]:
+    """The regular files in a folder, in order, with their sizes. Raises CheckpointError where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_size for entry in sorted(entries, key=_name) if entry.is_file()}
+    except OSError as error:
+        raise CheckpointError(folder, f"cannot be listed: {error}") from error
+
+
+def _name(entry: "os.DirEntry[str]") -> str:
+    return entry.name
 
 
 def _release(buffer: mmap.mmap, offset: int, size: int) -> None:

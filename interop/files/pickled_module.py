@@ -4,13 +4,12 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, Final
 
+from interop.files.budget import Budget
 from interop.files.disk import CheckpointError
 from interop.files.rebuild import finish
 from interop.files.stand_ins import Instance, name_of
 
 _DEEPEST: Final = 100
-_MOST: Final = 200_000  # modules and tensors; shared ones count each time, as in a state dict
-
 _INSTANCE_NORM: Final = "torch.nn.modules.instancenorm."
 
 FLAGS: Final[dict[str, tuple[type, ...]]] = {
@@ -31,31 +30,39 @@ def is_module(value: Any) -> bool:
     )
 
 
-def collect(module: Instance, path: pathlib.Path) -> dict[str, Any]:
+def collect(module: Instance, path: pathlib.Path, budget: Budget) -> dict[str, Any]:
     """The state dict of a pickled module: torch.nn.Module.state_dict on the stand-in, in the same order.
 
     A pickle names a class and does not hold its code, so that what `get_extra_state` or a hook would add is not known.
     """
     found: dict[str, Any] = {}
-    for name, layer in _layers(module, path):
+    for name, layer in _layers(module, path, budget):
         prefix = f"{name}." if name else ""
         hidden = layer.attributes.get("_non_persistent_buffers_set") or ()
         if not isinstance(hidden, set | frozenset | list | tuple):
-            raise CheckpointError(path, f"module {name or 'model'!r}: its non-persistent buffers are no set")
+            raise CheckpointError(path, f"module {name_of(name) if name else 'model'}: its hidden buffers are no set")
+        if not isinstance(hidden, set | frozenset):  # its elements, where the pickle made it of its class
+            budget.spend(steps=len(hidden))
+            hidden = {key for key in hidden if isinstance(key, str)}
         for field in ("_parameters", "_buffers"):
             for key, item in layer.attributes[field].items():
                 if item is not None and not (field == "_buffers" and key in hidden):
+                    budget.spend(memory=200 + len(prefix) + len(_text(key, path)), steps=5)
                     found[f"{prefix}{key}"] = finish(item)
-        if len(found) > _MOST:
-            raise CheckpointError(path, f"module {prefix[:80]!r}: tensors without end")
     return found
 
 
-def batch_norms(module: Instance, path: pathlib.Path) -> dict[str, dict[str, Any]]:
+def _text(key: Any, path: pathlib.Path) -> str:
+    if isinstance(key, str):
+        return key
+    raise CheckpointError(path, f"a module or tensor of the pickled model is called {name_of(key)}, which is no name")
+
+
+def batch_norms(module: Instance, path: pathlib.Path, budget: Budget) -> dict[str, dict[str, Any]]:
     """The flags of every BatchNorm layer by its name: those of `FLAGS` that the pickle gives."""
     return {
         name: {flag: layer.attributes[flag] for flag, kinds in FLAGS.items() if _is(layer.attributes.get(flag), kinds)}
-        for name, layer in _layers(module, path)
+        for name, layer in _layers(module, path, budget)
         # InstanceNorm has all that BatchNorm has.
         if "running_mean" in layer.attributes["_buffers"] and not str(layer.cls).startswith(_INSTANCE_NORM)
     }
@@ -65,19 +72,20 @@ def _is(value: Any, kinds: tuple[type, ...]) -> bool:
     return type(value) in kinds
 
 
-def _layers(module: Instance, path: pathlib.Path) -> Iterator[tuple[str, Instance]]:
+def _layers(module: Instance, path: pathlib.Path, budget: Budget) -> Iterator[tuple[str, Instance]]:
     """Every module with its name, in the order of `torch.nn.Module.named_modules`, shared ones at each place."""
     todo: list[tuple[str, Instance, int]] = [("", module, 0)]
-    seen = 0
     while todo:
         name, current, depth = todo.pop()
+        if depth > _DEEPEST:
+            raise CheckpointError(path, f"module {name_of(name)}: modules without end")
         yield name, current
         prefix = f"{name}." if name else ""
         children = [(key, child) for key, child in current.attributes["_modules"].items() if child is not None]
         for key, child in reversed(children):
             if not is_module(child):
-                raise CheckpointError(path, f"module '{prefix}{key}' is {name_of(child)}, not a module")
+                raise CheckpointError(
+                    path, f"module {name_of(prefix + _text(key, path))} is no module but {name_of(child)}"
+                )
+            budget.spend(memory=200 + len(prefix) + len(_text(key, path)), steps=10)
             todo.append((f"{prefix}{key}", child, depth + 1))
-        seen += 1
-        if depth > _DEEPEST or seen + len(todo) > _MOST:
-            raise CheckpointError(path, f"module {name[:80]!r}: modules without end")

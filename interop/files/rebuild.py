@@ -1,10 +1,11 @@
 """The few calls of a PyTorch pickle that stand for data, and what they mean.
 
 Every name below is answered by a function of this file, which makes tensors, containers, numbers or strings out of the
-arguments; the function that the pickle names is never looked up. A class gives a stand-in (`Instance`). Any other call
-is an error with its name: a checkpoint that needs it cannot be read as data.
+arguments; the function that the pickle names is never looked up. A class gives a stand-in (`Instance`), and any other
+call one too (`Called`), which keeps its name: an error only where a tensor is wanted.
 """
 
+import dataclasses
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from interop import dtypes
-from interop.files.stand_ins import Global, Instance, UnpickleError, check_key, name_of
-from interop.files.tensors import Storage, Tensor
+from interop.files.keys import check_keys
+from interop.files.stand_ins import Called, Global, Instance, UnpickleError, name_of
+from interop.files.tensors import MAX_DIMENSIONS, Storage, Tensor
 
 
 class Unsupported:
@@ -22,9 +24,15 @@ class Unsupported:
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
+    def __repr__(self) -> str:
+        return f"<no array: {self.reason}>"
+
 
 def call(function: Global, args: tuple[Any, ...]) -> Any:
-    """What `function(*args)` describes. Raises UnpickleError for a call that is not known to stand for data."""
+    """What `function(*args)` describes: data where the call is known to stand for some, else a stand-in with its name.
+
+    Raises UnpickleError for a known call with arguments that it cannot have.
+    """
     rebuild = _CALLS.get(str(function))
     if rebuild is not None:
         try:
@@ -33,7 +41,7 @@ def call(function: Global, args: tuple[Any, ...]) -> Any:
             raise UnpickleError(f"calls {function} with {len(args)} arguments: {error}") from error
     if is_class(function):
         return Instance(function, args)
-    raise UnpickleError(f"asks to call the function {function}, which is not done")
+    return Called(function, args)
 
 
 def build(value: Any, state: Any) -> bool:
@@ -95,7 +103,7 @@ def _converted(function: Global, data: Any, dtype: Any, *rest: Any) -> np.ndarra
     if isinstance(data, np.ndarray) and target is not None:
         return data.astype(target)
     if isinstance(data, Tensor) and target is not None:
-        return Tensor(**{**vars(data), "cast": None if target == data.dtype else target})
+        return dataclasses.replace(data, cast=None if target == data.dtype else target)
     return _unsupported(f"a device's tensor of {name_of(dtype)}")
 
 
@@ -152,7 +160,7 @@ def _contents(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray | 
         content = content.encode("latin-1")
     if not isinstance(dtype, _DType) or dtype.dtype is None or not isinstance(content, bytes):
         return Unsupported("a NumPy array of objects or strings")
-    if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:
+    if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > MAX_DIMENSIONS:
         raise UnpickleError("has a NumPy array without a proper shape")
     flat = np.frombuffer(content, dtype.dtype) if content else np.empty(0, dtype.dtype)
     return dtypes.native(flat.reshape(shape, order="F" if order == "F" else "C"))
@@ -195,7 +203,8 @@ def _pairs(items: Any) -> dict[Any, Any]:
     if isinstance(items, dict):
         return items
     if isinstance(items, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in items):
-        return {check_key(key): value for key, value in items}
+        check_keys(key for key, _ in items)
+        return dict(items)
     raise UnpickleError("has a mapping made from something else than pairs")
 
 
@@ -221,7 +230,9 @@ def _sequence(kind: type) -> Callable[..., Any]:
     def make(function: Global, items: Any = (), *rest: Any) -> Any:
         if not isinstance(items, list | tuple | set):
             raise UnpickleError(f"makes a {function} from {name_of(items)}")
-        return kind(map(check_key, items) if kind in (set, frozenset) else items)
+        if kind in (set, frozenset):
+            check_keys(items)
+        return kind(items)
 
     return make
 

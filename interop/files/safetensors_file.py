@@ -15,7 +15,8 @@ import numpy as np
 from interop import dtypes
 from interop.files import strict_json
 from interop.files.disk import CheckpointError, Data, progress, replacing
-from interop.files.tensors import Storage, Tensor
+from interop.files.stand_ins import name_of
+from interop.files.tensors import MAX_DIMENSIONS, Storage, Tensor
 
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 _CHUNK = 1 << 24  # bytes between two moves of the progress bar
@@ -36,17 +37,18 @@ def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(data.path, "entry '__metadata__' of the header is not a mapping from strings to strings")
+    data.budget.spend(memory=400 * len(header), steps=40 * len(header))
     found = sorted((_entry(data, start, name, entry) for name, entry in header.items()), key=lambda t: t[1:3])
     end = start
     for name, low, high, _ in found:
         if low != end:
             kind = "overlap those of the entry before" if low < end else "leave a hole after the entry before"
-            raise CheckpointError(data.path, f"entry {name!r}: its offsets {[low - start, high - start]} {kind}")
+            raise CheckpointError(data.path, f"entry {name_of(name)}: its offsets {[low - start, high - start]} {kind}")
         end = high
     if end != data.size:
         raise CheckpointError(
             data.path, f"is {'truncated' if end > data.size else 'too long'}: the header describes {end} bytes, "
-            f"the file has {data.size}" + (f" (entry {found[-1][0]!r} is cut)" if end > data.size else "")
+            f"the file has {data.size}" + (f" (entry {name_of(found[-1][0])} is cut)" if end > data.size else "")
         )  # fmt: skip
     tensors = {name: tensor for name, _, _, tensor in found}
     if _TIED in metadata:
@@ -83,8 +85,9 @@ def write(
         raise CheckpointError(path, "entry '__metadata__': safetensors keeps this name for itself")
     # The largest items first, as the safetensors library does: every array begins at a multiple of its item's size.
     order = sorted(whole, key=lambda name: (-whole[name].dtype.itemsize, name))
-    unclear = metadata.keys() & left_out.keys() or _left_out(metadata, whole)
-    notes = {**metadata, **({_TIED: json.dumps(left_out)} if unclear else left_out)}
+    notes = {**metadata, **left_out}
+    if metadata.keys() & left_out.keys() or _left_out(notes, whole) != left_out:  # another would not understand it so
+        notes = {**metadata, _TIED: json.dumps(left_out)}
     header: dict[str, Any] = {"__metadata__": notes} if notes else {}
     end = 0
     for name in order:
@@ -112,18 +115,36 @@ def write(
 
 
 def _left_out(metadata: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
-    """The metadata that are `{left out: kept}`; "format" (mostly "pt", which may be a name too) is none."""
-    return {name: kept for name, kept in metadata.items() if name not in names and kept in names and name != "format"}
+    """The metadata that are `{left out: kept}`.
+
+    Nothing marks them, and a file may well say `{"best": "fc.weight"}`. So the left out must be called as tensors are:
+    its last part (`weight`) is the last part of some tensor's name, and it has a dot if the kept one does.
+    """
+    if all(kept not in names for kept in metadata.values()):
+        return {}
+    parts = {name.rpartition(".")[2] for name in names}
+    return {
+        name: kept
+        for name, kept in metadata.items()
+        if name not in names and kept in names and name.rpartition(".")[2] in parts and ("." in name or "." not in kept)
+    }
+
+
+def _short(value: object) -> str:
+    """A value of JSON in a message: its beginning, also of a number that has no end."""
+    return name_of(value) if not isinstance(value, list) else f"[{', '.join(map(name_of, value[:8]))}, ...]"
 
 
 def _noted(data: Data, text: str, names: Collection[str]) -> dict[str, str]:
     try:
-        notes = strict_json.loads(text.encode(), f"the metadata {_TIED!r}")
+        notes = strict_json.loads(text.encode("utf-8", "surrogatepass"), f"the metadata {_TIED!r}", data.budget)
     except ValueError as error:
         raise CheckpointError(data.path, str(error)) from None
     for name, kept in notes.items():
         if name in names or not isinstance(kept, str) or kept not in names:
-            raise CheckpointError(data.path, f"the metadata {_TIED!r}: {name!r} cannot be the same as {kept!r:.80}")
+            raise CheckpointError(
+                data.path, f"the metadata {_TIED!r}: {name_of(name)} cannot be the same as {name_of(kept)}"
+            )
     return notes
 
 
@@ -138,25 +159,27 @@ def _header(data: Data) -> tuple[int, dict[str, Any]]:
             f"the file has {data.size} and safetensors allows {_MAX_HEADER}"
         )  # fmt: skip
     try:
-        return 8 + length, strict_json.loads(data.read(8, length), "the header")
+        return 8 + length, strict_json.loads(data.read(8, length), "the header", data.budget)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(data.path, str(error)) from None
 
 
 def _entry(data: Data, start: int, name: str, entry: Any) -> tuple[str, int, int, Tensor]:
     def fail(problem: str) -> NoReturn:
-        raise CheckpointError(data.path, f"entry {name!r}: {problem}")
+        raise CheckpointError(data.path, f"entry {name_of(name)}: {problem}")
 
     if not isinstance(entry, dict) or sorted(entry) != sorted(_FIELDS):
         fail(f"is not an object of {', '.join(_FIELDS)}")
     tag, shape, offsets = (entry[field] for field in _FIELDS)
     dtype = dtypes.SAFETENSORS.get(tag) if isinstance(tag, str) else None
     if dtype is None:
-        fail(f"dtype {tag!r} is not one that NumPy can hold ({', '.join(dtypes.SAFETENSORS)})")
+        fail(f"dtype {_short(tag)} is not one that NumPy can hold ({', '.join(dtypes.SAFETENSORS)})")
     for field, value in (("shape", shape), ("data_offsets", offsets)):
         if not isinstance(value, list) or not all(type(n) is int and 0 <= n < 2**63 for n in value):
-            fail(f"{field} {value!r:.80} is not a list of sizes")
-    if len(offsets) != 2 or len(shape) > 32:
+            fail(f"{field} {_short(value)} is not a list of sizes")
+    if len(offsets) != 2 or len(shape) > MAX_DIMENSIONS:
         fail(f"has {len(offsets)} offsets and {len(shape)} dimensions")
     low, high = offsets
     needed = math.prod(shape) * dtype.itemsize

@@ -15,6 +15,7 @@ import numpy as np
 
 from interop.files import safetensors_file, strict_json
 from interop.files.disk import CheckpointError, Data, replacing
+from interop.files.stand_ins import name_of
 
 _MAX_INDEX = 100_000_000
 SUFFIX = ".index.json"
@@ -33,8 +34,8 @@ def read(path: pathlib.Path, read_file: Callable[[Data], Any]) -> tuple[dict[str
         shards[file] = read_file(Data.map(beside(path, file)))
         if not isinstance(shards[file], dict):
             raise CheckpointError(path.parent / file, "holds no state dict")
-    missing = [f"{name!r} ({file})" for name, file in weight_map.items() if name not in shards[file]]
-    extra = [f"{name!r} ({f})" for f, shard in shards.items() for name in shard if weight_map.get(name) != f]
+    missing = [f"{name_of(name)} ({file})" for name, file in weight_map.items() if name not in shards[file]]
+    extra = [f"{name_of(name)} ({f})" for f, shard in shards.items() for name in shard if weight_map.get(name) != f]
     for problem, names in (("named but not in their files", missing), ("in files but not named", extra)):
         if names:
             raise CheckpointError(path, f"entries {problem}: {', '.join(names[:8])}" + " ..." * (len(names) > 8))
@@ -47,7 +48,9 @@ def read_index(path: pathlib.Path) -> dict[str, Any]:
     if data.size > _MAX_INDEX:
         raise CheckpointError(path, f"is too large for an index: {data.size} bytes")
     try:
-        index = strict_json.loads(data.read(0, data.size), "the index")
+        index = strict_json.loads(data.read(0, data.size), "the index", data.budget)
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(path, str(error)) from None
     weight_map = index.get("weight_map")
@@ -57,7 +60,8 @@ def read_index(path: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(path, "'metadata' is not a mapping")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file or file in (".", "..") or set(file) & {"/", "\\", "\0", ":"}:
-            raise CheckpointError(path, f"entry {name!r}: {file!r:.80} is not the name of a file beside the index")
+            problem = f"{name_of(file)} is not the name of a file beside the index"
+            raise CheckpointError(path, f"entry {name_of(name)}: {problem}")
     return index
 
 
@@ -73,11 +77,11 @@ def beside(path: pathlib.Path, file: str) -> pathlib.Path:
         if folder.absolute().parent.name == "snapshots":
             allowed.add((folder.absolute().parent.parent / "blobs").resolve())
     except FileNotFoundError:
-        raise CheckpointError(path, f"names {file!r}, which is not there") from None
+        raise CheckpointError(path, f"names {name_of(file)}, which is not there") from None
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(path, f"names {file!r}, which cannot be read: {error}") from None
+        raise CheckpointError(path, f"names {name_of(file)}, which cannot be read: {error}") from None
     if real.parent not in allowed:
-        raise CheckpointError(path, f"names {file!r}, which is a link out of the folder")
+        raise CheckpointError(path, f"names {name_of(file)}, which is a link out of the folder")
     return folder / file
 
 

@@ -9,7 +9,7 @@ class UnpickleError(ValueError):
     """A pickle that is broken, or that asks for more than a description of its data."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Global:
     """The name of a class or function that the pickle refers to."""
 
@@ -20,7 +20,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Instance:
     """Stands for an object of class `cls`: what it would be made from and filled with. It does nothing."""
 
@@ -41,17 +41,21 @@ class Instance:
         return state if isinstance(state, dict) else {}
 
 
+class Called(Instance):
+    """Stands for what the function `cls` would return: NumPy's generators, compiled patterns, anything of the user's."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<what {self.cls}() would make, not rebuilt>"
+
+
 def name_of(value: Any) -> str:
     """How a message calls a value: short, and without a look at what is inside (it may be endless)."""
     if isinstance(value, Global | Instance):
         return str(value)
-    return f"{value[:60]!r}" if isinstance(value, str | bytes) else f"a value of type {type(value).__name__}"
-
-
-def check_key(value: Any, depth: int = 8) -> Any:
-    """A value that may be a key or in a set: nothing nested deeply, whose hash would exhaust the C stack."""
-    if isinstance(value, tuple) and depth and len(value) <= 64:
-        return tuple(check_key(item, depth - 1) for item in value)
-    if value is None or isinstance(value, str | bytes | int | float | complex | Global | Instance):
-        return value
-    raise UnpickleError(f"uses {name_of(value)} as a key")
+    if isinstance(value, str | bytes):
+        return f"{value[:60]!r}" + "..." * (len(value) > 60)
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**64):
+        return repr(value)
+    return f"a value of type {type(value).__name__}"

@@ -14,14 +14,16 @@ import numpy as np
 
 from interop import dtypes
 from interop.files import rebuild
+from interop.files.budget import CHECKED
 from interop.files.disk import CheckpointError, Data, progress
 from interop.files.stand_ins import Global, UnpickleError, name_of
 from interop.files.tensors import Storage
-from interop.files.unpickle import ALLOWANCE, unpickle
+from interop.files.unpickle import unpickle
 from interop.files.zip_archive import Archive
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 _PROTOCOL = 1001
+_LONGEST_KEY = 200  # of a storage; torch's are numbers
 
 
 def read(data: Data) -> tuple[Any, str]:
@@ -32,7 +34,7 @@ def read(data: Data) -> tuple[Any, str]:
         raise CheckpointError(
             data.path, "is a tar file, as PyTorch wrote before 0.2: torch.load and torch.save renew it"
         )
-    return read_legacy(data), "torch legacy"
+    return read_pickle(data)
 
 
 def read_zip(data: Data, start: int = 0, size: int | None = None) -> Any:
@@ -51,6 +53,7 @@ def read_zip(data: Data, start: int = 0, size: int | None = None) -> Any:
     total = sum(member.size for member in archive.members.values())
     with progress(f"Checking {data.path.name}", total) as advance:
         for member in archive.members.values():
+            data.budget.spend(steps=2 + member.size // CHECKED)  # once for each place of the file, if all is well
             archive.verify(member)
             advance(member.size)
     storages: dict[str, Storage] = {}
@@ -60,18 +63,35 @@ def read_zip(data: Data, start: int = 0, size: int | None = None) -> Any:
             member = archive.members.get(f"{folder}data/{key}")
             if member is None:
                 raise UnpickleError(f"refers to storage {key!r}, which is not in the archive")
+            data.budget.spend(memory=150, steps=5)
             content, offset = archive.open(member)
             storages[key] = Storage(member.size, dtype, member.name, content, offset, swapped=order == b"big")
         return _typed(storages[key], dtype, numel)
 
     pickled, offset = archive.open(archive.members[records[0]])
-    pickled_bytes = pickled.read(offset, archive.members[records[0]].size)
-    value, _ = _unpickle(data, pickled_bytes, 0, load, f"entry {records[0]!r}")
+    size = archive.members[records[0]].size
+    data.budget.spend(memory=0 if pickled is not data else size)
+    whole = pickled.buffer if pickled is not data else pickled.read(offset, size)
+    value, _ = _unpickle(data, whole, 0, load, f"entry {name_of(records[0])}")
     return value
 
 
-def read_legacy(data: Data) -> Any:
-    """The object in a file of torch.save before PyTorch 1.6 (or with _use_new_zipfile_serialization=False)."""
+def read_pickle(data: Data) -> tuple[Any, str]:
+    """The object in a file of torch.save before PyTorch 1.6 (or with _use_new_zipfile_serialization=False), or in one
+    of `pickle.dump` alone, as detectron2's models are: NumPy's arrays by names."""
+    magic, position = _unpickle(data, data.buffer, 0, None, "magic number")
+    if magic == _MAGIC and type(magic) is int:
+        return _legacy(data, position), "torch legacy"
+    if position != data.size:
+        raise CheckpointError(
+            data.path, f"is a pickle, but not one of torch.save: it has no magic number, and is no single pickle as "
+            f"{data.size - position} bytes follow its end"
+        )  # fmt: skip
+    return magic, "pickle"
+
+
+def _legacy(data: Data, position: int) -> Any:
+    """What follows the magic number at `position`."""
     storages: dict[str, Storage] = {}
 
     def load(dtype: np.dtype | None, key: str, numel: int) -> Storage:
@@ -79,14 +99,14 @@ def read_legacy(data: Data) -> Any:
             raise UnpickleError(f"has storage {key!r} of a dtype that NumPy cannot hold")
         return _typed(storages.setdefault(key, Storage(numel * dtype.itemsize, dtype, key)), dtype, numel)
 
-    magic, position = _unpickle(data, data.buffer, 0, None, "magic number")
     version, position = _unpickle(data, data.buffer, position, None, "protocol version")
-    if magic != _MAGIC or version != _PROTOCOL:
-        raise CheckpointError(data.path, "is a pickle, but not one of torch.save: it has no magic number")
+    if version != _PROTOCOL or type(version) is not int:
+        raise CheckpointError(data.path, f"is a file of torch.save with the unknown protocol {name_of(version)}")
     _, position = _unpickle(data, data.buffer, position, None, "machine")
     value, position = _unpickle(data, data.buffer, position, load, "object")
     keys, position = _unpickle(data, data.buffer, position, None, "storage keys")
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+    named = isinstance(keys, list) and len(keys) == len(storages) and all(isinstance(key, str) for key in keys)
+    if not named or set(keys) != storages.keys():
         raise CheckpointError(data.path, "its list of storages is not the one that its tensors use")
     for key in keys:
         storage = storages[key]
@@ -129,14 +149,13 @@ def _unpickle(
             raise UnpickleError("refers to a storage without class, key and size")
         if len(key) > 5 and key[5] is not None:
             raise UnpickleError("refers to a view of a storage, which PyTorch has not written since 0.4")
-        if "/" in name or "\\" in name:
-            raise UnpickleError(f"refers to storage {name!r:.60}, which is no key")
+        if "/" in name or "\\" in name or len(name) > _LONGEST_KEY:
+            raise UnpickleError(f"refers to storage {name_of(name)}, which is no key")
         return load(dtypes.STORAGES.get(cls.name), name, numel)
 
     try:
-        allowance = max(ALLOWANCE, 3 * data.size)
         value, end = unpickle(
-            source, start, call=rebuild.call, build=rebuild.build, persistent=persistent, allowance=allowance
+            source, start, budget=data.budget, call=rebuild.call, build=rebuild.build, persistent=persistent
         )
     except UnpickleError as error:
         raise CheckpointError(data.path, f"{what}: {error}") from error

@@ -71,6 +71,8 @@ def _find(path: pathlib.Path, value: Any, place: str, arrays: list[np.ndarray], 
     if depth > 50:
         raise CheckpointError(path, f"entry {place!r}: nested too deeply")
     if isinstance(value, np.ndarray):
+        if np.ma.is_masked(value):
+            raise CheckpointError(path, f"entry {place!r}: a masked array, whose mask would be lost: fill it first")
         if value.dtype.newbyteorder("=").name not in dtypes.TORCH:
             raise CheckpointError(path, f"entry {place!r}: torch has no dtype {value.dtype}")
         arrays.append(value)
@@ -195,8 +197,12 @@ class _Pickle:
             write(pickle.NEWTRUE if value else pickle.NEWFALSE)
         elif isinstance(value, int):
             content = pickle.encode_long(int(value))
-            small = -(2**31) <= value < 2**31
-            write(pickle.BININT + struct.pack("<i", value) if small else pickle.LONG1 + bytes([len(content)]) + content)
+            if -(2**31) <= value < 2**31:
+                write(pickle.BININT + struct.pack("<i", value))
+            elif len(content) < 256:
+                write(pickle.LONG1 + bytes([len(content)]) + content)
+            else:
+                write(pickle.LONG4 + struct.pack("<i", len(content)) + content)
         elif isinstance(value, float):
             write(pickle.BINFLOAT + struct.pack(">d", value))
         else:

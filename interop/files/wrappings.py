@@ -14,15 +14,17 @@ import dataclasses
 import logging
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from interop.files.budget import Budget
 from interop.files.disk import CheckpointError
+from interop.files.metadata import NAMESPACES, Metadata, said
 from interop.files.pickled_module import batch_norms, collect, is_module
 from interop.files.rebuild import Unsupported, finish
-from interop.files.stand_ins import Global, Instance, name_of
+from interop.files.stand_ins import Called, Global, Instance, name_of
 from interop.files.tensors import Tensor
 
 logger = logging.getLogger("interop")
@@ -31,9 +33,8 @@ _MODEL_KEYS: Final = ("state_dict", "model", "model_state_dict", "model_state", 
 _EMA_WORDS: Final = frozenset({"ema", "averaged", "swa"})
 _OTHER_WORDS: Final = frozenset({"optimizer", "optim", "optimizers", "scheduler", "schedulers", "scaler", "rng"})
 _WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_NAMESPACES: Final = ("argparse.Namespace", "types.SimpleNamespace")
-_DEEPEST = 100
 _LEVELS = 3  # of keys down to a state dict
+_MOST_WRAPPERS = 16  # around each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class StateDict:
     batch_norms: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
-def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
+def unwrap(value: Any, which: str | None, path: pathlib.Path, budget: Budget) -> StateDict:
     """The state dict in `value`.
 
     Args:
@@ -76,31 +77,35 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path) -> StateDict:
             (`metadata["choices"]`). None takes the model, as torchvision does, but the average where whole modules are
             pickled, as Ultralytics does.
         path: for messages.
+        budget: what the search is charged to.
 
     Raises:
         CheckpointError: if there is no state dict or no such one, if several could be meant, if an entry is no array.
     """
-    choices = _choices(value)
+    search = Search(budget)
+    choices = search.choices(value)
     if not choices:
         raise CheckpointError(path, f"has no state dict: {_describe(value)}")
-    name = _choose(choices, which, path)
+    name = _choose(choices, which, path, search.rank)
     chosen = choices[name]
     unwrapped = [name] if name else []
     layers: dict[str, dict[str, Any]] = {}
     if is_module(chosen):
         unwrapped.append(f"pickled {chosen.cls}")
-        found, layers = collect(chosen, path), batch_norms(chosen, path)
+        found, layers = collect(chosen, path, budget), batch_norms(chosen, path, budget)
     else:
         found = {str(key): finish(item) for key, item in _as_dict(chosen).items()}
+    budget.spend(memory=200 * len(found), steps=10 * len(found))
     entries, rest = _entries(found, path)
     entries, notes, prefixes = strip_prefixes(entries, path)
     metadata: dict[str, Any] = {}
+    plain = Metadata(path, budget).plain
     if name:
         tops = {choice.partition("/")[0] for choice in choices}
-        metadata = {str(key): plain(item, path) for key, item in _as_dict(value).items() if key not in tops}
+        metadata = {said(key): plain(item) for key, item in _as_dict(value).items() if key not in tops}
     metadata |= notes
     if rest:
-        metadata["not_arrays"] = {key: plain(item, path) for key, item in rest.items()}
+        metadata["not_arrays"] = {key: plain(item) for key, item in rest.items()}
     metadata |= {"which": name, "choices": sorted(choices) if name else [], "unwrapped": unwrapped + prefixes}
     if metadata["unwrapped"]:
         others = ", ".join(choice for choice in choices if choice != name) or "nothing"
@@ -116,16 +121,15 @@ def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[
     """Names as the bare model has them; notes (`n_averaged`) and the wrappers that were taken off."""
     notes: dict[str, int] = {}
     removed: list[str] = []
-    while entries:
-        names = [name for name in entries if name != "n_averaged"]
-        if names and all(name.startswith("module.") for name in names):
-            if "n_averaged" in entries:
-                notes["n_averaged"] = _count(entries["n_averaged"].array(), path)
-                removed.append("averaged model")
-            removed.append("module.")
-            entries = {name.removeprefix("module."): entries[name] for name in names}
-            continue
-        break
+    names = [name for name in entries if name != "n_averaged"]
+    if names and (times := min(_times(name, "module.") for name in names)):
+        if times > _MOST_WRAPPERS:
+            raise CheckpointError(path, f"its names begin with 'module.' {times} times, which no wrapper writes")
+        if "n_averaged" in entries:
+            notes["n_averaged"] = _count(entries["n_averaged"].array(), path)
+            removed.append("averaged model")
+        removed += ["module."] * times
+        entries = {name[times * len("module.") :]: entries[name] for name in names}
     for wrapper in _WRAPPERS:
         pattern = re.compile(rf"(^|\.){wrapper}\.")
         if any(pattern.search(name) for name in entries):
@@ -141,6 +145,14 @@ def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[
     return entries, notes, removed
 
 
+def _times(text: str, prefix: str) -> int:
+    """How often a text begins with a prefix."""
+    position = 0
+    while text.startswith(prefix, position):
+        position += len(prefix)
+    return position // len(prefix)
+
+
 def _count(array: np.ndarray, path: pathlib.Path) -> int:
     try:
         return int(array.item())
@@ -152,6 +164,8 @@ def _count(array: np.ndarray, path: pathlib.Path) -> int:
 def _again(
     entries: dict[str, Entry], notes: dict[str, int], removed: list[str], path: pathlib.Path
 ) -> tuple[dict[str, Entry], dict[str, int], list[str]]:
+    if len(removed) > _MOST_WRAPPERS:
+        raise CheckpointError(path, f"its names have more than {_MOST_WRAPPERS} wrappers around each other")
     entries, more_notes, more = strip_prefixes(entries, path)  # DDP around torch.compile, or the other way round
     return entries, notes | more_notes, removed + more
 
@@ -185,50 +199,6 @@ def _bare(by_module: dict[str, Value], removed: list[str]) -> dict[str, Value]:
     return by_module
 
 
-def plain(value: Any, path: pathlib.Path) -> Any:
-    """Metadata as ordinary values: tensors as arrays, namespaces as dicts; what has no such form stays a stand-in."""
-    memo: dict[int, Any] = {}
-
-    def convert(value: Any, depth: int) -> Any:
-        value = finish(value)
-        if id(value) in memo:
-            return memo[id(value)]
-        if depth > _DEEPEST:
-            raise CheckpointError(path, "is nested more deeply than a checkpoint")
-        if isinstance(value, Tensor):
-            if problem := value.problem():
-                raise CheckpointError(path, f"a tensor beside the state dict: {problem}")
-            memo[id(value)] = value.array()
-            return memo[id(value)]
-        if isinstance(value, Instance) and not is_module(value):
-            cls = str(value.cls)
-            if cls in _NAMESPACES:
-                value = value.attributes
-            elif cls.startswith("pathlib.") and value.args and all(isinstance(part, str) for part in value.args):
-                return str(pathlib.PurePosixPath(*value.args))
-            elif cls == "torch.device":
-                return ":".join(str(part) for part in value.args if isinstance(part, str | int))
-            else:
-                return value
-        if isinstance(value, dict):
-            result: Any = {}
-            memo[id(value)] = result
-            for key, item in value.items():
-                result[key] = convert(item, depth + 1)
-            return result
-        if isinstance(value, list):
-            result = []
-            memo[id(value)] = result
-            result.extend(convert(item, depth + 1) for item in value)
-            return result
-        if isinstance(value, tuple):
-            memo[id(value)] = result = tuple(convert(item, depth + 1) for item in value)
-            return result
-        return value
-
-    return convert(value, 0)
-
-
 def _is_tensor(value: Any) -> bool:
     return isinstance(finish(value), Tensor | Unsupported | np.ndarray | np.generic)
 
@@ -237,15 +207,12 @@ def _as_dict(value: Any) -> Any:
     """What an object of a dict's subclass holds, or a namespace; any other value as it is."""
     if not isinstance(value, Instance):
         return value
-    return value.attributes if str(value.cls) in _NAMESPACES else value.items or value
+    return value.attributes if str(value.cls) in NAMESPACES else value.items or value
 
 
-def _rank(value: Any) -> int:
-    """2 for a state dict (or a module), 1 for one of single numbers, which may be results as well, 0 for none."""
-    if is_module(value):
-        return 2
-    items = _as_dict(value)
-    if not isinstance(items, dict) or not all(isinstance(key, str) for key in items):
+def _rank(items: dict[Any, Any]) -> int:
+    """The rank of a mapping (`Search.rank`) by the arrays that are its own."""
+    if not all(isinstance(key, str) for key in items):
         return 0
     ranks = (1 if getattr(finish(item), "shape", None) == () else 2 for item in items.values() if _is_tensor(item))
     return max(ranks, default=0)
@@ -260,29 +227,60 @@ def is_average(name: str) -> bool:
     return bool(_words(name) & _EMA_WORDS)
 
 
-def _choices(value: Any, depth: int = 0) -> dict[str, Any]:
-    """All state dicts in the value, by their keys joined with '/'; the name is empty if it is one itself.
+class Search:
+    """Finds the state dicts in a value. What is found of a shared mapping is kept, and each name is charged."""
 
-    A mapping that holds state dicts is not one itself: tensors beside them are other things, such as the best loss. It
-    is one after all where the names of its own arrays have dots, as those of modules in modules do, or where it holds
-    arrays and the mappings in it only single numbers. A module's `_extra_state` is never a state dict.
-    """
-    items = _as_dict(value)
-    found: dict[str, Any] = {}
-    if isinstance(items, dict) and depth < _LEVELS and (depth == 0 or len(items) < 1000):
-        for key, item in items.items():
-            if isinstance(key, str) and not _words(key) & _OTHER_WORDS and not key.endswith("_extra_state"):
-                inner = _choices(item, depth + 1)
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._ranks: dict[int, int] = {}
+        self._found: dict[tuple[int, int], dict[str, Any]] = {}
+
+    def rank(self, value: Any) -> int:
+        """2 for a state dict (or module), 1 for one of single numbers, which may be results as well, 0 for none."""
+        items = _as_dict(value)
+        if not isinstance(items, dict):
+            return 2 if is_module(value) else 0
+        if id(value) not in self._ranks:
+            self.budget.spend(memory=100, steps=3 * len(items))
+            self._ranks[id(value)] = 2 if is_module(value) else _rank(items)
+        return self._ranks[id(value)]
+
+    def choices(self, value: Any, depth: int = 0) -> dict[str, Any]:
+        """All state dicts in the value, by their keys joined with '/'; the name is empty if it is one itself.
+
+        A mapping that holds state dicts is not one itself: tensors beside them are other things, such as the best loss.
+        It is one after all where the names of its own arrays have dots, as those of modules in modules do, or where it
+        holds arrays and the mappings in it only single numbers. A module's `_extra_state` is never a state dict.
+        """
+        items = _as_dict(value)
+        if not isinstance(items, dict) and not is_module(value):
+            return {}
+        if (id(value), depth) not in self._found:
+            self._found[id(value), depth] = self._choices(value, items, depth)
+        return self._found[id(value), depth]
+
+    def _choices(self, value: Any, items: Any, depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if isinstance(items, dict) and depth < _LEVELS and (depth == 0 or len(items) < 1000):
+            for key, item in items.items():
+                if not isinstance(key, str):
+                    continue
+                self.budget.spend(steps=1 + len(key) // 8)
+                if not isinstance(item, dict | Instance) or _words(key) & _OTHER_WORDS or key.endswith("_extra_state"):
+                    continue
+                inner = self.choices(item, depth + 1)
+                self.budget.spend(len(inner) * (150 + len(key)) + sum(map(len, inner)), 10 * len(inner))
                 found |= {f"{key}/{name}" if name else key: state for name, state in inner.items()}
-    rank = _rank(value)
-    if rank == 0 or any(name in _MODEL_KEYS or is_average(name) for name in found):
-        return found
-    dotted = rank == 2 and found and any("." in key and _rank({key: item}) == 2 for key, item in items.items())
-    return {"": value} if dotted or rank > max(map(_rank, found.values()), default=0) else found
+        rank = self.rank(value)
+        if rank == 0 or any(name in _MODEL_KEYS or is_average(name) for name in found):
+            return found
+        dotted = rank == 2 and found and any("." in key and _rank({key: item}) == 2 for key, item in items.items())
+        return {"": value} if dotted or rank > max(map(self.rank, found.values()), default=0) else found
 
 
-def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path) -> str:
-    listed = ", ".join(repr(name) for name in choices if name) or "none but the one it is"
+def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path, rank: Callable[[Any], int]) -> str:
+    named = [name_of(name) for name in choices if name]
+    listed = ", ".join(named[:20]) + ", ..." * (len(named) > 20) or "none but the one it is"
     averages = [name for name in choices if is_average(name)]
     models = [name for name in choices if name not in averages]
     preferred = [name for name in models if name in _MODEL_KEYS] or models
@@ -300,8 +298,8 @@ def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path) -
         wanted = preferred or averages
     if not wanted:
         raise CheckpointError(path, f"has no state dict for which={which!r}; its state dicts: {listed}")
-    best = max(_rank(choices[name]) for name in wanted)
-    wanted = [name for name in wanted if _rank(choices[name]) == best]
+    best = max(rank(choices[name]) for name in wanted)
+    wanted = [name for name in wanted if rank(choices[name]) == best]
     if len(wanted) > 1:
         raise CheckpointError(path, f"has several state dicts: {listed}; choose one by which=")
     return wanted[0]
@@ -312,20 +310,27 @@ def _entries(found: dict[str, Any], path: pathlib.Path) -> tuple[dict[str, Entry
     entries: dict[str, Entry] = {}
     rest: dict[str, Any] = {}
     problems: list[str] = []
+    wrong = 0
     for name, item in found.items():
+        problem = None
         if isinstance(item, Tensor):
-            if problem := item.problem():
-                problems.append(f"entry {name!r}: {problem}")
+            found_problem = item.problem()
+            problem = found_problem and f": {found_problem}"
             entries[name] = item
         elif isinstance(item, np.ndarray | np.generic):
             entries[name] = InMemory(np.asarray(item))
         elif isinstance(item, Unsupported):
-            problems.append(f"entry {name!r} is no array: {item.reason}")
+            problem = f" is no array: {item.reason}"
+        elif isinstance(item, Called) and not name.endswith("_extra_state"):
+            problem = f" may be an array, but asks to call the function {item.cls}, which is not done"
         else:
             rest[name] = item
+        if problem is not None:
+            wrong += 1
+            if wrong <= 8:
+                problems.append(f"entry {name_of(name)}{problem}")
     if problems:
-        more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
-        raise CheckpointError(path, "; ".join(problems[:8]) + more)
+        raise CheckpointError(path, "; ".join(problems) + (f" (and {wrong - 8} more)" if wrong > 8 else ""))
     if not entries:
         raise CheckpointError(path, "has no tensors in its state dict")
     return entries, rest

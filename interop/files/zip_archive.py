@@ -8,13 +8,14 @@ import struct
 import zlib
 from typing import Any, NoReturn
 
+from interop.files.budget import CHECKED
 from interop.files.disk import CheckpointError, Data
+from interop.files.stand_ins import name_of
 
 _LOCAL, _CENTRAL, _END, _END64, _LOCATOR64 = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\7"
-_MAX_UNPACKED = 3  # times the archive's size, together: weights hardly shrink, bombs do
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Member:
     """A file in the archive: where its bytes are."""
 
@@ -38,12 +39,13 @@ class Archive:
         self.size = data.size - start if size is None else size
         self.members: dict[str, Member] = {}
         offset, length, count = self._end()
+        data.budget.spend(memory=length + 350 * count, steps=30 * count)
         directory = self.data.read(start + offset, length)
         spans, position = [], 0
         for _ in range(count):
             member, low, position = self._member(directory, position)
             if member.name in self.members:
-                self._fail(f"entry {member.name!r} appears twice")
+                self._fail(f"entry {name_of(member.name)} appears twice")
             self.members[member.name] = member
             spans.append((low, member.offset + member.packed_size, member.name))
         if position != length:
@@ -51,30 +53,32 @@ class Archive:
         end, before = start, ""
         for low, high, name in sorted(spans):
             if low < end:
-                self._fail(f"entries {before!r} and {name!r} overlap")
+                self._fail(f"entries {name_of(before)} and {name_of(name)} overlap")
             end, before = high, name
         if end > start + offset:
-            self._fail(f"entry {before!r} overlaps the directory")
-        if sum(m.size for m in self.members.values() if m.packed) > _MAX_UNPACKED * self.size + (1 << 20):
-            self._fail("its packed entries would unpack to much more than they are, as a zip bomb does")
+            self._fail(f"entry {name_of(before)} overlaps the directory")
 
     def verify(self, member: Member) -> None:
         """Compares a stored member with its checksum. torch.save can be told to write none; it is 0 then."""
         if not member.packed and member.crc and self.data.crc32(member.offset, member.size) != member.crc:
-            self._fail(f"entry {member.name!r} is damaged: its checksum does not match")
+            self._fail(f"entry {name_of(member.name)} is damaged: its checksum does not match")
 
     def open(self, member: Member) -> tuple[Data, int]:
         """The member's bytes: the archive itself and an offset, or what was packed, unpacked into memory."""
         if not member.packed:
             return self.data, member.offset
+        # what is unpacked stays in memory: weights hardly shrink, bombs do
+        self.data.budget.spend(
+            memory=member.size + member.packed_size, steps=(member.size + member.packed_size) // CHECKED
+        )
         machine = zlib.decompressobj(-15)
         try:
             content = machine.decompress(self.data.read(member.offset, member.packed_size), member.size + 1)
         except zlib.error as error:
-            raise CheckpointError(self.data.path, f"entry {member.name!r} cannot be unpacked: {error}") from None
+            raise CheckpointError(self.data.path, f"entry {name_of(member.name)} cannot be unpacked: {error}") from None
         if len(content) != member.size or not machine.eof or (member.crc and zlib.crc32(content) != member.crc):
-            self._fail(f"entry {member.name!r} is damaged: it does not unpack to what is announced")
-        return Data(content, self.data.path), 0
+            self._fail(f"entry {name_of(member.name)} is damaged: it does not unpack to what is announced")
+        return Data(content, self.data.path, self.data.budget), 0
 
     def read(self, member: Member) -> bytes:
         """A copy of the member's bytes."""
@@ -131,21 +135,23 @@ class Archive:
         try:
             name = directory[position + 46 : middle].decode("utf-8")
         except UnicodeDecodeError:
-            self._fail(f"entry {directory[position + 46 : middle]!r}: its name is not UTF-8")
+            self._fail(f"entry {name_of(directory[position + 46 : middle])}: its name is not UTF-8")
         extra = directory[middle : middle + extra_size]
         size, packed_size, offset = _large(extra, size, packed_size, offset)
         if flags & 1:
-            self._fail(f"entry {name!r} is encrypted")
+            self._fail(f"entry {name_of(name)} is encrypted")
         if method not in (0, 8):
-            self._fail(f"entry {name!r} is packed with method {method}; PyTorch stores, and deflate is understood too")
-        header = self._at(offset, "<4s5H3L2H", _LOCAL, f"the header of entry {name!r}")
+            self._fail(
+                f"entry {name_of(name)} is packed with method {method}; PyTorch stores, and deflate is understood too"
+            )
+        header = self._at(offset, "<4s5H3L2H", _LOCAL, f"the header of entry {name_of(name)}")
         begin = offset + 30 + header[9] + header[10]
         if self.data.read(self.start + offset + 30, header[9]) != directory[position + 46 : middle]:
-            self._fail(f"entry {name!r} has another name in its own header")
+            self._fail(f"entry {name_of(name)} has another name in its own header")
         if header[3] != method or (method == 0 and size != packed_size):
-            self._fail(f"entry {name!r} is described in two ways")
+            self._fail(f"entry {name_of(name)} is described in two ways")
         if begin + packed_size > self.size:
-            self._fail(f"is truncated: entry {name!r} of {packed_size} bytes lies outside of it")
+            self._fail(f"is truncated: entry {name_of(name)} of {packed_size} bytes lies outside of it")
         member = Member(name, self.start + begin, size, packed_size, method == 8, crc)
         return member, self.start + offset, next_position
 

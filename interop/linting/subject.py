@@ -44,15 +44,15 @@ class NormLayer:
     flags: Mapping[str, Any]
 
     def array(self, name: str) -> np.ndarray | None:
-        """One of the arrays in float64, or None."""
+        """One of the arrays in float64, a number for each channel, or None."""
         found = self.arrays.get(name)
-        return None if found is None else np.asarray(found, np.float64)
+        return None if found is None else np.asarray(found.real, np.float64).reshape(-1)
 
     @property
     def count(self) -> int | None:
         """The number of batches that the layer has tracked, where it counts them."""
         found = self.arrays.get("num_batches_tracked")
-        return int(found) if found is not None and found.size == 1 else None
+        return int(found.real.item()) if found is not None and found.size == 1 and np.isfinite(found).all() else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

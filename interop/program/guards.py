@@ -26,6 +26,7 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Not: operator.not_, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Gt: operator.gt, ast.GtE: operator.ge, ast.And: all, ast.Or: any,
 }  # fmt: skip
+_LONGEST = 100_000  # characters of a condition
 _FUNCTIONS: dict[str, Any] = {"max": max, "min": min, "float": float, "int": int, "round": round, "abs": abs} | {
     f"math.{name}": getattr(math, name) for name in ("floor", "ceil", "trunc", "sqrt")
 }
@@ -45,6 +46,10 @@ def holds(condition: str, sizes: Mapping[str, Size]) -> bool:
         return bool(_value(_parsed(condition), sizes))
     except ArithmeticError:  # a division by a size of 0
         return False
+    except ProgramError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ProgramError(f"not a condition on sizes: {condition[:200]!r}: {error}") from None
 
 
 def sizes_in(condition: str) -> frozenset[str]:
@@ -56,6 +61,8 @@ def sizes_in(condition: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _parsed(condition: str) -> ast.expr:
+    if len(condition) > _LONGEST:
+        raise ProgramError(f"not a condition on sizes: {condition[:200]!r}... has {len(condition)} characters")
     try:
         return ast.parse(condition, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -78,7 +85,7 @@ def _value(node: ast.expr, sizes: Mapping[str, Size]) -> Any:
         return sizes[node.id]
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, right = of(node.left, node.right)
-        if isinstance(node.op, ast.Pow) and abs(right) > 64:
+        if isinstance(node.op, ast.Pow) and (abs(right) > 64 or (isinstance(left, int) and left.bit_length() > 64)):
             raise ProgramError(f"not a condition on sizes: the power {right}")
         return _OPERATORS[type(node.op)](left, right)
     if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:

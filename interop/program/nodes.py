@@ -25,6 +25,7 @@ from interop.program.versions import release
 
 FORMAT = "jaxnorm.program"
 VERSION = 2
+_FEATURES = 1 << 22  # of BatchNorm layers, that a program may have beyond what its state has
 Record = TypeVar("Record")
 
 
@@ -316,9 +317,11 @@ def decode(data: Any) -> Any:
     if key == "$tuple" and isinstance(body, list):
         return tuple(decode(item) for item in body)
     if key == "$map" and isinstance(body, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in body):
-        return {decode(first): decode(second) for first, second in body}
+        return {_hashable(decode(first)): decode(second) for first, second in body}
     if key == "$complex" and isinstance(body, list) and len(body) == 2:
-        return complex(decode(body[0]), decode(body[1]))
+        real, imaginary = decode(body[0]), decode(body[1])
+        if type(real) is float and type(imaginary) is float:
+            return complex(real, imaginary)
     if key[:1] == "$" and key[1:] in _RECORDS and isinstance(body, dict):
         cls = _RECORDS[key[1:]]
         known = dataclasses.fields(cls)
@@ -332,6 +335,14 @@ def decode(data: Any) -> Any:
                 raise ProgramError(f"the field {name!r} of a {key[1:]} cannot be {_shown(body[name])}")
         return cls(**fields)
     raise ProgramError(f"not part of the format: {_shown(data)}")
+
+
+def _hashable(key: Any) -> Any:
+    try:
+        hash(key)
+    except TypeError as error:
+        raise ProgramError(f"a mapping has a key that cannot be one: {error}") from None
+    return key
 
 
 def _shown(data: Any) -> str:
@@ -372,15 +383,24 @@ def validate(model: Model) -> None:
     entries = {entry.name for entry in _typed(model.entries, Entry, "entries", faults)}
     for entry in model.entries:
         if isinstance(entry, Entry):
+            if not all(type(n) is int and 0 <= n < 2**62 for n in entry.shape):
+                raise ProgramError(f"not a valid program: entry {entry.name!r} has the shape {_shown(entry.shape)}")
             if entry.kind not in ("parameter", "frozen", "buffer", "constant"):
                 faults.append(f"entry {entry.name!r} has the unknown kind {entry.kind!r}")
             if entry.same_as is not None and entry.same_as not in entries:
                 faults.append(f"entry {entry.name!r} is tied to {entry.same_as!r}, which is missing")
+    faults += [
+        f"module {path!r} has the mode {mode!r}" for path, mode in model.modules.items() if not _is_mode(path, mode)
+    ]
+    room = _FEATURES + sum(math.prod(entry.shape) for entry in model.entries if isinstance(entry, Entry))
     for layer in _typed(model.batch_norms, BatchNormLayer, "batch_norms", faults):
         for name, limit in (("num_features", 2**31 - 1), ("eps", sys.float_info.max), ("momentum", 1)):
             value = getattr(layer, name)
             if value is not None and not 0 <= value <= limit:
                 faults.append(f"BatchNorm layer {layer.path!r}: {name} = {value} is not between 0 and {limit}")
+        room -= layer.num_features
+    if room < 0:  # a layer is made with arrays of its own before it gets those of the file
+        faults.append("the BatchNorm layers have many more features than there are numbers in the state")
     for mode, program in (("train", model.train), ("eval", model.eval)):
         known = {item.name for item in _typed(program.inputs, Input, f"{mode}.inputs", faults)}
         faults += _node_faults(mode, program.nodes, known, entries, (program.output, program.updates))
@@ -415,6 +435,10 @@ def _node_faults(
         known.add(node.name)
     yield from faults
     yield from _faults(f"{where}: output", results, known, entries)
+
+
+def _is_mode(path: object, mode: object) -> bool:
+    return isinstance(path, str) and isinstance(mode, bool)
 
 
 def _typed(items: Iterable[object], cls: type[Record], where: str, faults: list[str]) -> list[Record]:

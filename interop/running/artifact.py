@@ -19,14 +19,16 @@ from flax import nnx
 from interop.conventions import torch_momentum
 from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
-from interop.files.disk import CheckpointError, Data, replacing
+from interop.files.budget import Budget
+from interop.files.disk import CheckpointError, Data, files_in, kind, path_of, replacing
 from interop.program.nodes import BatchNormLayer, Entry, Model, decode_model, encode_model
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule
 from interop.running.places import module_at, variable
 from interop.variables import to_numpy
 
-_PROGRAM, _ARRAYS = "program.json", "model.safetensors"
+PROGRAM, _ARRAYS = "program.json", "model.safetensors"
+_BROKEN = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)  # of a changed program
 
 
 def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
@@ -36,12 +38,16 @@ def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
     Axis names (`convert_sync_batchnorm`) and random state belong to a run and are not kept.
 
     Raises:
-        TypeError: for a module that `from_torch` or `load` did not make.
+        TypeError: for a module that `from_torch` or `load` did not make, and for a path that is none.
+        CheckpointError: where the disk refuses.
     """
     if not isinstance(model, TracedModule):
         raise TypeError(f"expected a model from interop.from_torch, found {type(model).__name__}")
-    path = pathlib.Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
+    path = path_of(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be a folder: {error.strerror}") from error
     description = _current(model)
     arrays = {e.name: to_numpy(variable(model, e.name)) for e in description.entries if e.same_as is None}
     document = {
@@ -50,7 +56,7 @@ def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
         "compute_dtype": None if (dtype := model._interop.compute_dtype) is None else dtype.name,
     }
     safetensors_file.write(path / _ARRAYS, arrays, {"format": "pt", "digest": description.digest}, share=False)
-    with replacing(path / _PROGRAM) as temporary:
+    with replacing(path / PROGRAM) as temporary:
         temporary.write_text(json.dumps(document, separators=(",", ":"), allow_nan=False), encoding="utf-8")
 
 
@@ -61,18 +67,26 @@ def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> Tra
         CheckpointError: for files that are missing, damaged, of another version, or do not belong together;
             everything is checked before the model is built.
         NotImplementedError: for operations that are not registered here.
+        TypeError: for a path that is none.
     """
-    path = pathlib.Path(directory)
-    document = _document(path / _PROGRAM)
+    path = path_of(directory)
+    size = sum(files_in(path).values()) if kind(path) == "a folder" else 0
+    document = _document(Data.map(path / PROGRAM, Budget(path / PROGRAM, size)))
     training, compute_dtype = document.pop("training", None), document.pop("compute_dtype", None)
     if not isinstance(training, bool) or compute_dtype not in (None, "bfloat16", "float16", "float32", "float64"):
-        raise CheckpointError(path / _PROGRAM, f"training is {training!r} and compute_dtype {compute_dtype!r}")
+        raise CheckpointError(path / PROGRAM, f"training is {training!r} and compute_dtype {compute_dtype!r}")
     try:
         model = decode_model(document)
-    except (ProgramError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(path / _PROGRAM, str(error)) from error
-    arrays = _arrays(path / _ARRAYS, model)
-    return TracedModule(model, arrays, training=training, rngs=rngs, compute_dtype=compute_dtype)
+        digest = model.digest
+    except _BROKEN as error:
+        raise CheckpointError(path / PROGRAM, f"{_kind(error)}{error}") from error
+    arrays = _arrays(path / _ARRAYS, model, digest)
+    try:
+        return TracedModule(model, arrays, training=training, rngs=rngs, compute_dtype=compute_dtype)
+    except NotImplementedError:
+        raise
+    except _BROKEN as error:
+        raise CheckpointError(path / PROGRAM, f"cannot become a model: {_kind(error)}{error}") from error
 
 
 def _current(module: TracedModule) -> Model:
@@ -99,20 +113,25 @@ def _current(module: TracedModule) -> Model:
     )
 
 
-def _document(path: pathlib.Path) -> dict[str, Any]:
+def _document(data: Data) -> dict[str, Any]:
     try:
-        return strict_json.loads(path.read_bytes(), "the program")
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+        return strict_json.loads(data.read(0, data.size), "the program", data.budget)
+    except CheckpointError:
+        raise
     except ValueError as error:
-        raise CheckpointError(path, str(error)) from error
+        raise CheckpointError(data.path, str(error)) from error
 
 
-def _arrays(path: pathlib.Path, model: Model) -> dict[str, np.ndarray]:
+def _kind(error: Exception) -> str:
+    """The kind of an error whose message was not written for a file."""
+    return "" if isinstance(error, ProgramError) else f"{type(error).__name__}: "
+
+
+def _arrays(path: pathlib.Path, model: Model, digest: str) -> dict[str, np.ndarray]:
     data = Data.map(path)
     tensors, metadata = safetensors_file.read(data)
-    if metadata.get("digest") != model.digest:
-        raise CheckpointError(path, f"belongs to another program than {_PROGRAM} beside it")
+    if metadata.get("digest") != digest:
+        raise CheckpointError(path, f"belongs to another program than {PROGRAM} beside it")
     wanted = {e.name: e for e in model.entries if e.same_as is None}
     problems = [f"{name!r} is missing" for name in wanted if name not in tensors]
     problems += [f"{name!r} is not part of the program" for name in tensors if name not in wanted]
@@ -121,6 +140,8 @@ def _arrays(path: pathlib.Path, model: Model) -> dict[str, np.ndarray]:
             problems.append(
                 f"{name!r} is {tensors[name].dtype.name}{tensors[name].shape}, the program says {e.dtype}{e.shape}"
             )
+        elif name in tensors and (problem := tensors[name].problem()):
+            problems.append(f"{name!r}: {problem}")
     if problems:
         raise CheckpointError(path, "; ".join(problems))
     return {name: tensors[name].array() for name in wanted}

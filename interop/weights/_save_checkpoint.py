@@ -14,7 +14,8 @@ from interop import dtypes
 from interop.arrays import to_numpy
 from interop.files import safetensors_file, shards, torch_writer, wrappings
 from interop.files.checkpoint import Checkpoint
-from interop.files.disk import CheckpointError
+from interop.files.disk import CheckpointError, path_of
+from interop.files.stand_ins import name_of
 from interop.weights._state_dict import state_dict
 
 
@@ -47,9 +48,15 @@ def save_checkpoint(
             `<path>.index.json`; `load_checkpoint` takes the same path.
 
     Raises:
-        CheckpointError: for an unknown ending or layout, a dtype that the format lacks, and where the disk refuses.
+        CheckpointError: for an unknown ending or layout, a state dict without arrays, a dtype that the format lacks,
+            masked values, and where the disk refuses.
+        TypeError: for a target that is neither, and for a path or metadata that are none.
     """
-    target_path = pathlib.Path(path)
+    target_path = path_of(path)
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata are a mapping, found {type(metadata).__name__}")
+    if max_shard_size is not None and (type(max_shard_size) is not int or max_shard_size <= 0):
+        raise CheckpointError(target_path, f"max_shard_size is a number of bytes, found {max_shard_size!r}")
     notes = dict(metadata or {})
     if layout not in (None, "timm", "torchvision"):
         raise CheckpointError(target_path, f"layout {layout!r} is neither None, 'timm' nor 'torchvision'")
@@ -108,7 +115,9 @@ def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
         target = state_dict(target)
     bad = [name for name in target if not isinstance(name, str)]
     if bad:
-        raise CheckpointError(path, f"names {bad[:8]} are not text")
+        raise CheckpointError(path, f"names {', '.join(map(name_of, bad[:8]))} are not text")
+    if not target:
+        raise CheckpointError(path, "there are no arrays to write, and a file without any is no checkpoint")
     arrays, bad = {}, []
     for name, value in target.items():
         try:
@@ -136,5 +145,5 @@ def _text(path: pathlib.Path, key: object, value: Any) -> str:
         return value
     try:
         return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(path, f"metadata {key!r} cannot be written as text: {error}") from None
