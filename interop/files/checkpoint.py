@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from interop.files import distributed, hub, safetensors_file, shards, wrappings
+from interop.files import distributed, hub, safetensors_file, shards, state_dicts, wrappings
 from interop.files import torch_reader as torch_file
 from interop.files.disk import CheckpointError, Data
 from interop.variables import check
@@ -120,7 +120,7 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
         format = "sharded"
     else:
         value, said, format = _read(Data.map(source))
-    state = wrappings.unwrap(value, which, source)
+    state = state_dicts.unwrap(value, which, source, said.pop(state_dicts.PREFIX, None))
     return Checkpoint(state, {**said, **state.metadata}, source, format)
 
 
