@@ -11,6 +11,7 @@ import numpy as np
 from interop.files import distributed, hub, safetensors_file, shards, state_dicts, wrappings
 from interop.files import torch_reader as torch_file
 from interop.files.disk import CheckpointError, Data
+from interop.files.replacing import target
 from interop.variables import check
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint"]
@@ -110,8 +111,9 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
     source = hub.fetch(name) if hub.is_name(name) else pathlib.Path(name)
     if source.is_dir():
         source = _in_folder(source)
-    elif not source.exists() and source.with_name(source.name + shards.SUFFIX).exists():
-        source = source.with_name(source.name + shards.SUFFIX)  # save_checkpoint wrote it in several files
+    elif not source.exists():
+        places = [place.with_name(place.name + shards.SUFFIX) for place in (source, target(source))]
+        source = next((index for index in places if index.exists()), source)  # save_checkpoint wrote several files
     said: dict[str, Any] = {}
     if source.name == distributed.METADATA:
         value, format = distributed.read(source.parent), "torch.distributed.checkpoint"

@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from interop import dtypes
-from interop.files.disk import CheckpointError, progress, replacing, span
+from interop.files.disk import CheckpointError, progress, span
+from interop.files.replacing import replacing
 
 _ALIGNMENT = 64
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip file: the same content gives the same file

@@ -7,10 +7,12 @@ up by name.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from flax import nnx
 from interop.conventions import torch_momentum
 from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
-from interop.files.disk import CheckpointError, Data, replacing
+from interop.files.disk import CheckpointError, Data
+from interop.files.replacing import clear, exclusive, put, settle, steady, target, temporary
 from interop.program.nodes import BatchNormLayer, Entry, Model, decode_model, encode_model
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule
@@ -30,28 +33,46 @@ _PROGRAM, _ARRAYS = "program.json", "model.safetensors"
 
 
 def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
-    """Writes an imported model as it is now: arrays, each layer's flags, both graphs. Each file is replaced at once,
-    the arrays first.
+    """Writes an imported model as it is now: arrays, each layer's flags, both graphs.
+
+    An older artifact in the directory is replaced by one rename, that of `program.json`, when everything is on the
+    disk: after a crash, on a full disk and beside other writers there is one artifact, whole.
 
     Axis names (`convert_sync_batchnorm`) and random state belong to a run and are not kept.
 
     Raises:
         TypeError: for a module that `from_torch` or `load` did not make.
+        CheckpointError: where the disk refuses.
     """
     if not isinstance(model, TracedModule):
         raise TypeError(f"expected a model from interop.from_torch, found {type(model).__name__}")
-    path = pathlib.Path(directory)
-    path.mkdir(parents=True, exist_ok=True)
+    path = target(pathlib.Path(directory))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be written: {error}") from error
     description = _current(model)
     arrays = {e.name: to_numpy(variable(model, e.name)) for e in description.entries if e.same_as is None}
-    document = {
-        **encode_model(description),
-        "training": not model.deterministic,
-        "compute_dtype": None if (dtype := model._interop.compute_dtype) is None else dtype.name,
-    }
-    safetensors_file.write(path / _ARRAYS, arrays, {"format": "pt", "digest": description.digest}, share=False)
-    with replacing(path / _PROGRAM) as temporary:
-        temporary.write_text(json.dumps(document, separators=(",", ":"), allow_nan=False), encoding="utf-8")
+    with temporary(path / _ARRAYS) as new, temporary(path / _PROGRAM) as program:
+        metadata = {"format": "pt", "digest": description.digest, "save": new.token}
+        safetensors_file.write(new.path, arrays, metadata, path / _ARRAYS, share=False)
+        settle(new.path)
+        document = {
+            **encode_model(description),
+            "training": not model.deterministic,
+            "compute_dtype": None if (dtype := model._interop.compute_dtype) is None else dtype.name,
+            "save": new.token,  # of the arrays that belong to it
+        }
+        program.path.write_text(json.dumps(document, separators=(",", ":"), allow_nan=False), encoding="utf-8")
+        with exclusive(path):
+            try:
+                put(program, path / _PROGRAM)
+                with contextlib.suppress(OSError):  # they are found under either name
+                    put(new, path / _ARRAYS)
+            finally:
+                new.kept = not program.path.exists()
+            clear(path / _ARRAYS)
+            clear(path / _PROGRAM)
 
 
 def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> TracedModule:
@@ -63,7 +84,16 @@ def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> Tra
         NotImplementedError: for operations that are not registered here.
     """
     path = pathlib.Path(directory)
+    model, arrays, training, compute_dtype = steady(path / _PROGRAM, lambda: _read(path))
+    return TracedModule(model, arrays, training=training, rngs=rngs, compute_dtype=compute_dtype)
+
+
+def _read(path: pathlib.Path) -> tuple[Model, dict[str, np.ndarray], bool, str | None]:
+    """The program, its arrays, and the model's mode and compute dtype."""
     document = _document(path / _PROGRAM)
+    token = document.pop("save", None)
+    if token is not None and not (isinstance(token, str) and re.fullmatch("[0-9a-f]{16}", token)):
+        raise CheckpointError(path / _PROGRAM, "'save' does not say which arrays belong to it")
     training, compute_dtype = document.pop("training", None), document.pop("compute_dtype", None)
     if not isinstance(training, bool) or compute_dtype not in (None, "bfloat16", "float16", "float32", "float64"):
         raise CheckpointError(path / _PROGRAM, f"training is {training!r} and compute_dtype {compute_dtype!r}")
@@ -71,8 +101,7 @@ def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> Tra
         model = decode_model(document)
     except (ProgramError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(path / _PROGRAM, str(error)) from error
-    arrays = _arrays(path / _ARRAYS, model)
-    return TracedModule(model, arrays, training=training, rngs=rngs, compute_dtype=compute_dtype)
+    return model, _arrays(path, model, token), training, compute_dtype
 
 
 def _current(module: TracedModule) -> Model:
@@ -108,11 +137,12 @@ def _document(path: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(path, str(error)) from error
 
 
-def _arrays(path: pathlib.Path, model: Model) -> dict[str, np.ndarray]:
-    data = Data.map(path)
-    tensors, metadata = safetensors_file.read(data)
-    if metadata.get("digest") != model.digest:
-        raise CheckpointError(path, f"belongs to another program than {_PROGRAM} beside it")
+def _arrays(folder: pathlib.Path, model: Model, token: str | None) -> dict[str, np.ndarray]:
+    unnamed = folder / f".{_ARRAYS}.{token}.tmp"  # of a save that was ended between its two renames
+    path = unnamed if unnamed.exists() else folder / _ARRAYS
+    tensors, metadata = safetensors_file.read(Data.map(path))
+    if (metadata.get("digest"), metadata.get("save")) != (model.digest, token):
+        raise CheckpointError(path, f"belongs to another program than {_PROGRAM} beside it, or to another save of it")
     wanted = {e.name: e for e in model.entries if e.same_as is None}
     problems = [f"{name!r} is missing" for name in wanted if name not in tensors]
     problems += [f"{name!r} is not part of the program" for name in tensors if name not in wanted]

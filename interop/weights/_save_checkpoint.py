@@ -12,7 +12,7 @@ import numpy as np
 
 from interop import dtypes
 from interop.arrays import to_numpy
-from interop.files import safetensors_file, shards, torch_writer, wrappings
+from interop.files import shards, torch_writer, wrappings
 from interop.files.checkpoint import Checkpoint
 from interop.files.disk import CheckpointError
 from interop.weights._state_dict import state_dict
@@ -65,8 +65,7 @@ def save_checkpoint(
         if max_shard_size is not None and sum(array.nbytes for array in arrays.values()) > max_shard_size:
             shards.write(target_path, arrays, text, max_shard_size)
         else:
-            safetensors_file.write(target_path, arrays, text)
-            shards.forget(target_path)
+            shards.write_one(target_path, arrays, text)
         return
     if max_shard_size is not None:
         raise CheckpointError(target_path, "only safetensors are split into several files")
