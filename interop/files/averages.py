@@ -163,15 +163,16 @@ class Sets:
         pickled: the paths of pickled modules.
         at: what the file has at a path, None for nothing.
         lists: paths of averages without names.
+        whole: paths of state dicts that are said to have the names of one model, whatever these look like.
         path: for messages.
     """
 
     def __init__(
         self, names: Mapping[str, Collection[str]], ranks: Mapping[str, int], pickled: Collection[str],
-        at: Callable[[str], Any], lists: Collection[str], path: Any,
+        at: Callable[[str], Any], lists: Collection[str], whole: Collection[str], path: Any,
     ) -> None:  # fmt: skip
         self.names = {name: peeled(entries) for name, entries in names.items()}
-        self.ranks, self.pickled, self.lists, self.path = ranks, pickled, lists, path
+        self.ranks, self.pickled, self.lists, self.whole, self.path = ranks, pickled, lists, whole, path
         self.roles: dict[str, Role] = {name: self._role(name) for name in names}
         self.format = next((row for row in FORMATS if self._fits(row, at)), None)
         if self.format is not None:
@@ -235,7 +236,7 @@ class Sets:
         models, averages, both = self._of("model"), self._of("ema"), self._of("both")
         row = self.format
         if which is None:
-            if len(self.names) == 1 and not both:
+            if len(self.names) == 1 and set(both) <= set(self.whole):
                 return next(iter(self.names))
             if row is not None and row.exchanged:
                 self.refuse(f"is of {row.framework}: the average is {row.ema!r}, the trained weights are {row.model!r}")

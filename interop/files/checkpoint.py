@@ -31,6 +31,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         versions: the versions of the modules that the state dict came from, by their names, if the file has them:
             what torch keeps as `state_dict._metadata`, and some modules want to see again (torchvision's MNASNet).
         batch_norms: eps, momentum and the other flags of each BatchNorm layer, where whole modules are pickled.
+        prefix: the `module.` that was taken off all names, as often as it was. DistributedDataParallel adds it, but a
+            model may have a child of that name: `load_state_dict` knows it by the model's own names.
         entries: where each array lies (`interop.tensors.Tensor`).
 
     An array is made when it is asked for and costs no memory beyond the pages that are read. Going through `items()`
@@ -46,6 +48,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.metadata = dict(metadata)
         self.versions = state.versions
         self.batch_norms = state.batch_norms
+        self.prefix = state.prefix
         self.path = path
         self.format = format
 

@@ -50,12 +50,16 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path, prefix: str | None
     if not choices:
         unnamed = "".join(f"; {name!r} is an average without names, in the order of the parameters" for name in lists)
         raise CheckpointError(path, f"has no state dict: {describe(value)}{unnamed}")
+    marks = {name: mark for name, chosen in choices.items() if (mark := _said(_metadata(chosen))) is not None}
+    if prefix is not None and len(choices) == 1:
+        marks[next(iter(choices))] = prefix
     sets = Sets(
         {name: _names(chosen) for name, chosen in choices.items()},
         {name: rank_of(chosen) for name, chosen in choices.items()},
         {name for name, chosen in choices.items() if is_module(chosen)},
         lambda place: _at(value, place),
         lists,
+        marks,
         path,
     )
     name = sets.choose(which, lambda name: _has_inner(choices[name], path))
@@ -68,21 +72,24 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path, prefix: str | None
     else:
         found = {str(key): finish(item) for key, item in as_dict(chosen).items()}
     entries, rest = entries_of(found, path)
-    attributes = chosen.attributes if isinstance(chosen, Instance) else getattr(chosen, "__dict__", {})
-    kept = attributes.get("_metadata")
-    prefix = prefix if prefix is not None else _said(kept)
-    if prefix is not None:
-        entries, notes, prefixes = _without(entries, prefix, path)
+    kept = _metadata(chosen)
+    mark = marks.get(name)
+    wrapper = averages.wrapper_of(entries)
+    if mark == "" and which in ("model", "ema") and wrapper is not None and wrapper.model is None:
+        mark = f"{wrapper.ema}."  # a model that is an average, of which the weights are asked for
+    if mark is not None:
+        entries, notes, prefixes = _without(entries, mark, path)
     else:
         entries, notes, prefixes = strip_prefixes(entries, path)
     if which == "model" and notes and sets.format is None:
         sets.refuse(f"has no trained weights: {name or 'its one state dict'!r} is their average")
     if which in (None, "model", "ema"):
-        entries, more, steps = _of_both(entries, which, sets, name, whole=prefix is not None)
+        entries, more, steps = _of_both(entries, which, sets, name, whole=mark is not None)
         notes |= more
-        if steps:
+        if steps and mark is None:
             entries, more, inner = strip_prefixes(entries, path)
-            notes, prefixes = notes | more, prefixes + steps + inner
+            notes, steps = notes | more, steps + inner
+        prefixes += steps
     metadata: dict[str, Any] = {}
     if name:
         tops = {choice.partition("/")[0] for choice in choices}
@@ -96,7 +103,8 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path, prefix: str | None
         logger.info("%s: unwrapped %s; not taken: %s", path, ", ".join(metadata["unwrapped"]), others)
     if rest:
         logger.warning("%s: %d entries of the state dict are no arrays: %s", path, len(rest), ", ".join(list(rest)[:8]))
-    return StateDict(entries, metadata, bare(versions(kept), prefixes), bare(layers, prefixes))
+    outer = "".join(prefixes) if all(step == "module." for step in prefixes) else ""
+    return StateDict(entries, metadata, bare(versions(kept), prefixes), bare(layers, prefixes), outer)
 
 
 def _of_both(
@@ -186,6 +194,12 @@ def looks_wrapped(names: Collection[str]) -> bool:
         or any(f".{wrapped}." in f".{name}" for name in names for wrapped in WRAPPERS)
         or wrapper is not None
     )
+
+
+def _metadata(chosen: Any) -> Any:
+    """What torch.nn.Module.state_dict has put beside the entries."""
+    attributes = chosen.attributes if isinstance(chosen, Instance) else getattr(chosen, "__dict__", {})
+    return attributes.get("_metadata")
 
 
 def _said(kept: Any) -> str | None:

@@ -23,12 +23,13 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip file: the same cont
 
 
 def write(
-    path: pathlib.Path, value: Any, versions: Iterable[tuple[Mapping[str, Any] | None, Mapping[str, int]]] = ()
+    path: pathlib.Path, value: Any, notes: Iterable[tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]] = ()
 ) -> None:
     """Writes `value`, atomically: mappings, lists, tuples, strings, numbers, None and arrays, which become tensors.
 
-    `versions` holds pairs of a mapping in `value` and the versions of the modules that it came from, which are written
-    as its `_metadata`, the attribute that torch.nn.Module.state_dict gives and load_state_dict looks for.
+    `notes` holds pairs of a mapping in `value` and what is known of the modules that it came from (`{"bn": {"version":
+    2}}`), which is written as its `_metadata`, the attribute that torch.nn.Module.state_dict gives and load_state_dict
+    looks for.
 
     Arrays that look at the same memory share a storage in the file, as torch.save does, and an array that is dense in
     another order than C (channels last, a transposed matrix) keeps its strides.
@@ -38,7 +39,9 @@ def write(
     arrays: list[np.ndarray] = []
     _find(path, value, "", arrays, 0)
     storages, places = _storages(arrays)
-    pickled = _Pickle(places, [storage.nbytes for storage in storages], {id(m): v for m, v in versions if v})
+    pickled = _Pickle(
+        places, [storage.nbytes for storage in storages], {id(mapping): kept for mapping, kept in notes if kept}
+    )
     pickled.dump(value)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, content in {
@@ -156,9 +159,9 @@ class _Pickle:
         self,
         places: Mapping[int, tuple[int, int, np.ndarray]],
         sizes: list[int],
-        versions: Mapping[int, Mapping[str, int]],
+        notes: Mapping[int, Mapping[str, Mapping[str, Any]]],
     ) -> None:
-        self.places, self.sizes, self.versions = places, sizes, versions
+        self.places, self.sizes, self.notes = places, sizes, notes
         self.stream = io.BytesIO()
 
     def dump(self, value: Any) -> None:
@@ -177,8 +180,8 @@ class _Pickle:
                 self.save(key)
                 self.save(item)
             write(pickle.SETITEMS)
-            if kept := self.versions.get(id(value)):
-                self.save({"_metadata": {module: {"version": version} for module, version in kept.items()}})
+            if kept := self.notes.get(id(value)):
+                self.save({"_metadata": kept})
                 write(pickle.BUILD)
         elif isinstance(value, tuple):
             write(pickle.MARK)

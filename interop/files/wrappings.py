@@ -56,12 +56,14 @@ class StateDict:
 
     `versions` are those of the modules that the state dict came from (`_metadata` of torch.nn.Module.state_dict), and
     `batch_norms` the flags of a pickled module's layers; both by the module's name, and empty if the file has none.
+    `prefix` is the `module.` that was taken off all names.
     """
 
     entries: dict[str, Entry]
     metadata: dict[str, Any]
     versions: dict[str, int] = dataclasses.field(default_factory=dict)
     batch_norms: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
 
 
 def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, int], list[str]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from interop import dtypes
 from interop.arrays import to_numpy
-from interop.files import shards, torch_writer, wrappings
+from interop.files import shards, state_dicts, torch_writer, wrappings
 from interop.files.checkpoint import Checkpoint
 from interop.files.disk import CheckpointError
 from interop.weights._state_dict import state_dict
@@ -62,6 +62,8 @@ def save_checkpoint(
                 target_path, "safetensors holds one state dict: no ema and no layout; .pth holds them"
             )
         text = {"format": "pt", **{str(key): _text(target_path, key, value) for key, value in notes.items()}}
+        if state_dicts.looks_wrapped(arrays):
+            text[state_dicts.PREFIX] = ""
         if max_shard_size is not None and sum(array.nbytes for array in arrays.values()) > max_shard_size:
             shards.write(target_path, arrays, text, max_shard_size)
         else:
@@ -73,12 +75,11 @@ def save_checkpoint(
     value: dict[str, Any] = arrays
     if layout or notes or averages is not None:
         value = _layout(target_path, arrays, averages, notes, layout)
-    versions: list[tuple[Mapping[str, Any], dict[str, int]]] = [(arrays, _versions(target))]
+    kept = [(arrays, _notes(arrays, _versions(target)))]
     if averages is not None:
-        averaged = layout == "torchvision"  # an AveragedModel, which has the model at `module`
-        kept = {f"module.{name}".rstrip(".") if averaged else name: v for name, v in _versions(ema).items()}
-        versions.append((value["model_ema"] if averaged else averages, kept))
-    torch_writer.write(target_path, value, versions)
+        prefix = "module." if layout == "torchvision" else ""  # an AveragedModel has the model at `module`
+        kept.append((value["model_ema"] if prefix else averages, _notes(averages, _versions(ema), prefix)))
+    torch_writer.write(target_path, value, kept)
 
 
 def _layout(
@@ -128,6 +129,16 @@ def _versions(target: Any) -> dict[str, int]:
         return target.versions
     kept = getattr(target, "_metadata", None)
     return wrappings.versions(kept) if isinstance(target, Mapping) else {}
+
+
+def _notes(arrays: Mapping[str, Any], versions: Mapping[str, int], prefix: str = "") -> dict[str, dict[str, Any]]:
+    """The modules' versions as torch keeps them; and what the names begin with, where a reader would take off more."""
+    found: dict[str, dict[str, Any]] = {
+        f"{prefix}{name}".rstrip("."): {"version": version} for name, version in versions.items()
+    }
+    if state_dicts.looks_wrapped(arrays):
+        found.setdefault("", {})[state_dicts.PREFIX] = prefix
+    return found
 
 
 def _text(path: pathlib.Path, key: object, value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen, nnx
 
 from interop.arrays import to_numpy
+from interop.files.checkpoint import Checkpoint
 from interop.program.recorded import model_of
 from interop.weights import nnx_tree as layers
 from interop.weights.linen_observe import Inputs
@@ -103,6 +104,8 @@ def load_state_dict(
     parts = layers.parts(tree, layouts)
     expected = _unique(parts)
     entries = {new: state_dict[old] for old, new in _names(state_dict, rename).items()}
+    if isinstance(state_dict, Checkpoint) and rename is None:
+        entries = _with_prefix(entries, state_dict.prefix, expected)
     missing = [name for name in expected if name not in entries and not _optional(name, expected)]
     unexpected = [name for name in entries if name not in expected]
     counters = [name for name in unexpected if _optional(name, expected)]
@@ -183,6 +186,17 @@ def _names(state_dict: Any, rename: Rename | None) -> dict[str, str]:
     names = Renaming(rename).to_model(state_dict)
     _refuse_other_than_text(names.values(), "names that rename gives")
     return names
+
+
+def _with_prefix(entries: dict[str, Any], prefix: str, expected: Collection[str]) -> dict[str, Any]:
+    """The entries under the model's names, where what was taken for a wrapper's prefix is a child called `module`."""
+    if any(name in expected for name in entries):
+        return entries
+    for own in (prefix[start:] for start in range(0, len(prefix), len("module."))):
+        named = {own + name: value for name, value in entries.items()}
+        if any(name in expected for name in named):
+            return named
+    return entries
 
 
 def _refuse_other_than_text(names: Iterable[object], what: str) -> None:
