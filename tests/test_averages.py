@@ -32,6 +32,10 @@ NAMES = list(TRAINED.state_dict())
 META = {"epoch": 3, "lr": 0.1}
 
 
+def averaged() -> nn.Module:
+    return AveragedModel(AVERAGE, use_buffers=True)
+
+
 def timm():
     """timm/utils/checkpoint_saver.py, CheckpointSaver._save."""
     return {"epoch": 3, "arch": "x", "version": 2, "state_dict": TRAINED.state_dict(),
@@ -43,7 +47,7 @@ def torchvision():
     return {
         "model": TRAINED.state_dict(),
         "epoch": 1,
-        "model_ema": AveragedModel(AVERAGE, use_buffers=True).state_dict(),
+        "model_ema": averaged().state_dict(),
     }
 
 
@@ -84,7 +88,7 @@ def ema_pytorch(online: bool):
 
 def lightning_weight_averaging():
     """lightning/pytorch/callbacks/weight_averaging.py, on_save_checkpoint."""
-    state = AveragedModel(AVERAGE, use_buffers=True).state_dict()
+    state = averaged().state_dict()
     return {
         "epoch": 1, "callbacks": {"WeightAveraging": {"latest_update_step": 3}}, "loops": {"fit_loop": {}},
         "current_model_state": TRAINED.state_dict(),
@@ -132,7 +136,7 @@ def composer(active: bool):
 
 def composer_swa():
     """composer/algorithms/swa/swa.py, SWA.state_dict."""
-    swa = {"repr": "SWA()", "swa_model": AveragedModel(AVERAGE, use_buffers=True).state_dict(), "swa_started": True}
+    swa = {"repr": "SWA()", "swa_model": averaged().state_dict(), "swa_started": True}
     return {"state": {"model": TRAINED.state_dict(), "algorithms": [("SWA", swa)]}, "rng": []}
 
 
@@ -160,8 +164,7 @@ MADE = {
     "average counted at the top": (
         {"model": TRAINED.state_dict(), "ema": {"module": AVERAGE.state_dict(), "updates": torch.tensor(3)}}, "model"),
     "averaged_model": ({"net": TRAINED.state_dict(), "averaged_model": AVERAGE.state_dict()}, "model"),
-    "swa_model": (
-        {"state_dict": TRAINED.state_dict(), "swa_model": AveragedModel(AVERAGE, use_buffers=True).state_dict()}, "model"),
+    "swa_model": ({"state_dict": TRAINED.state_dict(), "swa_model": averaged().state_dict()}, "model"),
     "ema_model_state_dict": (
         {"model_state_dict": TRAINED.state_dict(), "ema_model_state_dict": AVERAGE.state_dict()}, "model"),
     "modelEMA": ({"model": TRAINED.state_dict(), "modelEMA": AVERAGE.state_dict()}, "model"),
@@ -169,9 +172,9 @@ MADE = {
     "shadow_params by name": (
         {"model": TRAINED.state_dict(), "shadow_params": dict(AVERAGE.state_dict()), "decay": 0.9}, "model"),
     "AveragedModel under another name": (
-        {"state_dict": TRAINED.state_dict(), "best": AveragedModel(AVERAGE, use_buffers=True).state_dict()}, "model"),
+        {"state_dict": TRAINED.state_dict(), "best": averaged().state_dict()}, "model"),
     "two modules in one": (LightningModule(AVERAGE, False).state_dict(), "whole"),
-    "an AveragedModel in a module": (LightningModule(AveragedModel(AVERAGE, use_buffers=True), False).state_dict(), "whole"),
+    "an AveragedModel in a module": (LightningModule(averaged(), False).state_dict(), "whole"),
     "an EMA in a module": (LightningModule(EmaPytorch(TRAINED, AVERAGE), False).state_dict(), "whole"),
 }  # fmt: skip
 
@@ -193,7 +196,7 @@ def test_both_sets_of_weights_are_read_as_what_they_are(tmp_path, name):
         assert value(checkpoint) == expected, which
         net(0.0).load_state_dict(interop.to_torch(checkpoint), strict=True)
     if default is None:
-        with pytest.raises(CheckpointError, match="which=: 'model' .* 'ema'"):
+        with pytest.raises(CheckpointError, match=r"which=: 'model' .* 'ema'"):
             load_checkpoint(tmp_path / "x.pth")
     elif default == "whole":  # nothing is chosen: all under the file's own names
         assert list(load_checkpoint(tmp_path / "x.pth")) == list(content)
@@ -203,24 +206,24 @@ def test_both_sets_of_weights_are_read_as_what_they_are(tmp_path, name):
 
 @pytest.mark.parametrize("average", [
     {"ema": AVERAGE.state_dict()},
-    {"model_ema": AveragedModel(AVERAGE, use_buffers=True).state_dict(), "epoch": 3},
-    {"model": AveragedModel(AVERAGE, use_buffers=True).state_dict()},
-    AveragedModel(AVERAGE, use_buffers=True).state_dict(),
-    {f"module.{name}": x for name, x in AveragedModel(AVERAGE, use_buffers=True).state_dict().items()},
-    {f"_orig_mod.{name}": x for name, x in AveragedModel(AVERAGE, use_buffers=True).state_dict().items()},
+    {"model_ema": averaged().state_dict(), "epoch": 3},
+    {"model": averaged().state_dict()},
+    averaged().state_dict(),
+    {f"module.{name}": x for name, x in averaged().state_dict().items()},
+    {f"_orig_mod.{name}": x for name, x in averaged().state_dict().items()},
     EmaPytorch(TRAINED, AVERAGE, False).state_dict(),
     {"ema_model_state_dict": EmaPytorch(TRAINED, AVERAGE, False).state_dict()},
     {"steps": torch.tensor(3), **{f"module.{name}": x for name, x in AVERAGE.state_dict().items()}},
     {"shadow_params": dict(AVERAGE.state_dict()), "num_updates": 3},
     ultralytics(False),
-    AveragedModel(AVERAGE, use_buffers=True),
+    averaged(),
 ])  # fmt: skip
 def test_an_average_alone_is_never_the_trained_weights(tmp_path, average):
     torch.save(average, tmp_path / "x.pth")
     for which in (None, "ema"):
         checkpoint = load_checkpoint(tmp_path / "x.pth", which)
         assert list(checkpoint) == NAMES and value(checkpoint) == 2.0
-    with pytest.raises(CheckpointError, match="no trained weights|no state dict for which='model'"):
+    with pytest.raises(CheckpointError, match=r"no trained weights|no state dict for which='model'"):
         load_checkpoint(tmp_path / "x.pth", "model")
 
 
