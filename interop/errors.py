@@ -1,4 +1,4 @@
-"""What is raised for modules that cannot become programs, and for programs that cannot be."""
+"""What is raised for modules that cannot become programs and for programs that cannot be, and how values are called."""
 
 
 class TraceError(ValueError):
@@ -11,3 +11,16 @@ class TorchVersionError(TraceError):
 
 class ProgramError(ValueError):
     """A program that cannot be read, or that cannot run."""
+
+
+def shown(value: object) -> str:
+    """How a message calls what a caller gave: numbers and texts as they are, of anything else the type.
+
+    The representation of a container may be endless, and that of an integer of 5,000 digits is an error.
+    """
+    if isinstance(value, tuple) and len(value) <= 4:
+        return f"({', '.join(map(shown, value))})"
+    if value is None or isinstance(value, str | bytes | float | bool) or (isinstance(value, int) and abs(value) < 1e30):
+        text = repr(value)
+        return text if len(text) <= 100 else f"{text[:100]}..."
+    return f"a value of type {type(value).__module__}.{type(value).__qualname__}"

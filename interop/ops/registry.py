@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
+from interop.errors import shown
 from interop.program.versions import release
 
 Layout = Literal["plain", "elementwise", "aware"]
@@ -65,6 +66,7 @@ def register(
 
     Raises:
         ValueError: for a name, a layout or a version that is none.
+        TypeError: for names that are no text, and what is no function.
 
     Example::
 
@@ -77,9 +79,14 @@ def register(
 
     first = () if since is None else release(since)
 
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"an operation's name is a string, found {shown(wrong[0])}")
+    keys = [normalised(name) for name in names]
+
     def add(function: Function) -> Function:
-        for name in names:
-            key = normalised(name)
+        if not callable(function):
+            raise TypeError(f"expected a function for {', '.join(names)}, found {type(function).__name__}")
+        for key in keys:
             versions = _operations.setdefault(key, {})
             if since is None:
                 versions.clear()

@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen, nnx
 
 from interop.arrays import to_numpy
+from interop.errors import shown
 from interop.files.checkpoint import Checkpoint
 from interop.program.recorded import model_of
 from interop.weights import nnx_tree as layers
@@ -100,6 +101,8 @@ def load_state_dict(
         UserWarning: if the state dict has counters that the model's layers have no place for (Flax's own BatchNorm, or
             jaxnorm's without `count_batches=True`): they are left out.
     """
+    if not isinstance(strict, bool | np.bool_ | int):
+        raise TypeError(f"strict is True or False, found {type(strict).__name__}")
     tree = opened(target, layouts, inputs)
     parts = layers.parts(tree, layouts)
     expected = _unique(parts)
@@ -177,15 +180,20 @@ def _unique(parts: list[Part]) -> dict[str, tuple[int, ...]]:
 
 def _names(state_dict: Any, rename: Rename | None) -> dict[str, str]:
     """The model's name for each name of the state dict."""
+    check_names(state_dict)
+    names = Renaming(rename).to_model(state_dict)
+    _refuse_other_than_text(names.values(), "names that rename gives")
+    return names
+
+
+def check_names(state_dict: Any) -> None:
+    """Raises TypeError for what is no mapping from names."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             "expected a mapping from PyTorch's names to arrays (interop.load_checkpoint reads one from a file), found "
             f"{type(state_dict).__name__}"
         )
     _refuse_other_than_text(state_dict, "keys of the state dict")
-    names = Renaming(rename).to_model(state_dict)
-    _refuse_other_than_text(names.values(), "names that rename gives")
-    return names
 
 
 def _with_prefix(entries: dict[str, Any], prefix: str, expected: Collection[str]) -> dict[str, Any]:
@@ -202,7 +210,7 @@ def _with_prefix(entries: dict[str, Any], prefix: str, expected: Collection[str]
 def _refuse_other_than_text(names: Iterable[object], what: str) -> None:
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
-        raise TypeError(f"{what} have to be strings, found {_listed(wrong)}")
+        raise TypeError(f"{what} have to be strings, found {', '.join(map(shown, wrong[:8]))}")
 
 
 def _complements(parts: list[Part], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
