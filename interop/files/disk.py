@@ -102,6 +102,23 @@ def _release(buffer: mmap.mmap, offset: int, size: int) -> None:
         buffer.madvise(mmap.MADV_DONTNEED, low, offset + size - low)
 
 
+def path_of(path: "str | os.PathLike[str]") -> pathlib.Path:
+    """What the caller named, as a path.
+
+    Raises TypeError for what is no path, and CheckpointError for the empty one, which would be the current folder.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(name := os.fspath(path), bytes):
+        raise TypeError(f"expected a path (a string or os.PathLike), found {type(path).__name__}")
+    if not name:
+        raise CheckpointError("''", "the path is empty; '.' is the current folder")
+    try:
+        if b"\0" in os.fsencode(name):
+            raise CheckpointError(repr(name), "a path cannot hold the character 0")
+    except UnicodeEncodeError:
+        raise CheckpointError(repr(name), "a path cannot hold half a character") from None
+    return pathlib.Path(name)
+
+
 def span(array: np.ndarray) -> int:
     """The number of bytes from an array's first element to the end of its last (strides are not negative)."""
     if array.size == 0:

@@ -43,7 +43,7 @@ class Temporary:
 
 def target(path: pathlib.Path) -> pathlib.Path:
     """The file to write: where the path is a link, what it links to."""
-    return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+    return pathlib.Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
 @contextlib.contextmanager

@@ -347,7 +347,8 @@ def _trained(layer: NormLayer) -> bool:
     """Whether the layer's bias, or its scale where it has no bias, has left the constant that it starts as."""
     values = layer.array("bias")
     values = layer.array("weight") if values is None else values
-    return values is not None and values.size > 1 and bool(np.ptp(values[np.isfinite(values)]) > 0)
+    finite = np.zeros(0) if values is None else values[np.isfinite(values)]
+    return finite.size > 1 and bool(np.ptp(finite) > 0)
 
 
 def _at_start(layer: NormLayer) -> bool:

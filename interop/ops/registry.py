@@ -74,9 +74,10 @@ def register(
         def scaled_tanh(x, scale=1.0):
             return scale * jnp.tanh(x)
     """
-    if layout not in ("plain", "elementwise", "aware"):
-        raise ValueError(f'layout is "plain", "elementwise" or "aware", found {layout!r}')
-
+    if not isinstance(layout, str) or layout not in ("plain", "elementwise", "aware"):
+        raise ValueError(f'layout is "plain", "elementwise" or "aware", found {shown(layout)}')
+    if not isinstance(since, str | None):
+        raise TypeError(f'since is a version of PyTorch, "2.14" say, found {shown(since)}')
     first = () if since is None else release(since)
 
     if wrong := [name for name in names if not isinstance(name, str)]:

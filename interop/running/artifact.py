@@ -21,7 +21,7 @@ from flax import nnx
 from interop.conventions import torch_momentum
 from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
-from interop.files.disk import CheckpointError, Data
+from interop.files.disk import CheckpointError, Data, path_of
 from interop.files.replacing import clear, exclusive, put, settle, steady, target, temporary
 from interop.program.nodes import BatchNormLayer, Entry, Model, decode_model, encode_model
 from interop.running.batch_norm import TracedBatchNorm
@@ -41,12 +41,12 @@ def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
     Axis names (`convert_sync_batchnorm`) and random state belong to a run and are not kept.
 
     Raises:
-        TypeError: for a module that `from_torch` or `load` did not make.
+        TypeError: for a module that `from_torch` or `load` did not make, and for what is no path.
         CheckpointError: where the disk refuses.
     """
     if not isinstance(model, TracedModule):
         raise TypeError(f"expected a model from interop.from_torch, found {type(model).__name__}")
-    path = target(pathlib.Path(directory))
+    path = target(path_of(directory))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +83,7 @@ def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> Tra
             everything is checked before the model is built.
         NotImplementedError: for operations that are not registered here.
     """
-    path = pathlib.Path(directory)
+    path = path_of(directory)
     model, arrays, training, compute_dtype = steady(path / _PROGRAM, lambda: _read(path))
     return TracedModule(model, arrays, training=training, rngs=rngs, compute_dtype=compute_dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,9 +13,10 @@ import numpy as np
 
 from interop import dtypes
 from interop.arrays import to_numpy
+from interop.errors import shown
 from interop.files import shards, state_dicts, torch_writer, wrappings
 from interop.files.checkpoint import Checkpoint
-from interop.files.disk import CheckpointError
+from interop.files.disk import CheckpointError, path_of
 from interop.weights._state_dict import state_dict
 
 
@@ -47,12 +49,19 @@ def save_checkpoint(
             `<path>.index.json`; `load_checkpoint` takes the same path.
 
     Raises:
+        TypeError: for what is no path, no metadata or no target.
         CheckpointError: for an unknown ending or layout, a dtype that the format lacks, and where the disk refuses.
     """
-    target_path = pathlib.Path(path)
+    target_path = path_of(path)
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata is a mapping, found {type(metadata).__name__}")
     notes = dict(metadata or {})
-    if layout not in (None, "timm", "torchvision"):
-        raise CheckpointError(target_path, f"layout {layout!r} is neither None, 'timm' nor 'torchvision'")
+    if not isinstance(layout, str | None) or layout not in (None, "timm", "torchvision"):
+        raise CheckpointError(target_path, f"layout {shown(layout)} is neither None, 'timm' nor 'torchvision'")
+    if max_shard_size is not None and (
+        isinstance(max_shard_size, bool) or not isinstance(max_shard_size, int | np.integer) or max_shard_size < 1
+    ):
+        raise CheckpointError(target_path, f"max_shard_size is a number of bytes, found {shown(max_shard_size)}")
     if target_path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".tar"):
         raise CheckpointError(target_path, "the ending says the format: .safetensors, .pt, .pth, .bin or .pth.tar")
     arrays = _arrays(target_path, target)
@@ -92,13 +101,23 @@ def _layout(
     """The top level of a training checkpoint: timm.utils.CheckpointSaver, torchvision's references/classification."""
     value: dict[str, Any] = {"model" if layout == "torchvision" else "state_dict": arrays}
     if averages is not None and layout == "torchvision":
-        count = np.array(notes.pop("n_averaged", 1), np.int64)
+        count = _count(path, notes.pop("n_averaged", 1))
         value["model_ema"] = {"n_averaged": count, **{f"module.{name}": array for name, array in averages.items()}}
     elif averages is not None:
         value["state_dict_ema"] = averages
     if taken := value.keys() & notes.keys():
         raise CheckpointError(path, f"metadata: {', '.join(sorted(taken))} is where the state dict goes")
     return {**value, **notes}
+
+
+def _count(path: pathlib.Path, value: Any) -> np.ndarray:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise CheckpointError(path, f"metadata 'n_averaged' is the number of averaged models, found {shown(value)}")
+    return np.array(number, np.int64)
 
 
 def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
@@ -108,7 +127,7 @@ def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
         target = state_dict(target)
     bad = [name for name in target if not isinstance(name, str)]
     if bad:
-        raise CheckpointError(path, f"names {bad[:8]} are not text")
+        raise CheckpointError(path, f"names {', '.join(map(shown, bad[:8]))} are not text")
     arrays, bad = {}, []
     for name, value in target.items():
         try:
@@ -146,5 +165,5 @@ def _text(path: pathlib.Path, key: object, value: Any) -> str:
         return value
     try:
         return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(path, f"metadata {key!r} cannot be written as text: {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"metadata {shown(key)} cannot be written as text: {error}") from None
