@@ -98,8 +98,10 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
         path: a file of torch.save (zip or legacy) or safetensors, told by the content; an index of several files
             (`*.index.json`); a folder of torch.distributed.checkpoint or of Hugging Face's cache; or a name of
             Hugging Face's hub, `hf_hub:owner/model[@revision][/file]`.
-        which: which of several state dicts to take: "model", "ema", or a name from `metadata["choices"]`. By default
-            the model, as torchvision does; in a file with pickled modules the average (EMA), as Ultralytics does.
+        which: which of several state dicts to take: "model", the trained weights; "ema", their average; or a name from
+            `metadata["choices"]`, as it is. By default the model, as torchvision does; in a file with pickled modules
+            the average, as Ultralytics does; an error where the file's names suggest the opposite of what it holds
+            (MMEngine, Lightning). The formats are in docs/checkpoints.md.
 
     Returns:
         A mapping from PyTorch's names to arrays, with `.metadata`. See `Checkpoint`.

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from interop.conventions import FLAX_NAMES
 from interop.program.nodes import Entry, Model, Program
 from interop.program.recorded import Recorded
-from interop.running.arguments import bind
+from interop.running.arguments import bind, takes
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.run import run, unsupported
 from interop.running.segments import matches
@@ -80,9 +80,15 @@ class TracedModule(Layer):
 
         Raises:
             TypeError, ValueError: if the arguments are not those that the model was traced with, up to the varying
-                sizes.
+                sizes; ValueError for a mask that is none of them, since padding cannot be kept out of the statistics.
         """
         program = self._program()
+        if "mask" in kwargs and not takes(program, "mask"):
+            raise ValueError(
+                "mask: the PyTorch model has no such argument, and the BatchNorm layers of an imported model take all "
+                "values of a batch into their statistics. Give whole batches: leave out the last one that is not full "
+                "(jaxnorm.pad_batch would be counted), or train with model.eval() where the statistics stay as they are"
+            )
         values = bind(program, args, kwargs)
         return run(program, values, self)
 
