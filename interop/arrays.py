@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from interop import dtypes
 
 if TYPE_CHECKING:
     import torch
+
+
+_DEEPEST = 100
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -64,15 +68,22 @@ def to_torch(tree: Any) -> Any:
     Raises:
         TypeError: for arrays of a dtype that torch does not have (text, say), by its name, and for masked arrays with
             masked values.
+        ValueError: for what is nested more than 100 deep.
     """
+    return _to_torch(tree, 0)
+
+
+def _to_torch(tree: Any, depth: int) -> Any:
+    if depth > _DEEPEST:
+        raise ValueError(f"nested more than {_DEEPEST} deep, or in itself")
     if isinstance(tree, (np.ndarray, np.generic, jax.Array)):
         return _tensor(tree)
     if isinstance(tree, Mapping):
-        return {key: to_torch(value) for key, value in tree.items()}
+        return {key: _to_torch(value, depth + 1) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*map(to_torch, tree))
+        return type(tree)(*(_to_torch(value, depth + 1) for value in tree))
     if isinstance(tree, (list, tuple)):
-        return type(tree)(map(to_torch, tree))
+        return type(tree)(_to_torch(value, depth + 1) for value in tree)
     return tree
 
 
@@ -80,6 +91,8 @@ def _tensor(array: np.ndarray | np.generic | jax.Array) -> torch.Tensor:
     import torch
 
     _check_mask(array)
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"torch has no dtype {array.dtype} (of random keys; jax.random.key_data gives their numbers)")
     array = dtypes.native(np.asarray(array))
     name = array.dtype.name
     if name not in dtypes.TORCH or not hasattr(torch, name):

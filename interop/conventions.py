@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from types import MappingProxyType
 
+from interop.errors import shown
+
 TORCH_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "scale": "weight",
@@ -76,7 +78,13 @@ def _complement(momentum: float | None) -> float | None:
         return None
     if isinstance(momentum, Momentum):
         return momentum.source
-    momentum = float(momentum)
+    try:
+        number = momentum if isinstance(momentum, str | bytes) else float(momentum)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = momentum
+    if not isinstance(number, float):
+        raise TypeError(f"a momentum is a number from 0 to 1 or None, found {shown(momentum)}")
+    momentum = number
     if not 0 <= momentum <= 1:
         raise ValueError(f"a momentum is a number from 0 to 1, found {momentum!r}")
     return Momentum(float(1 - Fraction(repr(momentum))), momentum)

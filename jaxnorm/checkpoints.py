@@ -1,6 +1,7 @@
 """Checkpoints of a run over many processes: written in the background, whole or not at all, taken up anywhere."""
 
 import json
+import operator
 import os
 import sys
 from collections.abc import Mapping
@@ -112,17 +113,19 @@ class Checkpoints:
             latest = int(multihost_utils.broadcast_one_to_all(np.int32(latest)))
         return None if latest < 0 else latest
 
-    def save(self, step: int, state: PyTree, data: Mapping[str, Any] | None = None) -> None:
+    def save(self, step: Any, state: PyTree, data: Mapping[str, Any] | None = None) -> None:
         """Begins to write a checkpoint, after the one before is complete. The state may be donated afterwards.
 
-        `data` says where the reading of the data stands, in numbers and strings: a seed and a position, say.
+        `step` is an integer from 0 on, also NumPy's or a JAX array of no dimensions (`state.step`). `data` says where
+        the reading of the data stands, in numbers and strings: a seed and a position, say.
 
-        **Raises:** `OSError` as above; `ValueError` if there is a checkpoint of this step or a later one, if an array
-        of one process alone is not the same in all, or for leaves that cannot be stored: texts, numbers too large.
+        **Raises:** `OSError` as above; `ValueError` for another step, if there is a checkpoint of this step or a later
+        one, if an array of one process alone is not the same in all, or for leaves that cannot be stored: texts,
+        numbers too large.
         """
         import orbax.checkpoint as ocp
 
-        step = check.whole("step", step)
+        step = _step(step)
         self.wait()
         latest = self._manager.latest_step()
         if latest is not None and latest >= step:
@@ -151,15 +154,15 @@ class Checkpoints:
             raise self._failure(error) from None  # orbax has logged where it happened
         self._pending = None
 
-    def restore(self, like: PyTree, step: int | None = None) -> Restored:
+    def restore(self, like: PyTree, step: Any = None) -> Restored:
         """A checkpoint, the last one by default, with its arrays placed as those of `like` are.
 
-        **Raises:** `FileNotFoundError` if there is none. `ValueError` naming all that differs, if it is one of another
-        model, optimizer or config. `OSError` if its files cannot be read.
+        **Raises:** `FileNotFoundError` if there is none. `ValueError` for a step that is none, and naming all that
+        differs, if it is one of another model, optimizer or config. `OSError` if its files cannot be read.
         """
         import orbax.checkpoint as ocp
 
-        step = self.latest() if step is None else check.whole("step", step)
+        step = self.latest() if step is None else _step(step)
         if step is None or step not in self.steps():
             there = f"it has those of steps {self.steps()}" if self.steps() else "it has none"
             raise FileNotFoundError(
@@ -235,6 +238,19 @@ class Checkpoints:
 
 _ABSENT = "absent"
 _NUMPY = (np.ndarray, np.generic)
+
+
+def _step(step: Any) -> int:
+    """The step as Python's integer: its digits are the name of a directory, which `steps` looks for."""
+    try:
+        number = -1 if isinstance(step, bool) else operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        what = f"{step!r:.80} ({type(step).__name__})"
+        hint = "; of a replicated state give jaxnorm.unreplicate(state).step" if getattr(step, "ndim", 0) else ""
+        raise ValueError(f"a step is an integer from 0 on, found {what}{hint}")
+    return number
 
 
 def _as_json(title: str, value: Mapping[str, Any]) -> dict[str, Any]:

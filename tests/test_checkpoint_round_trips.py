@@ -1,9 +1,12 @@
 """A real model through every format, and what a file says besides arrays: modules' versions and layers' flags."""
 
+from collections import OrderedDict
+
 import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -156,3 +159,43 @@ def test_arrays_that_jax_cannot_hold_are_an_error(tmp_path):
         save_checkpoint(tmp_path / "x.safetensors", {"c": np.array(7)})
         assert load_checkpoint(tmp_path / "x.safetensors").to_device()["c"] == 7
     assert interop.load_checkpoint(tmp_path / "x.safetensors").to_device()["c"].dtype == np.int64
+
+
+class Wrapper(nn.Module):
+    """A model whose only child has the name that DistributedDataParallel gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "timm.pth", "torchvision.pth", "sharded.safetensors"])
+@pytest.mark.parametrize("wrapped", [Wrapper, lambda: nn.Sequential(OrderedDict(_orig_mod=nn.Linear(2, 3)))])
+def test_a_child_that_is_called_as_wrappers_call_theirs_comes_home(tmp_path, name, wrapped):
+    module = wrapped()
+    state = module.state_dict()
+    layout = name.removesuffix(".pth") if name in ("timm.pth", "torchvision.pth") else None
+    options = {"layout": layout, "ema": state, "metadata": {"epoch": 1}} if layout else {}
+    save_checkpoint(tmp_path / name, state, max_shard_size=16 if "sharded" in name else None, **options)
+    for which in ("model", "ema") if layout else (None, "model"):
+        found = load_checkpoint(tmp_path / name, which)
+        assert sorted(found) == sorted(state)
+        module.load_state_dict(interop.to_torch(found), strict=True)
+    if name.endswith(".pth"):
+        written = torch.load(tmp_path / name, weights_only=True)
+        module.load_state_dict(written["state_dict" if layout == "timm" else "model"] if layout else written)
+
+
+def test_a_child_called_module_is_known_by_the_model_s_names_in_files_of_torch(tmp_path):
+    class Net(nnx.Module):
+        def __init__(self):
+            self.module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+
+    state = Wrapper().state_dict()
+    for prefix in ("", "module.", "module.module."):  # as it is, and under DistributedDataParallel
+        torch.save({prefix + name: x for name, x in state.items()}, tmp_path / "x.pth")
+        model = interop.load_state_dict(Net(), load_checkpoint(tmp_path / "x.pth"))
+        np.testing.assert_array_equal(interop.state_dict(model)["module.weight"], state["module.weight"].numpy())

@@ -73,6 +73,26 @@ def assert_equal(a, b):
         assert x.tobytes() == y.tobytes()
 
 
+@pytest.mark.parametrize(
+    "step", [1.0, True, np.True_, -1, np.float32(2), "3", None, jnp.float32(3), jnp.arange(2), np.array([1]), b"4"]
+)
+def test_a_step_that_is_no_integer_from_0_on_is_refused(checkpoints, step):
+    """Its name would be that of no checkpoint: `1.0` and `True` were written and never found."""
+    with pytest.raises(ValueError, match="a step is an integer from 0 on, found"):
+        checkpoints.save(step, {"a": jnp.ones(2)})
+    assert checkpoints.steps() == [] and list(checkpoints.directory.iterdir()) == []
+
+
+def test_every_integer_is_a_step(checkpoints):
+    for step in (0, np.int64(1), jnp.int32(2), np.array(3), np.uint8(4)):
+        checkpoints.save(step, {"a": jnp.full(2, float(step))})
+        checkpoints.wait()
+        assert checkpoints.latest() == step
+        assert checkpoints.restore({"a": jnp.zeros(2)}, step).state["a"].tolist() == [float(step)] * 2
+    with pytest.raises(ValueError, match="a step is an integer"):
+        checkpoints.restore({"a": jnp.zeros(2)}, 4.0)
+
+
 def test_every_bit_comes_back_and_training_goes_on_as_it_would_have(checkpoints, step):
     state, _ = step(make(), BATCH)
     checkpoints.save(1, state, {"position": 16, "seed": 2**40})

@@ -157,6 +157,23 @@ def test_eps_that_a_few_layers_have(module):
     ]
 
 
+@pytest.mark.parametrize("eps", [0.8, 64, 64.0, 0.1])
+def test_a_large_eps_is_never_suggested_to_others(eps):
+    """PyTorch-GAN's generators have eps 0.8 in most layers, where a momentum was meant: the default is right."""
+    model = nn.Sequential(*(nn.BatchNorm1d(64, value) for value in (1e-5, eps, eps)))
+    found = only(lint(model), "epsilon_large", "warning", 2)
+    assert [(finding.layer, finding.value, finding.suggested) for finding in found] == [
+        ("1", eps, 1e-5),
+        ("2", eps, 1e-5),
+    ]
+    few = nn.Sequential(*(nn.BatchNorm1d(64, value) for value in (1e-5, 1e-5, eps, 1e-3)))
+    assert {finding.layer: (finding.rule, finding.suggested) for finding in lint(few)} == {
+        "2": ("epsilon_large", 1e-5), "3": ("epsilon_mixed", 1e-5)}  # fmt: skip
+    with torch.no_grad():
+        model[1].bias.copy_(torch.randn(64))
+    assert {finding.layer: finding.suggested for finding in lint(model)} == {"1": None, "2": 1e-5}  # trained so
+
+
 def test_eps_of_layers_in_one_sequence():
     """Numbers are no parts of their own, and what all names begin with is no part."""
     inner = nn.Sequential(*(nn.Sequential(nn.BatchNorm1d(3, eps=1e-3)) for _ in range(5)))

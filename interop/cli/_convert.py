@@ -14,9 +14,9 @@ import typer
 from interop import dtypes
 from interop.cli.output import shown
 from interop.cli.sources import open_source
+from interop.files.averages import is_average
 from interop.files.checkpoint import Checkpoint, load_checkpoint
 from interop.files.shards import SUFFIX
-from interop.files.wrappings import is_average
 from interop.weights._save_checkpoint import save_checkpoint
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")

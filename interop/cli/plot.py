@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interop.cli.output import require
-from interop.files.disk import replacing
+from interop.files.replacing import replacing
 from interop.linting.rules import Finding
 from interop.linting.subject import NormLayer
 

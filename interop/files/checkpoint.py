@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from interop.files import distributed, hub, safetensors_file, shards, wrappings
+from interop.files import distributed, hub, safetensors_file, shards, state_dicts, wrappings
 from interop.files import torch_reader as torch_file
 from interop.files.budget import Budget
 from interop.files.disk import CheckpointError, Data, files_in, kind, path_of
+from interop.files.replacing import target
 from interop.variables import check
 
 __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint"]
@@ -31,6 +32,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         versions: the versions of the modules that the state dict came from, by their names, if the file has them:
             what torch keeps as `state_dict._metadata`, and some modules want to see again (torchvision's MNASNet).
         batch_norms: eps, momentum and the other flags of each BatchNorm layer, where whole modules are pickled.
+        prefix: the `module.` that was taken off all names, as often as it was. DistributedDataParallel adds it, but a
+            model may have a child of that name: `load_state_dict` knows it by the model's own names.
         entries: where each array lies (`interop.tensors.Tensor`).
 
     An array is made when it is asked for and costs no memory beyond the pages that are read. Going through `items()`
@@ -46,6 +49,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.metadata = dict(metadata)
         self.versions = state.versions
         self.batch_norms = state.batch_norms
+        self.prefix = state.prefix
         self.path = path
         self.format = format
 
@@ -95,8 +99,10 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
         path: a file of torch.save (zip or legacy) or safetensors, told by the content; an index of several files
             (`*.index.json`); a folder of torch.distributed.checkpoint or of Hugging Face's cache; or a name of
             Hugging Face's hub, `hf_hub:owner/model[@revision][/file]`.
-        which: which of several state dicts to take: "model", "ema", or a name from `metadata["choices"]`. By default
-            the model, as torchvision does; in a file with pickled modules the average (EMA), as Ultralytics does.
+        which: which of several state dicts to take: "model", the trained weights; "ema", their average; or a name from
+            `metadata["choices"]`, as it is. By default the model, as torchvision does; in a file with pickled modules
+            the average, as Ultralytics does; an error where the file's names suggest the opposite of what it holds
+            (MMEngine, Lightning). The formats are in docs/checkpoints.md.
 
     Returns:
         A mapping from PyTorch's names to arrays, with `.metadata`. See `Checkpoint`.
@@ -120,8 +126,8 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
     if found == "a folder":
         source = _in_folder(source)
     elif found == "nothing" and source.name:
-        index = source.with_name(source.name + shards.SUFFIX)
-        source = index if _is_there(index) else source  # save_checkpoint wrote it in several files
+        places = [place.with_name(place.name + shards.SUFFIX) for place in (source, target(source))]
+        source = next(filter(_is_there, places), source)  # save_checkpoint wrote it in several files
     said: dict[str, Any] = {}
     if source.name == distributed.METADATA:
         value, budget = distributed.read(source.parent)
@@ -133,7 +139,7 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
         data = Data.map(source)
         budget = data.budget
         value, said, format = _read(data)
-    state = wrappings.unwrap(value, which, source, budget)
+    state = state_dicts.unwrap(value, which, source, budget, said.pop(state_dicts.PREFIX, None))
     return Checkpoint(state, {**said, **state.metadata}, source, format)
 
 

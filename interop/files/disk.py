@@ -1,4 +1,4 @@
-"""Files on disk: mapped for reading, replaced as a whole for writing."""
+"""Files on disk, mapped for reading."""
 
 import contextlib
 import logging
@@ -6,7 +6,6 @@ import mmap
 import os
 import pathlib
 import stat
-import tempfile
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -163,53 +162,6 @@ def span(array: np.ndarray) -> int:
     if array.size == 0:
         return 0
     return sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True)) + array.itemsize
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
-
-    The data reach the disk before the name does (fsync, rename, fsync of the folder), so that after a crash there is
-    either the old file or the new one. Raises CheckpointError where the folder or the disk refuses.
-    """
-    temporary = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = pathlib.Path(name)
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
-        temporary = None
-        sync_folder(path.parent)
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be written: {error}") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-    """Brings the folder's names to the disk, where the system can."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _mode(path: pathlib.Path) -> int:
-    """The permissions of the file to be replaced, or those that a new file would get (mkstemp's are tighter)."""
-    if path.exists():
-        return stat.S_IMODE(path.stat().st_mode)
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 @contextlib.contextmanager

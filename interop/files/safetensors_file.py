@@ -14,7 +14,7 @@ import numpy as np
 
 from interop import dtypes
 from interop.files import strict_json
-from interop.files.disk import CheckpointError, Data, progress, replacing
+from interop.files.disk import CheckpointError, Data, progress
 from interop.files.stand_ins import name_of
 from interop.files.tensors import MAX_DIMENSIONS, Storage, Tensor
 
@@ -60,9 +60,13 @@ def read(data: Data) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write(
-    path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], share: bool = True
+    file_path: pathlib.Path,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    path: pathlib.Path,
+    share: bool = True,
 ) -> None:
-    """Writes a safetensors file, atomically and array by array.
+    """Writes a safetensors file, array by array, to `file_path`, which becomes `path` when it is whole.
 
     Names of the very same memory are stored once, the others noted in the metadata as `{left out: kept}`, which is what
     safetensors.torch.save_model does and `read` understands; with share=False each has its own copy. Where the metadata
@@ -101,11 +105,7 @@ def write(
     text += b" " * (-len(text) % 8)
     if len(text) > _MAX_HEADER:
         raise CheckpointError(path, f"its header would have {len(text)} bytes, safetensors allows {_MAX_HEADER}")
-    with (
-        replacing(path) as temporary,
-        progress(f"Writing {path.name}", end) as advance,
-        temporary.open("wb") as file,
-    ):
+    with progress(f"Writing {path.name}", end) as advance, file_path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             content = np.ascontiguousarray(whole[name]).reshape(-1).view(np.uint8)

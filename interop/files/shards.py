@@ -7,14 +7,26 @@ import contextlib
 import json
 import os
 import pathlib
-import secrets
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from interop.files import safetensors_file, strict_json
-from interop.files.disk import CheckpointError, Data, replacing
+from interop.files.disk import CheckpointError, Data
+from interop.files.replacing import (
+    Temporary,
+    clear,
+    exclusive,
+    others,
+    put,
+    settle,
+    steady,
+    sync_folder,
+    target,
+    temporary,
+)
 from interop.files.stand_ins import name_of
 
 _MAX_INDEX = 100_000_000
@@ -25,8 +37,12 @@ def read(path: pathlib.Path, read_file: Callable[[Data], Any]) -> tuple[dict[str
     """The tensors of all files that the index names, in the index's order, and its metadata.
 
     Raises CheckpointError for a file that is not beside the index (also by a link), and for names that only one of the
-    two, index and files, has.
+    two, index and files, has. Where another process replaces the checkpoint meanwhile, it is read again.
     """
+    return steady(path, lambda: _read(path, read_file))
+
+
+def _read(path: pathlib.Path, read_file: Callable[[Data], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     index = read_index(path)
     weight_map = index["weight_map"]
     shards: dict[str, Any] = {}
@@ -88,9 +104,47 @@ def beside(path: pathlib.Path, file: str) -> pathlib.Path:
 def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], limit: int) -> None:
     """Writes `arrays` as safetensors files of at most `limit` bytes of data each, and their index.
 
-    The index comes last and the files of an older one go after it, so that at each moment there is a whole checkpoint.
-    An array above the limit has a file of its own.
+    An array above the limit has a file of its own. No file is ever overwritten: the rename of the index exchanges the
+    whole checkpoint, and the files of the older one go after it. The files have the names that PyTorch's and Hugging
+    Face's tools give (`model-00001-of-00003.safetensors`) where these are free, and a token in them where not; every
+    reader takes the names from the index. While they are written the temporary index names them, so that the next
+    writer knows what belongs to one that was ended.
     """
+    path = target(path)
+    index_path = path.with_name(path.name + SUFFIX)
+    groups = _groups(arrays, limit)
+    with temporary(index_path) as index:
+        names: list[str] = []
+        try:
+            names = _reserve(index, path, groups, metadata)
+            for name, group in zip(names, groups, strict=True):
+                safetensors_file.write(path.parent / name, group, metadata, path.parent / name, share=False)
+                settle(path.parent / name)
+            sync_folder(path.parent)
+            with exclusive(path.parent) as held:
+                old = _files(index_path)
+                put(index, index_path)
+                _sweep(path, set(names), old | {path.name}, held)
+        except BaseException:
+            if index.path.exists():  # and so is not in its place
+                _remove(path.parent, *names)
+            raise
+
+
+def write_one(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes `arrays` as one safetensors file. An older index of `path` goes after it, with the files that it names."""
+    path = target(path)
+    index_path = path.with_name(path.name + SUFFIX)
+    with temporary(path) as file:
+        safetensors_file.write(file.path, arrays, metadata, path)
+        settle(file.path)
+        with exclusive(path.parent) as held:
+            old = _files(index_path)
+            put(file, path)
+            _sweep(path, {path.name}, old | {index_path.name}, held)
+
+
+def _groups(arrays: Mapping[str, np.ndarray], limit: int) -> list[dict[str, np.ndarray]]:
     groups: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, array in arrays.items():
@@ -99,37 +153,44 @@ def write(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mappin
             size = 0
         groups[-1][name] = array
         size += array.nbytes
-    index_path = path.with_name(path.name + SUFFIX)
-    old = _files(index_path)
-    names = [f"{path.stem}-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
-    if any((path.parent / name).exists() for name in names):
-        token = secrets.token_hex(4)
-        names = [name.replace(f"{path.stem}-", f"{path.stem}-{token}-", 1) for name in names]
-    done: list[pathlib.Path] = []
-    try:
-        for name, group in zip(names, groups, strict=True):
-            safetensors_file.write(path.parent / name, group, metadata, share=False)
-            done.append(path.parent / name)
-        weight_map = {name: file for file, group in zip(names, groups, strict=True) for name in group}
-        index = {
-            "metadata": {"total_size": sum(a.nbytes for a in arrays.values()), **metadata},
-            "weight_map": weight_map,
-        }
-        with replacing(index_path) as temporary:
-            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    except BaseException:
-        for file in done:
-            with contextlib.suppress(OSError):
-                os.unlink(file)
-        raise
-    _remove(path.parent, path.name, *old - set(names))
+    return groups
 
 
-def forget(path: pathlib.Path) -> None:
-    """Removes an older index of `path`, which is one file now, and the files that only the index names."""
+def _reserve(
+    index: Temporary, path: pathlib.Path, groups: list[dict[str, np.ndarray]], metadata: Mapping[str, str]
+) -> list[str]:
+    """The names of the files, which are there now and empty; the index says so."""
+    size = sum(array.nbytes for group in groups for array in group.values())
+    with exclusive(path.parent) as held:
+        for stem in (path.stem, f"{path.stem}-{index.token}")[0 if held else 1 :]:
+            names = [f"{stem}-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups))]
+            if any(os.path.lexists(path.parent / name) for name in names):
+                continue
+            weight_map = {name: file for file, group in zip(names, groups, strict=True) for name in group}
+            content = {"metadata": {"total_size": size, **metadata}, "weight_map": weight_map}
+            index.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            settle(index.path)
+            for name in names:
+                (path.parent / name).touch(exist_ok=False)
+            return names
+    raise CheckpointError(path, "cannot be written: its files are there already")
+
+
+def _sweep(path: pathlib.Path, new: set[str], old: set[str], held: bool) -> None:
+    """Removes the files of the checkpoint that was replaced, and what writers have left that were ended.
+
+    An index may name anything: what is removed for its sake is called as such files are.
+    """
+    ours = re.compile(rf"{re.escape(path.stem)}(-[0-9a-f]{{16}})?-\d{{5}}-of-\d{{5}}\.safetensors")
+    kept = {name for name in old if not name.endswith((".safetensors", SUFFIX))}
     index_path = path.with_name(path.name + SUFFIX)
-    old = _files(index_path)
-    _remove(path.parent, index_path.name, *old - {path.name})
+    ended, alive = others(index_path) if held else ([], [])
+    claimed = new.union(*map(_files, alive))
+    for journal in ended:
+        old |= set(filter(ours.fullmatch, _files(journal)))
+    _remove(path.parent, *old - claimed - kept)
+    for file in (index_path, path):
+        clear(file)
 
 
 def _files(index_path: pathlib.Path) -> set[str]:

@@ -15,19 +15,23 @@ from typing import Any, Final
 import numpy as np
 
 from interop import dtypes
-from interop.files.disk import CheckpointError, progress, replacing, span
+from interop.errors import shown
+from interop.files.disk import CheckpointError, progress, span
+from interop.files.replacing import replacing
 
 _ALIGNMENT = 64
+_LONGEST = 255 * 8 - 1  # bits of an integer that torch/_weights_only_unpickler.py reads (LONG1)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip file: the same content gives the same file
 
 
 def write(
-    path: pathlib.Path, value: Any, versions: Iterable[tuple[Mapping[str, Any] | None, Mapping[str, int]]] = ()
+    path: pathlib.Path, value: Any, notes: Iterable[tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]] = ()
 ) -> None:
     """Writes `value`, atomically: mappings, lists, tuples, strings, numbers, None and arrays, which become tensors.
 
-    `versions` holds pairs of a mapping in `value` and the versions of the modules that it came from, which are written
-    as its `_metadata`, the attribute that torch.nn.Module.state_dict gives and load_state_dict looks for.
+    `notes` holds pairs of a mapping in `value` and what is known of the modules that it came from (`{"bn": {"version":
+    2}}`), which is written as its `_metadata`, the attribute that torch.nn.Module.state_dict gives and load_state_dict
+    looks for.
 
     Arrays that look at the same memory share a storage in the file, as torch.save does, and an array that is dense in
     another order than C (channels last, a transposed matrix) keeps its strides.
@@ -37,7 +41,9 @@ def write(
     arrays: list[np.ndarray] = []
     _find(path, value, "", arrays, 0)
     storages, places = _storages(arrays)
-    pickled = _Pickle(places, [storage.nbytes for storage in storages], {id(m): v for m, v in versions if v})
+    pickled = _Pickle(
+        places, [storage.nbytes for storage in storages], {id(mapping): kept for mapping, kept in notes if kept}
+    )
     pickled.dump(value)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name, content in {
@@ -79,11 +85,14 @@ def _find(path: pathlib.Path, value: Any, place: str, arrays: list[np.ndarray], 
     elif isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str | int):
-                raise CheckpointError(path, f"entry {place!r}: key {key!r} is neither text nor a number")
+                raise CheckpointError(path, f"entry {place!r}: key {shown(key)} is neither text nor a number")
+            _find(path, key, f"{place}: a key", arrays, depth + 1)
             _find(path, item, f"{place}/{key}" if place else str(key), arrays, depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _find(path, item, f"{place}/{index}", arrays, depth + 1)
+    elif isinstance(value, int) and value.bit_length() > _LONGEST:
+        raise CheckpointError(path, f"entry {place!r}: an integer of {value.bit_length()} bits, torch reads {_LONGEST}")
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise CheckpointError(
             path, f"entry {place!r}: only arrays and plain values can be written, no {type(value).__name__}"
@@ -157,9 +166,9 @@ class _Pickle:
         self,
         places: Mapping[int, tuple[int, int, np.ndarray]],
         sizes: list[int],
-        versions: Mapping[int, Mapping[str, int]],
+        notes: Mapping[int, Mapping[str, Mapping[str, Any]]],
     ) -> None:
-        self.places, self.sizes, self.versions = places, sizes, versions
+        self.places, self.sizes, self.notes = places, sizes, notes
         self.stream = io.BytesIO()
 
     def dump(self, value: Any) -> None:
@@ -178,8 +187,8 @@ class _Pickle:
                 self.save(key)
                 self.save(item)
             write(pickle.SETITEMS)
-            if kept := self.versions.get(id(value)):
-                self.save({"_metadata": {module: {"version": version} for module, version in kept.items()}})
+            if kept := self.notes.get(id(value)):
+                self.save({"_metadata": kept})
                 write(pickle.BUILD)
         elif isinstance(value, tuple):
             write(pickle.MARK)

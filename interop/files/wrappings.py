@@ -1,39 +1,36 @@
 """From what a file holds to one state dict: training checkpoints, pickled models, prefixes of wrappers.
 
-| written by | what the file holds |
+The state dicts that a file holds, and what is taken off their names; `state_dicts` chooses one:
+
+| by | names |
 |---|---|
-| `torch.save(model.state_dict())` | the state dict itself |
-| timm, `CheckpointSaver` | `state_dict`, `state_dict_ema`, `optimizer`, `epoch`, `arch`, `args`, ... |
-| torchvision's references | `model`, `model_ema` (`n_averaged`, `module.*`), `optimizer`, `epoch`, `args`, ... |
-| Ultralytics | `model` and `ema`, each None or a pickled module; `train_args`, `date`, ... |
-| DistributedDataParallel, DataParallel, AveragedModel | names begin with `module.` |
-| torch.compile, FSDP, activation checkpointing | `_orig_mod` and the like somewhere in the names |
+| DistributedDataParallel, DataParallel, AveragedModel | begin with `module.` |
+| torch.compile, FSDP, activation checkpointing | have `_orig_mod` and the like somewhere |
 """
 
 import dataclasses
 import logging
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from interop.files.averages import COUNTERS, MODEL_KEYS, is_average
 from interop.files.budget import Budget
 from interop.files.disk import CheckpointError
-from interop.files.metadata import NAMESPACES, Metadata, said
-from interop.files.pickled_module import batch_norms, collect, is_module
+from interop.files.metadata import NAMESPACES
+from interop.files.pickled_module import is_module
 from interop.files.rebuild import Unsupported, finish
 from interop.files.stand_ins import Called, Global, Instance, name_of
 from interop.files.tensors import Tensor
 
 logger = logging.getLogger("interop")
 
-_MODEL_KEYS: Final = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params")
-_EMA_WORDS: Final = frozenset({"ema", "averaged", "swa"})
 _OTHER_WORDS: Final = frozenset({"optimizer", "optim", "optimizers", "scheduler", "schedulers", "scaler", "rng"})
-_WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_LEVELS = 3  # of keys down to a state dict
+WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_LEVELS = 4  # of keys down to a state dict
 _MOST_WRAPPERS = 16  # around each other
 
 
@@ -60,77 +57,30 @@ class StateDict:
 
     `versions` are those of the modules that the state dict came from (`_metadata` of torch.nn.Module.state_dict), and
     `batch_norms` the flags of a pickled module's layers; both by the module's name, and empty if the file has none.
+    `prefix` is the `module.` that was taken off all names.
     """
 
     entries: dict[str, Entry]
     metadata: dict[str, Any]
     versions: dict[str, int] = dataclasses.field(default_factory=dict)
     batch_norms: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-
-
-def unwrap(value: Any, which: str | None, path: pathlib.Path, budget: Budget) -> StateDict:
-    """The state dict in `value`.
-
-    Args:
-        value: what the file holds, with stand-ins for tensors and objects.
-        which: "model" for the trained weights, "ema" for their average, or the name of one of the file's state dicts
-            (`metadata["choices"]`). None takes the model, as torchvision does, but the average where whole modules are
-            pickled, as Ultralytics does.
-        path: for messages.
-        budget: what the search is charged to.
-
-    Raises:
-        CheckpointError: if there is no state dict or no such one, if several could be meant, if an entry is no array.
-    """
-    search = Search(budget)
-    choices = search.choices(value)
-    if not choices:
-        raise CheckpointError(path, f"has no state dict: {_describe(value)}")
-    name = _choose(choices, which, path, search.rank)
-    chosen = choices[name]
-    unwrapped = [name] if name else []
-    layers: dict[str, dict[str, Any]] = {}
-    if is_module(chosen):
-        unwrapped.append(f"pickled {chosen.cls}")
-        found, layers = collect(chosen, path, budget), batch_norms(chosen, path, budget)
-    else:
-        found = {str(key): finish(item) for key, item in _as_dict(chosen).items()}
-    budget.spend(memory=200 * len(found), steps=10 * len(found))
-    entries, rest = _entries(found, path)
-    entries, notes, prefixes = strip_prefixes(entries, path)
-    metadata: dict[str, Any] = {}
-    plain = Metadata(path, budget).plain
-    if name:
-        tops = {choice.partition("/")[0] for choice in choices}
-        metadata = {said(key): plain(item) for key, item in _as_dict(value).items() if key not in tops}
-    metadata |= notes
-    if rest:
-        metadata["not_arrays"] = {key: plain(item) for key, item in rest.items()}
-    metadata |= {"which": name, "choices": sorted(choices) if name else [], "unwrapped": unwrapped + prefixes}
-    if metadata["unwrapped"]:
-        others = ", ".join(choice for choice in choices if choice != name) or "nothing"
-        logger.info("%s: unwrapped %s; not taken: %s", path, ", ".join(metadata["unwrapped"]), others)
-    if rest:
-        logger.warning("%s: %d entries of the state dict are no arrays: %s", path, len(rest), ", ".join(list(rest)[:8]))
-    attributes = chosen.attributes if isinstance(chosen, Instance) else getattr(chosen, "__dict__", {})
-    kept = versions(attributes.get("_metadata"))
-    return StateDict(entries, metadata, _bare(kept, prefixes), _bare(layers, prefixes))
+    prefix: str = ""
 
 
 def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, int], list[str]]:
     """Names as the bare model has them; notes (`n_averaged`) and the wrappers that were taken off."""
     notes: dict[str, int] = {}
     removed: list[str] = []
-    names = [name for name in entries if name != "n_averaged"]
+    names = [name for name in entries if name not in COUNTERS]
     if names and (times := min(_times(name, "module.") for name in names)):
         if times > _MOST_WRAPPERS:
             raise CheckpointError(path, f"its names begin with 'module.' {times} times, which no wrapper writes")
-        if "n_averaged" in entries:
-            notes["n_averaged"] = _count(entries["n_averaged"].array(), path)
+        if len(names) < len(entries):
+            notes |= {name: count(name, entries[name].array(), path) for name in entries if name in COUNTERS}
             removed.append("averaged model")
         removed += ["module."] * times
         entries = {name[times * len("module.") :]: entries[name] for name in names}
-    for wrapper in _WRAPPERS:
+    for wrapper in WRAPPERS:
         pattern = re.compile(rf"(^|\.){wrapper}\.")
         if any(pattern.search(name) for name in entries):
             renamed: dict[str, Entry] = {}
@@ -153,12 +103,12 @@ def _times(text: str, prefix: str) -> int:
     return position // len(prefix)
 
 
-def _count(array: np.ndarray, path: pathlib.Path) -> int:
+def count(name: str, array: np.ndarray, path: pathlib.Path) -> int:
     try:
         return int(array.item())
     except (ValueError, TypeError, OverflowError):  # several numbers, NaN, complex ones, infinity
         found = array if array.ndim == 0 else f"an array of shape {array.shape}"
-        raise CheckpointError(path, f"entry 'n_averaged' is not a number of models but {found}") from None
+        raise CheckpointError(path, f"entry {name!r} is not a number of models but {found}") from None
 
 
 def _again(
@@ -184,14 +134,14 @@ def versions(kept: Any) -> dict[str, int]:
 Value = TypeVar("Value")
 
 
-def _bare(by_module: dict[str, Value], removed: list[str]) -> dict[str, Value]:
+def bare(by_module: dict[str, Value], removed: list[str]) -> dict[str, Value]:
     """The same by the names of modules that the bare model has; where a wrapper and the wrapped meet, the wrapped."""
     for step in removed:
-        if step == "module.":
+        if step.endswith(".") and step[:-1] not in WRAPPERS:
             by_module = {
-                name.removeprefix("module").removeprefix("."): value
+                f"{name}.".removeprefix(step).removesuffix("."): value
                 for name, value in by_module.items()
-                if f"{name}.".startswith("module.")
+                if f"{name}.".startswith(step)
             }
         elif step.endswith("."):
             pattern = re.compile(rf"(^|\.){re.escape(step)}")
@@ -199,32 +149,36 @@ def _bare(by_module: dict[str, Value], removed: list[str]) -> dict[str, Value]:
     return by_module
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
     return isinstance(finish(value), Tensor | Unsupported | np.ndarray | np.generic)
 
 
-def _as_dict(value: Any) -> Any:
-    """What an object of a dict's subclass holds, or a namespace; any other value as it is."""
+def as_dict(value: Any) -> Any:
+    """What an object of a dict's subclass holds, a namespace, or a list of pairs of a name and a dict (composer's
+    algorithms: composer/core/state.py, State.state_dict); any other value as it is."""
+    if isinstance(value, list) and 0 < len(value) < 100 and all(_is_named(item) for item in value):
+        return dict(value)
     if not isinstance(value, Instance):
         return value
     return value.attributes if str(value.cls) in NAMESPACES else value.items or value
+
+
+def _is_named(item: Any) -> bool:
+    return (
+        isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], dict | Instance)
+    )
 
 
 def _rank(items: dict[Any, Any]) -> int:
     """The rank of a mapping (`Search.rank`) by the arrays that are its own."""
     if not all(isinstance(key, str) for key in items):
         return 0
-    ranks = (1 if getattr(finish(item), "shape", None) == () else 2 for item in items.values() if _is_tensor(item))
+    ranks = (1 if getattr(finish(item), "shape", None) == () else 2 for item in items.values() if is_tensor(item))
     return max(ranks, default=0)
 
 
 def _words(name: str) -> set[str]:
     return set(re.split(r"[^a-z]+", name.lower()))
-
-
-def is_average(name: str) -> bool:
-    """Whether a state dict of this name is an average of the model: `state_dict_ema`, `model_ema`, `swa`."""
-    return bool(_words(name) & _EMA_WORDS)
 
 
 class Search:
@@ -237,7 +191,7 @@ class Search:
 
     def rank(self, value: Any) -> int:
         """2 for a state dict (or module), 1 for one of single numbers, which may be results as well, 0 for none."""
-        items = _as_dict(value)
+        items = as_dict(value)
         if not isinstance(items, dict):
             return 2 if is_module(value) else 0
         if id(value) not in self._ranks:
@@ -252,7 +206,7 @@ class Search:
         It is one after all where the names of its own arrays have dots, as those of modules in modules do, or where it
         holds arrays and the mappings in it only single numbers. A module's `_extra_state` is never a state dict.
         """
-        items = _as_dict(value)
+        items = as_dict(value)
         if not isinstance(items, dict) and not is_module(value):
             return {}
         if (id(value), depth) not in self._found:
@@ -266,46 +220,21 @@ class Search:
                 if not isinstance(key, str):
                     continue
                 self.budget.spend(steps=1 + len(key) // 8)
-                if not isinstance(item, dict | Instance) or _words(key) & _OTHER_WORDS or key.endswith("_extra_state"):
+                if not isinstance(as_dict(item), dict | Instance) or key.endswith("_extra_state"):
+                    continue
+                if _words(key) & _OTHER_WORDS:
                     continue
                 inner = self.choices(item, depth + 1)
                 self.budget.spend(len(inner) * (150 + len(key)) + sum(map(len, inner)), 10 * len(inner))
                 found |= {f"{key}/{name}" if name else key: state for name, state in inner.items()}
         rank = self.rank(value)
-        if rank == 0 or any(name in _MODEL_KEYS or is_average(name) for name in found):
+        if rank == 0 or any(name in MODEL_KEYS or is_average(name) for name in found):
             return found
         dotted = rank == 2 and found and any("." in key and _rank({key: item}) == 2 for key, item in items.items())
         return {"": value} if dotted or rank > max(map(self.rank, found.values()), default=0) else found
 
 
-def _choose(choices: Mapping[str, Any], which: str | None, path: pathlib.Path, rank: Callable[[Any], int]) -> str:
-    named = [name_of(name) for name in choices if name]
-    listed = ", ".join(named[:20]) + ", ..." * (len(named) > 20) or "none but the one it is"
-    averages = [name for name in choices if is_average(name)]
-    models = [name for name in choices if name not in averages]
-    preferred = [name for name in models if name in _MODEL_KEYS] or models
-    if which is not None and which in choices:
-        return which
-    if which == "ema":
-        wanted = averages
-    elif which == "model":
-        wanted = preferred
-    elif which is not None:
-        raise CheckpointError(path, f"has no state dict {which!r}; its state dicts: {listed}")
-    elif averages and any(is_module(item) for item in choices.values()):
-        wanted = averages
-    else:
-        wanted = preferred or averages
-    if not wanted:
-        raise CheckpointError(path, f"has no state dict for which={which!r}; its state dicts: {listed}")
-    best = max(rank(choices[name]) for name in wanted)
-    wanted = [name for name in wanted if rank(choices[name]) == best]
-    if len(wanted) > 1:
-        raise CheckpointError(path, f"has several state dicts: {listed}; choose one by which=")
-    return wanted[0]
-
-
-def _entries(found: dict[str, Any], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, Any]]:
+def entries_of(found: dict[str, Any], path: pathlib.Path) -> tuple[dict[str, Entry], dict[str, Any]]:
     """Entries that are arrays, and the others. Raises with all entries that are broken."""
     entries: dict[str, Entry] = {}
     rest: dict[str, Any] = {}
@@ -336,7 +265,7 @@ def _entries(found: dict[str, Any], path: pathlib.Path) -> tuple[dict[str, Entry
     return entries, rest
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         kinds = [f"{name_of(key)}: {_kind(item)}" for key, item in list(value.items())[:8]]
         return f"a mapping of {len(value)} entries ({', '.join(kinds)})"
@@ -346,4 +275,4 @@ def _describe(value: Any) -> str:
 def _kind(value: Any) -> str:
     if isinstance(value, Global | Instance):
         return str(value)
-    return "a tensor" if _is_tensor(value) else type(value).__name__
+    return "a tensor" if is_tensor(value) else type(value).__name__

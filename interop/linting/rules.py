@@ -19,6 +19,7 @@ from interop.linting.subject import NormLayer, Subject, is_share
 Severity = Literal["error", "warning", "info"]
 
 TENSORFLOW_EPSILON: Final = 1e-3  # tf.keras.layers.BatchNormalization
+_LARGE_EPSILON: Final = 0.1  # no framework's default and no published model comes near; variances often do
 _MEAN_OF_NOTHING: Final = 1e-3  # a channel that is always 0 has a running mean below this; seen: 3e-5 and less
 _NEVER_INFINITE: Final = ("weight", "bias", "running_mean", "kernel", "scale", "embedding", "mean")
 _DEAD: Final = 1e-5  # a scale this small beside the layer's largest
@@ -85,7 +86,7 @@ def epsilon_family(subject: Subject) -> Iterator[Finding]:
     most of their accuracy (https://github.com/VainF/Torch-Pruning/issues/147,
     https://github.com/wang-xinyu/tensorrtx/pull/1444, https://github.com/ZJU-lishuang/yolov5_prune/issues/47).
     """
-    known = [layer for layer in subject.layers if "eps" in layer.flags]
+    known = [layer for layer in subject.layers if _ordinary_epsilon(layer) is not None]
     if not subject.pads_as_tensorflow or any(layer.flags["eps"] >= TENSORFLOW_EPSILON / 2 for layer in known):
         return
     for layer in known:
@@ -103,10 +104,28 @@ def epsilon_mixed(subject: Subject) -> Iterator[Finding]:
     eps was set after the model was built and then layers were rebuilt or missed:
     https://github.com/LibreYOLO/libreyolo/pull/700, https://github.com/VainF/Torch-Pruning/issues/147.
     """
-    for layer, usual in _odd_ones(subject, lambda layer: layer.flags.get("eps")):
+    for layer, usual in _odd_ones(subject, _ordinary_epsilon):
         value = layer.flags["eps"]
         message = f"eps {value:g}, where most layers of this part of the model have {usual:g}"
         yield Finding("epsilon_mixed", "warning", layer.name, message, value, usual)
+
+
+def epsilon_large(subject: Subject) -> Iterator[Finding]:
+    """An eps that outweighs variances: most often another argument of the constructor in eps's place.
+
+    eps is the second one, after the number of channels. Code that was ported from Keras gives its momentum there
+    (`nn.BatchNorm2d(128, 0.8)`: https://github.com/eriklindernoren/PyTorch-GAN, implementations/dcgan/dcgan.py), other
+    code the number of channels twice. Such layers are left out where the usual eps of a model is looked for. Weights
+    that were trained so need it.
+    """
+    for layer in subject.layers:
+        eps = layer.flags.get("eps")
+        if eps is None or eps < _LARGE_EPSILON:
+            continue
+        at_start = not _trained(layer) and _at_start(layer)
+        advice = "was it meant for another argument?" if at_start else "weights that were trained with it need it"
+        message = f"eps {eps:g}, which outweighs variances of its size and below: {advice}"
+        yield Finding("epsilon_large", "warning", layer.name, message, eps, 1e-5 if at_start else None)
 
 
 def channels(subject: Subject) -> Iterator[Finding]:
@@ -304,6 +323,7 @@ RULES: Final[tuple[Rule, ...]] = (
     momentum_side,
     epsilon_family,
     epsilon_mixed,
+    epsilon_large,
     channels,
     variance,
     not_finite,
@@ -317,11 +337,18 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 
 
+def _ordinary_epsilon(layer: NormLayer) -> float | None:
+    """The layer's eps, unless it is unknown or none that a layer should be measured by."""
+    eps = layer.flags.get("eps")
+    return None if eps is None or eps >= _LARGE_EPSILON else float(eps)
+
+
 def _trained(layer: NormLayer) -> bool:
     """Whether the layer's bias, or its scale where it has no bias, has left the constant that it starts as."""
     values = layer.array("bias")
     values = layer.array("weight") if values is None else values
-    return values is not None and values.size > 1 and bool(np.ptp(values[np.isfinite(values)]) > 0)
+    finite = np.zeros(0) if values is None else values[np.isfinite(values)]
+    return finite.size > 1 and bool(np.ptp(finite) > 0)
 
 
 def _at_start(layer: NormLayer) -> bool:

@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 import jaxnorm
 from interop.arrays import to_numpy as as_numpy
 from interop.conventions import torch_momentum
+from interop.errors import shown
 from interop.files.checkpoint import Checkpoint, load_checkpoint
 from interop.files.disk import span
 from interop.files.tensors import Tensor
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 Place = tuple[Hashable, int, int]
 """A storage, and the bytes from where to where an array looks at."""
 
+_DEEPEST: Final = 100
 _ARRAYS: Final = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -108,6 +112,8 @@ def _layers(
         prefix = f"{name}." if name else ""
         if last == "running_var" and f"{prefix}running_mean" in state:
             arrays = {key: get(state[f"{prefix}{key}"]) for key in _ARRAYS if f"{prefix}{key}" in state}
+            if any(array.dtype.kind == "c" for array in arrays.values()):
+                continue  # statistics of other libraries: no rule is about them
             layers.append(NormLayer(name, arrays, flags.get(name, {})))
     return tuple(layers)
 
@@ -121,9 +127,11 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Subject:
 
 
 def _of_state_dict(state: Mapping[Any, Any]) -> Subject:
-    bad = [key for key, value in state.items() if not (isinstance(key, str) and hasattr(value, "dtype"))]
+    bad = [key for key, value in state.items() if not (isinstance(key, str) and _has_numbers(value))]
     if bad:
-        raise TypeError(f"entries {bad[:8]!r:.200} of the state dict are not arrays by names")
+        raise TypeError(
+            f"entries {', '.join(map(shown, bad[:8]))} of the state dict are not arrays of numbers by names"
+        )
     places = {}
     for name, value in state.items():
         if hasattr(value, "untyped_storage"):  # torch's
@@ -139,6 +147,16 @@ def _of_state_dict(state: Mapping[Any, Any]) -> Subject:
     return Subject(
         _layers(state, as_numpy, {}), lambda: ((name, as_numpy(value)) for name, value in state.items()), places
     )
+
+
+def _has_numbers(value: Any) -> bool:
+    """Whether it is an array of one of the three libraries that has numbers: no texts, keys, sparse or meta tensors."""
+    if hasattr(value, "untyped_storage"):  # torch's
+        plain = str(value.layout) == "torch.strided" and not (value.is_quantized or value.is_nested)
+        return plain and value.device.type != "meta"
+    if not isinstance(value, np.ndarray | np.generic | jax.Array):
+        return False
+    return bool(jnp.issubdtype(value.dtype, np.number) or jnp.issubdtype(value.dtype, np.bool_))
 
 
 def _of_torch(module: torch.nn.Module) -> Subject:
@@ -231,8 +249,10 @@ def _of_variables(variables: Mapping[str, Any]) -> Subject:
 
 
 def _leaves(tree: Any, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Any]]:
+    if len(path) > _DEEPEST:
+        raise TypeError(f"Linen variables that are nested more than {_DEEPEST} deep, at {'.'.join(path[:8])!r}")
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _leaves(value, (*path, str(key)))
-    elif hasattr(tree, "dtype"):
+    elif _has_numbers(tree):
         yield path, tree

@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
 
+from interop.errors import shown
 from interop.program.versions import release
 
 Layout = Literal["plain", "elementwise", "aware"]
@@ -65,6 +66,7 @@ def register(
 
     Raises:
         ValueError: for a name, a layout or a version that is none.
+        TypeError: for names that are no text, and what is no function.
 
     Example::
 
@@ -72,14 +74,20 @@ def register(
         def scaled_tanh(x, scale=1.0):
             return scale * jnp.tanh(x)
     """
-    if layout not in ("plain", "elementwise", "aware"):
-        raise ValueError(f'layout is "plain", "elementwise" or "aware", found {layout!r}')
-
+    if not isinstance(layout, str) or layout not in ("plain", "elementwise", "aware"):
+        raise ValueError(f'layout is "plain", "elementwise" or "aware", found {shown(layout)}')
+    if not isinstance(since, str | None):
+        raise TypeError(f'since is a version of PyTorch, "2.14" say, found {shown(since)}')
     first = () if since is None else release(since)
 
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"an operation's name is a string, found {shown(wrong[0])}")
+    keys = [normalised(name) for name in names]
+
     def add(function: Function) -> Function:
-        for name in names:
-            key = normalised(name)
+        if not callable(function):
+            raise TypeError(f"expected a function for {', '.join(names)}, found {type(function).__name__}")
+        for key in keys:
             versions = _operations.setdefault(key, {})
             if since is None:
                 versions.clear()

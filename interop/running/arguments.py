@@ -55,6 +55,11 @@ def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return values
 
 
+def takes(program: Program, name: str) -> bool:
+    """Whether the program was recorded with an argument of that name."""
+    return name in program.signature["names"] or name in program.signature["kwargs"]
+
+
 def _other_branches(program: Program, sizes: Mapping[str, Size]) -> list[str]:
     shown = ", ".join(f"{item.name} is ({', '.join(map(str, item.shape))})" for item in program.inputs)
     return [

@@ -7,10 +7,12 @@ up by name.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,8 @@ from interop.conventions import torch_momentum
 from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
 from interop.files.budget import Budget
-from interop.files.disk import CheckpointError, Data, files_in, kind, path_of, replacing
+from interop.files.disk import CheckpointError, Data, files_in, kind, path_of
+from interop.files.replacing import clear, exclusive, put, settle, steady, target, temporary
 from interop.program.nodes import BatchNormLayer, Entry, Model, decode_model, encode_model
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule
@@ -32,8 +35,10 @@ _BROKEN = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, 
 
 
 def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
-    """Writes an imported model as it is now: arrays, each layer's flags, both graphs. Each file is replaced at once,
-    the arrays first.
+    """Writes an imported model as it is now: arrays, each layer's flags, both graphs.
+
+    An older artifact in the directory is replaced by one rename, that of `program.json`, when everything is on the
+    disk: after a crash, on a full disk and beside other writers there is one artifact, whole.
 
     Axis names (`convert_sync_batchnorm`) and random state belong to a run and are not kept.
 
@@ -43,21 +48,33 @@ def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, TracedModule):
         raise TypeError(f"expected a model from interop.from_torch, found {type(model).__name__}")
-    path = path_of(directory)
+    path = target(path_of(directory))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(path, f"cannot be a folder: {error.strerror}") from error
     description = _current(model)
     arrays = {e.name: to_numpy(variable(model, e.name)) for e in description.entries if e.same_as is None}
-    document = {
-        **encode_model(description),
-        "training": not model.deterministic,
-        "compute_dtype": None if (dtype := model._interop.compute_dtype) is None else dtype.name,
-    }
-    safetensors_file.write(path / _ARRAYS, arrays, {"format": "pt", "digest": description.digest}, share=False)
-    with replacing(path / PROGRAM) as temporary:
-        temporary.write_text(json.dumps(document, separators=(",", ":"), allow_nan=False), encoding="utf-8")
+    with temporary(path / _ARRAYS) as new, temporary(path / PROGRAM) as program:
+        metadata = {"format": "pt", "digest": description.digest, "save": new.token}
+        safetensors_file.write(new.path, arrays, metadata, path / _ARRAYS, share=False)
+        settle(new.path)
+        document = {
+            **encode_model(description),
+            "training": not model.deterministic,
+            "compute_dtype": None if (dtype := model._interop.compute_dtype) is None else dtype.name,
+            "save": new.token,  # of the arrays that belong to it
+        }
+        program.path.write_text(json.dumps(document, separators=(",", ":"), allow_nan=False), encoding="utf-8")
+        with exclusive(path):
+            try:
+                put(program, path / PROGRAM)
+                with contextlib.suppress(OSError):  # they are found under either name
+                    put(new, path / _ARRAYS)
+            finally:
+                new.kept = not program.path.exists()
+            clear(path / _ARRAYS)
+            clear(path / PROGRAM)
 
 
 def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> TracedModule:
@@ -70,8 +87,22 @@ def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> Tra
         TypeError: for a path that is none.
     """
     path = path_of(directory)
+    model, arrays, training, compute_dtype = steady(path / PROGRAM, lambda: _read(path))
+    try:
+        return TracedModule(model, arrays, training=training, rngs=rngs, compute_dtype=compute_dtype)
+    except NotImplementedError:
+        raise
+    except _BROKEN as error:
+        raise CheckpointError(path / PROGRAM, f"cannot become a model: {_kind(error)}{error}") from error
+
+
+def _read(path: pathlib.Path) -> tuple[Model, dict[str, np.ndarray], bool, str | None]:
+    """The program, its arrays, and the model's mode and compute dtype."""
     size = sum(files_in(path).values()) if kind(path) == "a folder" else 0
     document = _document(Data.map(path / PROGRAM, Budget(path / PROGRAM, size)))
+    token = document.pop("save", None)
+    if token is not None and not (isinstance(token, str) and re.fullmatch("[0-9a-f]{16}", token)):
+        raise CheckpointError(path / PROGRAM, "'save' does not say which arrays belong to it")
     training, compute_dtype = document.pop("training", None), document.pop("compute_dtype", None)
     if not isinstance(training, bool) or compute_dtype not in (None, "bfloat16", "float16", "float32", "float64"):
         raise CheckpointError(path / PROGRAM, f"training is {training!r} and compute_dtype {compute_dtype!r}")
@@ -80,13 +111,7 @@ def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> Tra
         digest = model.digest
     except _BROKEN as error:
         raise CheckpointError(path / PROGRAM, f"{_kind(error)}{error}") from error
-    arrays = _arrays(path / _ARRAYS, model, digest)
-    try:
-        return TracedModule(model, arrays, training=training, rngs=rngs, compute_dtype=compute_dtype)
-    except NotImplementedError:
-        raise
-    except _BROKEN as error:
-        raise CheckpointError(path / PROGRAM, f"cannot become a model: {_kind(error)}{error}") from error
+    return model, _arrays(path, model, digest, token), training, compute_dtype
 
 
 def _current(module: TracedModule) -> Model:
@@ -127,11 +152,12 @@ def _kind(error: Exception) -> str:
     return "" if isinstance(error, ProgramError) else f"{type(error).__name__}: "
 
 
-def _arrays(path: pathlib.Path, model: Model, digest: str) -> dict[str, np.ndarray]:
-    data = Data.map(path)
-    tensors, metadata = safetensors_file.read(data)
-    if metadata.get("digest") != digest:
-        raise CheckpointError(path, f"belongs to another program than {PROGRAM} beside it")
+def _arrays(folder: pathlib.Path, model: Model, digest: str, token: str | None) -> dict[str, np.ndarray]:
+    unnamed = folder / f".{_ARRAYS}.{token}.tmp"  # of a save that was ended between its two renames
+    path = unnamed if unnamed.exists() else folder / _ARRAYS
+    tensors, metadata = safetensors_file.read(Data.map(path))
+    if (metadata.get("digest"), metadata.get("save")) != (digest, token):
+        raise CheckpointError(path, f"belongs to another program than {PROGRAM} beside it, or to another save of it")
     wanted = {e.name: e for e in model.entries if e.same_as is None}
     problems = [f"{name!r} is missing" for name in wanted if name not in tensors]
     problems += [f"{name!r} is not part of the program" for name in tensors if name not in wanted]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flax import linen, nnx
 
 from interop.conventions import Momentum, flax_momentum
+from interop.errors import shown
 from interop.files.checkpoint import Checkpoint
 from interop.program.recorded import model_of
 from interop.weights._state_dict import opened
@@ -126,7 +127,10 @@ def apply_config(module: Module, config: Mapping[str, Any]) -> Module:
     Raises:
         ValueError: with all layers that the module lacks or has of another kind, and all settings that a layer was
             built with otherwise (affine, num_groups). Nothing is changed then.
+        TypeError: for what is no torch module, or no config.
     """
+    if not _is_torch(module):
+        raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
     given = _checked(config)
     layers = dict(module.named_modules(remove_duplicate=False))
     has = {name: _torch_settings(layer) for name, layer in layers.items()}
@@ -248,17 +252,19 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Config:
 
 
 def _checked(given: Mapping[Any, Any]) -> Config:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"a config is a mapping from layers' names to settings, found {type(given).__name__}")
     problems = []
     for name, settings in given.items():
         if not isinstance(name, str) or not isinstance(settings, Mapping) or "kind" not in settings:
-            problems.append(f"  {name!r}: not a name with settings, one of which is the kind")
+            problems.append(f"  {shown(name)}: not a name with settings, one of which is the kind")
             continue
         for key, value in settings.items():
             # bool is a kind of int in Python.
             if key not in _TYPES or type(value) not in _TYPES[key]:
-                problems.append(f"  {name!r}: {key} = {value!r}")
+                problems.append(f"  {name!r}: {shown(key)} = {shown(value)}")
             elif key in _LIMITS and value is not None and not 0 <= value <= _LIMITS[key]:
-                problems.append(f"  {name!r}: {key} = {value!r} is not between 0 and {_LIMITS[key]}")
+                problems.append(f"  {name!r}: {key} = {shown(value)} is not between 0 and {_LIMITS[key]}")
     if problems:
         raise ValueError("\n".join(["not a config of interop.config:", *problems]))
     return {name: dict(settings) for name, settings in given.items()}

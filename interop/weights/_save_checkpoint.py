@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ import numpy as np
 
 from interop import dtypes
 from interop.arrays import to_numpy
-from interop.files import safetensors_file, shards, torch_writer, wrappings
+from interop.errors import shown
+from interop.files import shards, state_dicts, torch_writer, wrappings
 from interop.files.checkpoint import Checkpoint
 from interop.files.disk import CheckpointError, path_of
 from interop.files.stand_ins import name_of
@@ -55,11 +57,13 @@ def save_checkpoint(
     target_path = path_of(path)
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata are a mapping, found {type(metadata).__name__}")
-    if max_shard_size is not None and (type(max_shard_size) is not int or max_shard_size <= 0):
-        raise CheckpointError(target_path, f"max_shard_size is a number of bytes, found {max_shard_size!r}")
     notes = dict(metadata or {})
-    if layout not in (None, "timm", "torchvision"):
-        raise CheckpointError(target_path, f"layout {layout!r} is neither None, 'timm' nor 'torchvision'")
+    if not isinstance(layout, str | None) or layout not in (None, "timm", "torchvision"):
+        raise CheckpointError(target_path, f"layout {shown(layout)} is neither None, 'timm' nor 'torchvision'")
+    if max_shard_size is not None and (
+        isinstance(max_shard_size, bool) or not isinstance(max_shard_size, int | np.integer) or max_shard_size < 1
+    ):
+        raise CheckpointError(target_path, f"max_shard_size is a number of bytes, found {shown(max_shard_size)}")
     if target_path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".tar"):
         raise CheckpointError(target_path, "the ending says the format: .safetensors, .pt, .pth, .bin or .pth.tar")
     arrays = _arrays(target_path, target)
@@ -69,11 +73,12 @@ def save_checkpoint(
                 target_path, "safetensors holds one state dict: no ema and no layout; .pth holds them"
             )
         text = {"format": "pt", **{str(key): _text(target_path, key, value) for key, value in notes.items()}}
+        if state_dicts.looks_wrapped(arrays):
+            text[state_dicts.PREFIX] = ""
         if max_shard_size is not None and sum(array.nbytes for array in arrays.values()) > max_shard_size:
             shards.write(target_path, arrays, text, max_shard_size)
         else:
-            safetensors_file.write(target_path, arrays, text)
-            shards.forget(target_path)
+            shards.write_one(target_path, arrays, text)
         return
     if max_shard_size is not None:
         raise CheckpointError(target_path, "only safetensors are split into several files")
@@ -81,12 +86,11 @@ def save_checkpoint(
     value: dict[str, Any] = arrays
     if layout or notes or averages is not None:
         value = _layout(target_path, arrays, averages, notes, layout)
-    versions: list[tuple[Mapping[str, Any], dict[str, int]]] = [(arrays, _versions(target))]
+    kept = [(arrays, _notes(arrays, _versions(target)))]
     if averages is not None:
-        averaged = layout == "torchvision"  # an AveragedModel, which has the model at `module`
-        kept = {f"module.{name}".rstrip(".") if averaged else name: v for name, v in _versions(ema).items()}
-        versions.append((value["model_ema"] if averaged else averages, kept))
-    torch_writer.write(target_path, value, versions)
+        prefix = "module." if layout == "torchvision" else ""  # an AveragedModel has the model at `module`
+        kept.append((value["model_ema"] if prefix else averages, _notes(averages, _versions(ema), prefix)))
+    torch_writer.write(target_path, value, kept)
 
 
 def _layout(
@@ -99,13 +103,23 @@ def _layout(
     """The top level of a training checkpoint: timm.utils.CheckpointSaver, torchvision's references/classification."""
     value: dict[str, Any] = {"model" if layout == "torchvision" else "state_dict": arrays}
     if averages is not None and layout == "torchvision":
-        count = np.array(notes.pop("n_averaged", 1), np.int64)
+        count = _count(path, notes.pop("n_averaged", 1))
         value["model_ema"] = {"n_averaged": count, **{f"module.{name}": array for name, array in averages.items()}}
     elif averages is not None:
         value["state_dict_ema"] = averages
     if taken := value.keys() & notes.keys():
         raise CheckpointError(path, f"metadata: {', '.join(sorted(taken))} is where the state dict goes")
     return {**value, **notes}
+
+
+def _count(path: pathlib.Path, value: Any) -> np.ndarray:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise CheckpointError(path, f"metadata 'n_averaged' is the number of averaged models, found {shown(value)}")
+    return np.array(number, np.int64)
 
 
 def _arrays(path: pathlib.Path, target: Any) -> dict[str, np.ndarray]:
@@ -140,10 +154,20 @@ def _versions(target: Any) -> dict[str, int]:
     return wrappings.versions(kept) if isinstance(target, Mapping) else {}
 
 
+def _notes(arrays: Mapping[str, Any], versions: Mapping[str, int], prefix: str = "") -> dict[str, dict[str, Any]]:
+    """The modules' versions as torch keeps them; and what the names begin with, where a reader would take off more."""
+    found: dict[str, dict[str, Any]] = {
+        f"{prefix}{name}".rstrip("."): {"version": version} for name, version in versions.items()
+    }
+    if state_dicts.looks_wrapped(arrays):
+        found.setdefault("", {})[state_dicts.PREFIX] = prefix
+    return found
+
+
 def _text(path: pathlib.Path, key: object, value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"metadata {key!r} cannot be written as text: {error}") from None
+        raise CheckpointError(path, f"metadata {shown(key)} cannot be written as text: {error}") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -12,6 +12,8 @@ import numpy as np
 from flax import linen, nnx
 
 from interop.arrays import to_numpy
+from interop.errors import shown
+from interop.files.checkpoint import Checkpoint
 from interop.program.recorded import model_of
 from interop.weights import nnx_tree as layers
 from interop.weights.linen_observe import Inputs
@@ -99,10 +101,14 @@ def load_state_dict(
         UserWarning: if the state dict has counters that the model's layers have no place for (Flax's own BatchNorm, or
             jaxnorm's without `count_batches=True`): they are left out.
     """
+    if not isinstance(strict, bool | np.bool_ | int):
+        raise TypeError(f"strict is True or False, found {type(strict).__name__}")
     tree = opened(target, layouts, inputs)
     parts = layers.parts(tree, layouts)
     expected = _unique(parts)
     entries = {new: state_dict[old] for old, new in _names(state_dict, rename).items()}
+    if isinstance(state_dict, Checkpoint) and rename is None:
+        entries = _with_prefix(entries, state_dict.prefix, expected)
     missing = [name for name in expected if name not in entries and not _optional(name, expected)]
     unexpected = [name for name in entries if name not in expected]
     counters = [name for name in unexpected if _optional(name, expected)]
@@ -174,21 +180,37 @@ def _unique(parts: list[Part]) -> dict[str, tuple[int, ...]]:
 
 def _names(state_dict: Any, rename: Rename | None) -> dict[str, str]:
     """The model's name for each name of the state dict."""
+    check_names(state_dict)
+    names = Renaming(rename).to_model(state_dict)
+    _refuse_other_than_text(names.values(), "names that rename gives")
+    return names
+
+
+def check_names(state_dict: Any) -> None:
+    """Raises TypeError for what is no mapping from names."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             "expected a mapping from PyTorch's names to arrays (interop.load_checkpoint reads one from a file), found "
             f"{type(state_dict).__name__}"
         )
     _refuse_other_than_text(state_dict, "keys of the state dict")
-    names = Renaming(rename).to_model(state_dict)
-    _refuse_other_than_text(names.values(), "names that rename gives")
-    return names
+
+
+def _with_prefix(entries: dict[str, Any], prefix: str, expected: Collection[str]) -> dict[str, Any]:
+    """The entries under the model's names, where what was taken for a wrapper's prefix is a child called `module`."""
+    if any(name in expected for name in entries):
+        return entries
+    for own in (prefix[start:] for start in range(0, len(prefix), len("module."))):
+        named = {own + name: value for name, value in entries.items()}
+        if any(name in expected for name in named):
+            return named
+    return entries
 
 
 def _refuse_other_than_text(names: Iterable[object], what: str) -> None:
     wrong = [name for name in names if not isinstance(name, str)]
     if wrong:
-        raise TypeError(f"{what} have to be strings, found {_listed(wrong)}")
+        raise TypeError(f"{what} have to be strings, found {', '.join(map(shown, wrong[:8]))}")
 
 
 def _complements(parts: list[Part], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

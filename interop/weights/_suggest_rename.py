@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interop.weights._state_dict import opened
+from interop.weights._state_dict import check_names, opened
 from interop.weights.linen_observe import Inputs
 from interop.weights.nnx_tree import Layouts, parts
 
@@ -99,14 +99,18 @@ def suggest_rename(
     Args:
         target, layouts, inputs: as for `interop.state_dict`.
         state_dict: arrays or tensors by PyTorch's names; only shapes are looked at.
+
+    Raises:
+        TypeError, ValueError: as `interop.state_dict`, and for what is no mapping from names to arrays.
     """
+    check_names(state_dict)
     ours: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in parts(opened(target, layouts, inputs), layouts):
         for entry, shape in zip(part.entries, part.shapes, strict=True):
             _put(ours, entry, shape)
     theirs: dict[str, dict[str, tuple[int, ...]]] = {}
     for entry, value in state_dict.items():
-        _put(theirs, entry, tuple(np.shape(value)))
+        _put(theirs, entry, _shape(entry, value))
     left = {name: _signature(entries) for name, entries in theirs.items()}
     right = {name: _signature(entries) for name, entries in _natural(ours).items()}
 
@@ -133,6 +137,13 @@ def suggest_rename(
         {name: signature for name, signature in left.items() if name not in found},
         {name: signature for name, signature in right.items() if name not in taken},
     )
+
+
+def _shape(entry: str, value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, value.shape))
+    except (AttributeError, TypeError, RuntimeError):  # torch's, of nested tensors
+        raise TypeError(f"entry {entry!r} of the state dict is no array but {type(value).__name__}") from None
 
 
 def _put(layers: dict[str, dict[str, tuple[int, ...]]], entry: str, shape: tuple[int, ...]) -> None:

@@ -25,14 +25,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from interop.conventions import TORCH_NAMES
+from interop.errors import shown
 
 Arrays = tuple[np.ndarray, ...]
 Shapes = Mapping[str, tuple[int, ...]]
+_MOST_AXES: Final = 64  # NumPy's limit
 
 
 class Piece(NamedTuple):
@@ -73,11 +75,27 @@ def _expect(shapes: Shapes, name: str, axes: int, what: str) -> None:
         )
 
 
+def _number(what: str, value: Any, least: int = 1) -> None:
+    """Refuses what is no number of axes."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST_AXES:
+        raise TypeError(f"{what} is an integer from {least} to {_MOST_AXES}, found {shown(value)}")
+
+
+def _flag(what: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} is True or False, found {shown(value)}")
+
+
 @dataclass(frozen=True)
 class Same:
     """The same arrays on both sides; names as given, or unchanged."""
 
     names: Mapping[str, str] = field(default_factory=dict)  # Flax's name to PyTorch's
+
+    def __post_init__(self) -> None:
+        named = isinstance(self.names, Mapping)
+        if not named or not all(isinstance(one, str) for pair in self.names.items() for one in pair):
+            raise TypeError(f"Same: names is a mapping from Flax's names to PyTorch's, found {shown(self.names)}")
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
         """One piece for each variable."""
@@ -99,6 +117,15 @@ class Linear:
     inputs: int = 1
     outputs: int = 1
     flattened: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _number("Linear: inputs", self.inputs)
+        _number("Linear: outputs", self.outputs, least=0)
+        shape = self.flattened
+        if shape is not None and not (
+            isinstance(shape, tuple | list) and shape and all(type(size) is int and size > 0 for size in shape)
+        ):
+            raise TypeError(f"Linear: flattened is a shape, (channels, height, width), found {shown(shape)}")
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
         """`weight`, and `bias` if there is one."""
@@ -137,6 +164,10 @@ class Conv:
 
     spatial: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.spatial is not None:
+            _number("Conv: spatial", self.spatial)
+
     def pieces(self, shapes: Shapes) -> list[Piece]:
         """`weight`, and `bias` if there is one."""
         axes = _spatial(self.spatial, shapes, "a Conv layer")
@@ -162,6 +193,11 @@ class ConvTranspose:
 
     transpose_kernel: bool = False
     spatial: int | None = None
+
+    def __post_init__(self) -> None:
+        _flag("ConvTranspose: transpose_kernel", self.transpose_kernel)
+        if self.spatial is not None:
+            _number("ConvTranspose: spatial", self.spatial)
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
         """`weight`, and `bias` if there is one."""
@@ -210,6 +246,10 @@ class Norm:
     """
 
     channels_last: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels_last is not None:
+            _flag("Norm: channels_last", self.channels_last)
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
         """`weight` and `bias`, as far as there are such."""

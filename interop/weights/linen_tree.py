@@ -22,8 +22,9 @@ from interop.weights.kinds import Settings
 from interop.weights.layouts import Layout, Shapes
 from interop.weights.linen_observe import Inputs, observe
 from interop.weights.names import on_device
-from interop.weights.nnx_tree import Layouts, Path, Slot, Tree, matched
+from interop.weights.nnx_tree import Layouts, Path, Slot, Tree, checked, matched
 
+_DEEPEST = 100  # collections in collections
 # What a call leaves behind, and caches of a call.
 _TRANSIENT = ("intermediates", "cache", "perturbations", "params_axes")
 
@@ -46,7 +47,7 @@ def linen_tree(
     twice = [".".join(path) for path, count in Counter(slot.path for slot in slots).items() if count > 1]
     if twice:
         raise ValueError(f"variables of the same name in several collections: {', '.join(twice)}")
-    known = matched(given or {}, {slot.path[:end] for slot in slots for end in range(1, len(slot.path))})
+    known = matched(checked(given), {slot.path[:end] for slot in slots for end in range(1, len(slot.path))})
     shapes = {slot.path: slot.shape for slot in slots}
     asked = {path[:-1] for path in shapes if not any(path[:end] in known for end in range(1, len(path)))}
     rules: dict[Path, Layout] = {}
@@ -77,18 +78,33 @@ def settings(module: linen.Module, variables: Mapping[str, Any], inputs: Inputs 
 
 
 def _slots(variables: Mapping[str, Any]) -> list[Slot]:
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"Linen's variables are a mapping of collections, found {type(variables).__name__}")
     slots = []
     for collection, tree in variables.items():
         if collection in _TRANSIENT:
             continue
         for path, leaf in _leaves(tree, ()):
             value = _unboxed(leaf)
-            read = partial(np.asarray, value)
-            slots.append(Slot(path, (collection, *path), np.shape(value), jnp.result_type(value), read))
+            name = ".".join(map(str, (collection, *path)))
+            try:
+                shape, dtype = np.shape(value), jnp.result_type(value)
+            except (TypeError, ValueError):
+                raise TypeError(f"the variable {name!r} is no array but {type(value).__name__}") from None
+            slots.append(Slot(path, (collection, *path), shape, dtype, partial(_read, name, value)))
     return slots
 
 
+def _read(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:  # abstract, or a random key
+        raise TypeError(f"the variable {name!r} has no values that NumPy takes: {error}") from None
+
+
 def _leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if len(path) > _DEEPEST:
+        raise ValueError(f"Linen's variables are nested more than {_DEEPEST} deep at {'.'.join(path[:8])!r}")
     if isinstance(tree, Mapping):
         for name, child in tree.items():
             yield from _leaves(child, (*path, str(name)))

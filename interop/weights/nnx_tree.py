@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
+from interop.errors import shown
 from interop.weights.layouts import Arrays, Layout, Piece, same
+from interop.weights.rename import check_pattern
 
 Path = tuple[str, ...]
 Layouts = Mapping[str, Layout]
@@ -63,7 +65,7 @@ def parts(tree: Tree, layouts: Layouts | None = None) -> list[Part]:
     for path in by_path:
         for end in range(len(path)):
             below.setdefault(path[:end], []).append(path)
-    rules = {**tree.layouts, **_given(layouts or {}, below)}
+    rules = {**tree.layouts, **_given(checked(layouts), below)}
     found: list[Part] = []
     taken: set[Path] = set()
     problems = []
@@ -90,6 +92,26 @@ def parts(tree: Tree, layouts: Layouts | None = None) -> list[Part]:
     for part in found:
         first[part.layer] = min(order[part.slots[0].path], first.get(part.layer, len(order)))
     return sorted(found, key=lambda part: first[part.layer])  # a layer's parts keep PyTorch's order
+
+
+def checked(layouts: Layouts | None) -> Layouts:
+    """The caller's layouts, none for None. Raises TypeError for what is none, and ValueError for what is no pattern."""
+    if layouts is None:
+        return {}
+    if not isinstance(layouts, Mapping):
+        raise TypeError(
+            "layouts= is a mapping from layers' paths, or patterns of them, to members of interop.layouts; found "
+            f"{type(layouts).__name__}"
+        )
+    for pattern, layout in layouts.items():
+        if not isinstance(pattern, str):
+            raise TypeError(f"layouts= goes by layers' paths, or patterns of them, found {shown(pattern)}")
+        check_pattern(pattern, "layouts=")
+        if isinstance(layout, type) or not isinstance(layout, Layout):
+            raise TypeError(
+                f"layouts=: {pattern!r} has a member of interop.layouts, such as Linear(), found {shown(layout)}"
+            )
+    return layouts
 
 
 def _part(layer: Path, piece: Piece, slots: tuple[Slot, ...]) -> Part:

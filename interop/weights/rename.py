@@ -21,6 +21,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from interop.errors import shown
+
 Name = Callable[[str], str]
 Rename = Name | Mapping[str, str] | Sequence[Any]
 """See above. As a type, a sequence is of pairs (or fours) of strings, or of two functions."""
@@ -35,14 +37,22 @@ class Renaming:
         if rename is None:
             self._there = self._back = _unchanged
         elif isinstance(rename, Mapping):
+            if wrong := [pair for pair in rename.items() if not all(isinstance(one, str) for one in pair)]:
+                raise TypeError(
+                    f"names that rename gives have to be strings, as those it takes, found {shown(wrong[0])}"
+                )
             _refuse_collisions(rename.items())
             inverse = {new: old for old, new in rename.items()}
             self._there = lambda name: rename.get(name, name)
             self._back = lambda name: inverse.get(name, name)
         elif callable(rename):
-            self._there, self._back = rename, None
+            self._there, self._back = _named(rename), None
+        elif not isinstance(rename, Sequence) or isinstance(rename, str | bytes):
+            raise TypeError(
+                f"rename is a list of pairs (pattern, replacement), a mapping or a function; found {shown(rename)}"
+            )
         elif len(rename) == 2 and all(callable(one) for one in rename):
-            self._there, self._back = rename
+            self._there, self._back = map(_named, rename)
         else:
             pairs = [_pair(pair) for pair in rename]
             self._there = _substitution([(pattern, new) for pattern, new, _, _ in pairs])
@@ -81,12 +91,30 @@ def _unchanged(name: str) -> str:
     return name
 
 
+def _named(function: Callable[[str], Any]) -> Name:
+    """The caller's function, whose errors say for which name it failed."""
+
+    def rename(name: str) -> str:
+        try:
+            new = function(name)
+        except Exception as error:
+            raise ValueError(f"rename fails for {name!r}: {type(error).__name__}: {error}") from error
+        if not isinstance(new, str):
+            raise TypeError(f"names that rename gives have to be strings, found {shown(new)} for {name!r}")
+        return new
+
+    return rename
+
+
 def _substitution(pairs: Sequence[tuple[str, str]]) -> Name:
     compiled = [(re.compile(pattern), new) for pattern, new in pairs]
 
     def rename(name: str) -> str:
         for pattern, new in compiled:
-            name = pattern.sub(new, name)
+            try:
+                name = pattern.sub(new, name)
+            except (re.error, IndexError) as error:
+                raise ValueError(f"rename {(pattern.pattern, new)!r}: {error}") from None
         return name
 
     return rename
@@ -115,7 +143,11 @@ def _refuse_one_way(renamed: Mapping[str, str], back: Name) -> None:
 
 def _pair(pair: object) -> tuple[str, str, str, str]:
     if not isinstance(pair, Sequence) or isinstance(pair, str) or not all(isinstance(one, str) for one in pair):
-        raise TypeError(f"rename is a list of pairs (pattern, replacement), a mapping or a function; found {pair!r}")
+        raise TypeError(
+            f"rename is a list of pairs (pattern, replacement), a mapping or a function; found {shown(pair)}"
+        )
+    for pattern in pair[::2]:
+        check_pattern(pattern, "rename")
     if len(pair) == 4:
         pattern, new, pattern_back, new_back = pair
         return pattern, new, pattern_back, new_back
@@ -123,6 +155,14 @@ def _pair(pair: object) -> tuple[str, str, str, str]:
         raise TypeError(f"a pair is (pattern, replacement), or both with those of the way back; found {pair!r}")
     pattern, new = pair
     return pattern, new, *inverse(pattern, new)
+
+
+def check_pattern(pattern: str, what: str) -> None:
+    """Raises ValueError if a text is no pattern of `re`."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{what}: {pattern!r:.200} is no pattern: {error}") from None
 
 
 def inverse(pattern: str, replacement: str) -> tuple[str, str]:
