@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
+from interop.tracing.recurrent import Recurrent
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,13 @@ def rewritten() -> Iterator[None]:
     """
     import torch
 
-    read, assign = torch.Tensor.data.__get__, torch.Tensor.data.__set__
-    hooks = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
+    stand_ins: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.Tensor.data.__get__: torch.Tensor.detach,
+        torch.Tensor.data.__set__: _assign_data,
+        torch.nn.functional.instance_norm: _instance_norm,
+        **dict.fromkeys((torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook), _refuse_hook),
+        **Recurrent().stand_ins(),
+    }
     inference_mode = torch.inference_mode
     entered, left = inference_mode.__enter__, inference_mode.__exit__
 
@@ -47,18 +53,7 @@ def rewritten() -> Iterator[None]:
             args: tuple[Any, ...] = (),
             kwargs: Mapping[str, Any] | None = None,
         ) -> Any:
-            if func == read:
-                return args[0].detach()
-            if func == assign:
-                return _assign_data(*args)
-            if func in hooks:
-                raise ValueError(
-                    f"{func.__name__} inside forward: a hook on a gradient is lost when the forward is recorded. Leave "
-                    "it out at import if it only observes, and write what changes the gradient as an operation"
-                )
-            if func is torch.nn.functional.instance_norm:
-                return _instance_norm(*args, **(kwargs or {}))
-            return func(*args, **(kwargs or {}))
+            return stand_ins.get(func, func)(*args, **(kwargs or {}))
 
     inference_mode.__enter__, inference_mode.__exit__ = enter, leave
     try:
@@ -66,6 +61,13 @@ def rewritten() -> Iterator[None]:
             yield
     finally:
         inference_mode.__enter__, inference_mode.__exit__ = entered, left
+
+
+def _refuse_hook(*_: object) -> None:
+    raise ValueError(
+        "a hook on the gradient of a tensor inside forward is lost when the forward is recorded. Leave it out at import "
+        "if it only observes, and write what changes the gradient as an operation"
+    )
 
 
 def _assign_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
