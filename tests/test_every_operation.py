@@ -127,7 +127,7 @@ CASES = [
     *named("nansum", SPECIAL, [0], gradients=False),
     *named("aminmax", CUBE, dim=1),
     *named("max.dim min.dim median.dim argmax argmin", CUBE, 1, True),
-    *named("all any", FLAG),
+    *named("all any _is_all_true _is_any_true", FLAG),
     *named("all.dim any.dim", FLAG, 1, True),
     *named("all.dims any.dims", FLAG, [0, 1]),
     *named("prod.dim_int", CUBE, 1),

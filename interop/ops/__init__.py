@@ -3,6 +3,7 @@
 from interop.ops import (
     activations,
     attention,
+    checks,
     comparison,
     convolution,
     elementwise,
@@ -33,6 +34,7 @@ __all__ = [
     "Operation",
     "activations",
     "attention",
+    "checks",
     "comparison",
     "convolution",
     "elementwise",

@@ -125,12 +125,12 @@ def _of_pytorch(kind: str) -> None:
     def run(
         x: Array, hx: Array | Sequence[Array], params: Sequence[Array], *flags: Any, key: Array
     ) -> tuple[Array, ...]:
-        return recurrent(x, hx if isinstance(hx, (list, tuple)) else [hx], params, kind, *flags, key=key)
+        return recurrent(x, [hx] if isinstance(hx, Array) else hx, params, kind, *flags, key=key)
 
     @register(f"aten.{kind}_cell.default")
     def one_step(x: Array, hx: Array | Sequence[Array], *params: Array | None) -> Array | tuple[Array, ...]:
         weights = [w for w in params if w is not None]
-        states = tuple(hx) if isinstance(hx, (list, tuple)) else (hx,)
+        states = (hx,) if isinstance(hx, Array) else tuple(hx)
         new = _CELLS[kind](_of_input(x, weights), states, weights)
         return new if kind == "lstm" else new[0]
 

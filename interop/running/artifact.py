@@ -21,6 +21,7 @@ from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
 from interop.files.disk import CheckpointError, Data, replacing
 from interop.program.nodes import BatchNormLayer, Entry, Model, decode_model, encode_model
+from interop.program.recorded import other_values
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule
 from interop.running.places import module_at, variable
@@ -123,4 +124,7 @@ def _arrays(path: pathlib.Path, model: Model) -> dict[str, np.ndarray]:
             )
     if problems:
         raise CheckpointError(path, "; ".join(problems))
-    return {name: tensors[name].array() for name in wanted}
+    arrays = {name: tensors[name].array() for name in wanted}
+    if problems := other_values(model, arrays):
+        raise CheckpointError(path, "; ".join(problems))
+    return arrays

@@ -21,7 +21,9 @@ def _operation() -> Callable[..., list[torch.Tensor]]:
     import torch
 
     def recurrent(x: torch.Tensor, hx: Sequence[torch.Tensor], *_: object) -> list[torch.Tensor]:
-        raise RuntimeError("jaxnorm::recurrent stands for a recurrent layer in a traced graph, and cannot run in PyTorch")
+        raise RuntimeError(
+            "jaxnorm::recurrent stands for a recurrent layer in a traced graph, and cannot run in PyTorch"
+        )
 
     def shapes(
         x: torch.Tensor,
@@ -39,8 +41,8 @@ def _operation() -> Callable[..., list[torch.Tensor]]:
         return [x.new_empty(*x.shape[:-1], hx[0].shape[-1] * (1 + bidirectional)), *map(torch.empty_like, hx)]
 
     schema = (
-        "(Tensor x, Tensor[] hx, Tensor[] params, str kind, bool has_biases, int num_layers, float dropout, bool train, "
-        "bool bidirectional, bool batch_first, Tensor? lengths=None) -> Tensor[]"
+        "(Tensor x, Tensor[] hx, Tensor[] params, str kind, bool has_biases, int num_layers, float dropout, "
+        "bool train, bool bidirectional, bool batch_first, Tensor? lengths=None) -> Tensor[]"
     )
     custom = torch.library.custom_op("jaxnorm::recurrent", recurrent, mutates_args=(), schema=schema)
     custom.register_fake(shapes)
