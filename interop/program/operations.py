@@ -1,7 +1,7 @@
 """Names of operations that mean something to more than one room."""
 
 BATCH_NORM = "jaxnorm.batch_norm.default"
-"""A whole BatchNorm layer: `(x, path)`."""
+"""A whole BatchNorm layer: `(x, path)`, or `(x, path, mask, dim)` where the mask says which of the dimension count."""
 
 CHECK = "jaxnorm.check.default"
 """A check of values in the model's code: `(condition, expected, message)`."""

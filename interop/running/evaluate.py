@@ -45,7 +45,7 @@ def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
     args, kwargs = (map_leaves(lambda x: resolved(x, values, context), tree) for tree in (node.args, node.kwargs))
     try:
         if node.operation == BATCH_NORM:
-            return _batch_norm(context.layer(args[1]), args[0])
+            return _batch_norm(context.layer(args[1]), args[0], *args[2:])
         result = _apply(node.operation, args, kwargs, context)
     except Exception as error:
         error.add_note(f"in the operation {node.operation} of {place(node)}")
@@ -96,11 +96,15 @@ def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: Co
     return operation.function(*map(plain, args), **{key: plain(x) for key, x in kwargs.items()})
 
 
-def _batch_norm(layer: jaxnorm.nnx.BatchNorm, x: Tensor) -> Tensor:
+def _batch_norm(layer: jaxnorm.nnx.BatchNorm, x: Tensor, mask: jax.Array | None = None, row_dim: int = 0) -> Tensor:
     counter = layer.num_batches_tracked
     counts = layer.counts if isinstance(layer, TracedBatchNorm) else True
     count = None if counter is None or counts else counter[...]
-    y = layer(array_of(x), axis=axis_of(x, 1))
+    if mask is not None:
+        dims = [1] * x.ndim
+        dims[axis_of(x, row_dim)] = mask.size
+        mask = mask.reshape(dims)
+    y = layer(array_of(x), axis=axis_of(x, 1), mask=mask)
     if count is not None:
         write(counter, count)
     return laid(y, order_of(x))

@@ -287,6 +287,14 @@ def as_python(condition: sympy.Basic) -> str:
     return text
 
 
+@_needed("to find the sizes that masks choose")
+def unknown(number: torch.SymInt | torch.SymFloat | torch.SymBool) -> set[sympy.Symbol]:
+    """The symbols in a number that depend on values."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return set(free_unbacked_symbols(number))
+
+
 @_needed("to find shapes that depend on values")
 def depends_on_values(shape: torch.Size) -> bool:
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols

@@ -37,6 +37,7 @@ from interop.tracing.graph import GraphReader, size_guards
 from interop.tracing.hooks import beyond_observers, report_gradient_hooks
 from interop.tracing.inplace import make_functional, stop_gradients
 from interop.tracing.known import fixed
+from interop.tracing.masks import without_unknown_sizes
 from interop.tracing.refusals import explained, refuse_unknown_shapes, refuse_untraceable, some
 from interop.tracing.rewrites import rewritten
 from interop.tracing.state import Changes, Constants, read_batch_norms, read_state
@@ -221,7 +222,7 @@ def _record(
         if counters.own <= own_counters:
             break
         own_counters |= counters.own
-    refuse_unknown_shapes(module, exported, mode)
+    refuse_unknown_shapes(module, exported, mode, without_unknown_sizes(exported))
     try:
         changes.report(exported, mode)
     except ValueError as error:
