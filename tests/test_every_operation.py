@@ -282,6 +282,7 @@ CASES = [
     *named("index.Tensor _unsafe_index.Tensor", CUBE, [None, jnp.asarray([2, 0]), jnp.asarray([-1, 1])]),
     *named("index_put _unsafe_index_put", X, [jnp.asarray([2, 0])], draw(2, 4, seed=3), True),
     *named("index_select", CUBE, 1, jnp.asarray([2, 0, 2])),
+    *named("nonzero_static", I, size=7, fill_value=-2),
     *named("index_add", X, 0, jnp.asarray([2, 0, 2]), draw(3, 4, seed=3), alpha=0.5),
     *named("index_copy", X, 0, jnp.asarray([2, 0]), draw(2, 4, seed=3)),
     *named("index_fill.int_Scalar", X, 1, jnp.asarray([2, 0]), 1.5),

@@ -38,7 +38,7 @@ _ALONG = frozenset((
     "mean.dim", "amax.default", "amin.default", "any.dim", "any.dims", "all.dim", "all.dims", "prod.dim_int",
     "logsumexp.default", "var.correction", "var.dim", "std.correction", "std.dim", "var_mean.correction",
     "std_mean.correction", "linalg_vector_norm.default", "norm.ScalarOpt_dim", "count_nonzero.dim_IntList",
-    "cosine_similarity.default", "gather.default", "slice.Tensor", "narrow.default",
+    "cosine_similarity.default", "gather.default", "slice.Tensor", "narrow.default", "flip.default",
 ))  # fmt: skip
 _MOVES = frozenset(
     ("transpose.int", "swapaxes.default", "unsqueeze.default", "permute.default", "movedim.int", "movedim.intlist",
@@ -173,8 +173,8 @@ class _Masking:
         node.meta = {key: item for key, item in self._node.meta.items() if key != "val"}
         return node
 
-    def _copied(self, node: torch.fx.Node, **changed: Any) -> torch.fx.Node:
-        """The node as it is, its arguments those of the new graph; sizes are numbers of rows where they are not shapes."""
+    def _copied(self, node: torch.fx.Node) -> torch.fx.Node:
+        """The node with arguments of the new graph. A size is the number of rows where it is no part of a shape."""
         shaped = operation_name(node.target) in _SHAPED
 
         def given(item: torch.fx.Node) -> torch.fx.Node:
@@ -232,9 +232,7 @@ class _Masking:
             "aten.index_put.default": self._index_put,
             "aten.index_copy.default": self._index_copy,
             "aten.index_add.default": self._index_copy,
-            "aten.cross_entropy_loss.default": self._classified,
-            "aten.nll_loss_nd.default": self._classified,
-            "aten.nll_loss_forward.default": self._classified,
+            "aten.masked_scatter.default": self._masked_scatter,
             BATCH_NORM: self._batch_norm,
         }
         if name in own:
@@ -332,16 +330,12 @@ class _Masking:
             raise self._refused("its channels depend on values")
         return self._call(node.target, self._env[x], path, rows.valid, dim)
 
-    def _classified(self, node: torch.fx.Node) -> torch.fx.Node:
-        """A loss of classes: rows that do not count have the class that is ignored."""
-        target = node.args[1]
-        rows, value = self._rows_of(target), target.meta["val"]
-        if rows is None or value.is_floating_point() or value.ndim != 1:
-            raise self._refused("a loss of what a mask has chosen, for targets that are no classes")
-        ignored = self._call(_fill, self._env[target], rows.valid, 0, _argument(node, "ignore_index"))
-        result = self._copied(node)
-        result.args = (result.args[0], ignored, *result.args[2:])
-        return result
+    def _masked_scatter(self, node: torch.fx.Node) -> torch.fx.Node:
+        x, mask, source = node.args
+        rows, shapes = self._rows_of(source), [item.meta["val"].shape for item in (x, mask)]
+        if rows is None or shapes[0] != shapes[1] or not _same(rows.mask, self._env[mask]):
+            raise self._refused("writes what another mask has chosen")
+        return self._call(_put, self._env[x], self._env[mask], self._env[source], 0)
 
     def _row_wise(self, node: torch.fx.Node, name: str, chosen: dict[torch.fx.Node, Rows]) -> bool:
         """Whether each row of the result is made of that row of the arguments alone."""
@@ -356,13 +350,13 @@ class _Masking:
             ends = {value.ndim - (self._row_dim(item) or 0) for item in chosen for value in _values(item)[:1]}
             return len(ends) == 1
         if base in _ALONG and dim is not None:
-            along = _argument(node, "dim")
+            along = _argument(node, "dims" if base == "flip.default" else "dim")
             along = along if isinstance(along, (tuple, list)) else [along]
             return along not in ([], [None]) and dim not in [d % ndim for d in along]
         if base in _MOVES:
             return True
         if base in _VIEWS and dim is not None:
-            shape, new, to = first.meta["val"].shape, node.meta["val"].shape, self._row_dim(node)
+            shape, new, to = node.args[0].meta["val"].shape, node.meta["val"].shape, self._row_dim(node)
             return to is not None and math.prod(shape[:dim]) == math.prod(new[:to])
         if base in ("cat.default", "stack.default"):
             every = all(item in chosen for item in node.args[0])
@@ -382,7 +376,7 @@ class _Masking:
         """A reduction over rows, those left out that do not count."""
         import torch
 
-        x = node.args[0]
+        x: Any = node.args[0]
         _, base, overload = name.split(".")
         dim = self._row_dim(x) if hasattr(x, "meta") else None
         reduction = _argument(node, "reduction")
@@ -425,19 +419,12 @@ def _same(a: Any, b: Any) -> bool:
 
     if a is b or not (isinstance(a, torch.fx.Node) and isinstance(b, torch.fx.Node)):
         return a is b or (type(a) is type(b) and not isinstance(a, torch.fx.Node) and a == b)
-    if (
-        a.op != "call_function"
-        or a.target is not b.target
-        or len(a.args) != len(b.args)
-        or a.kwargs.keys() != b.kwargs.keys()
-    ):
-        return False
     target: Any = a.target
+    if a.op != "call_function" or target is not b.target or a.kwargs.keys() != b.kwargs.keys():
+        return False
     if private.is_operation(target) and torch.Tag.nondeterministic_seeded in target.tags:
         return False
-    return all(
-        _all_same(x, y) for x, y in zip((*a.args, *a.kwargs.values()), (*b.args, *b.kwargs.values()), strict=True)
-    )
+    return _all_same([*a.args, *a.kwargs.values()], [*b.args, *b.kwargs.values()])
 
 
 def _all_same(a: Any, b: Any) -> bool:

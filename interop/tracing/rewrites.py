@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from interop.tracing import private
 from interop.tracing.answers import Answers, StandIns
 from interop.tracing.recurrent import Recurrent
+from interop.tracing.unsized import Unsized
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ def rewritten(answers: Answers) -> Iterator[None]:
         **dict.fromkeys((torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook), _refuse_hook),
         **Recurrent().stand_ins(),
         **answers.stand_ins(),
+        **Unsized(answers.checks).stand_ins(),
     }
     inference_mode = torch.inference_mode
     entered, left = inference_mode.__enter__, inference_mode.__exit__
