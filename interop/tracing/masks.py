@@ -353,7 +353,7 @@ class _Masking:
             along = _argument(node, "dims" if base == "flip.default" else "dim")
             along = along if isinstance(along, (tuple, list)) else [along]
             return along not in ([], [None]) and dim not in [d % ndim for d in along]
-        if base in _MOVES:
+        if base in _MOVES or base.startswith("new_"):  # the latter take the type alone
             return True
         if base in _VIEWS and dim is not None:
             shape, new, to = node.args[0].meta["val"].shape, node.meta["val"].shape, self._row_dim(node)

@@ -37,7 +37,7 @@ def rewritten(answers: Answers) -> Iterator[None]:
         torch.Tensor.data.__set__: _assign_data,
         torch.nn.functional.instance_norm: _instance_norm,
         **dict.fromkeys((torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook), _refuse_hook),
-        **Recurrent().stand_ins(),
+        **Recurrent(answers.checks).stand_ins(),
         **answers.stand_ins(),
         **Unsized(answers.checks).stand_ins(),
     }
