@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from interop.ops.dtypes import highest, lowest
+from interop.ops.dtypes import Number, highest, lowest
 from interop.ops.layout import normal_dim
 from interop.ops.registry import register
 
@@ -79,7 +79,7 @@ def masked_moment(
     name: str,
     dims: Sequence[int] | None = None,
     keepdim: bool = False,
-    correction: float | None = None,
+    correction: int | float | None = None,
 ) -> Array:
     """The mean, the variance ("var") or its root ("std") over dimensions, that of the rows among them."""
     options: dict[str, Any] = {
@@ -94,7 +94,7 @@ def masked_moment(
 
 
 @register("jaxnorm.masked_fill.default")
-def masked_fill(x: Array, valid: Array, row_dim: int, value: float) -> Array:
+def masked_fill(x: Array, valid: Array, row_dim: int, value: Number) -> Array:
     """x with `value` in rows that do not count; infinities are the limits of x's type."""
     limit = lowest(x.dtype) if value == -math.inf else highest(x.dtype) if value == math.inf else value
     return jnp.where(_along(valid, row_dim, x.ndim), x, jnp.asarray(limit, x.dtype))

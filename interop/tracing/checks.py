@@ -28,18 +28,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("interop")
 _TELLING = frozenset({"print", "warn", "warning", "warn_once", "info", "debug", "error", "log"})
 _HERE = os.path.dirname(__file__)
-# Of torch, what stands between the code that asks and what answers.
-_BETWEEN = tuple(
-    os.path.join("torch", name)
-    for name in (
-        "fx" + os.sep,
-        "export" + os.sep,
-        "_export" + os.sep,
-        "__init__.py",
-        "overrides.py",
-        "_tensor.py",
-        "_ops.py",
-    )
+# What stands between the code that asks and what answers: parts of torch, and checkers of types.
+_BETWEEN = (
+    "jaxtyping" + os.sep,
+    *(
+        os.path.join("torch", name)
+        for name in ("fx" + os.sep, "export" + os.sep, "_export" + os.sep, "__init__.py", "overrides.py", "_tensor.py")
+    ),
 )
 
 
@@ -69,7 +64,8 @@ def asking_frame() -> FrameType | None:
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         file = frame.f_code.co_filename
-        if os.path.dirname(file) != _HERE and not any(part in file for part in _BETWEEN):
+        between = any(part in file for part in _BETWEEN) or file.startswith("<@beartype")
+        if os.path.dirname(file) != _HERE and not between:
             return frame
         frame = frame.f_back
     return None

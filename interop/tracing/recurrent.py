@@ -81,8 +81,8 @@ class Recurrent:
         return {**layers, pack: self._pack, pad: self._pad, torch.Tensor.__getitem__: self._item}
 
     def _layer(self, kind: str, x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
-        """(x, state or states, params, flags..., batch_first), or (data, batch sizes, state or states, params, flags...)
-        of a PackedSequence."""
+        """`args` are (state or states, params, flags..., batch_first); with a PackedSequence's data, they are (batch
+        sizes, state or states, params, flags...)."""
         if isinstance(args[2], bool):
             hx, params, *flags = args
             return tuple(_operation()(x, _listed(hx), list(params), kind, *flags))
@@ -102,7 +102,12 @@ class Recurrent:
         return x[mask], batch_sizes
 
     def _pad(
-        self, data: torch.Tensor, batch_sizes: torch.Tensor, batch_first: bool, padding_value: float, total_length: int
+        self,
+        data: torch.Tensor,
+        batch_sizes: torch.Tensor,
+        batch_first: bool,
+        value: int | float,
+        total_length: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
@@ -110,10 +115,11 @@ class Recurrent:
         frame = asking_frame()
         steps = packed.mask.shape[0]
         if frame is not None and frame.f_locals.get("total_length", 0) is None:  # of pad_packed_sequence
-            self._checks.record((packed.lengths == steps).any(), True, line_of(frame.f_back))
-        padded = _padded(data, packed.mask, padding_value)
+            place = f"{line_of(frame.f_back)} (without total_length, PyTorch cuts after the longest sequence)"
+            self._checks.record((packed.lengths == steps).any(), True, place)
+        padded = _padded(data, packed.mask, value)
         if total_length != steps:
-            more = padded.new_full((total_length - steps, *padded.shape[1:]), padding_value)
+            more = padded.new_full((total_length - steps, *padded.shape[1:]), value)
             padded = torch.cat([padded, more])
         return padded.transpose(0, 1) if batch_first else padded, packed.lengths
 
@@ -133,8 +139,8 @@ class Recurrent:
 
 
 def _listed(hx: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return list(hx) if isinstance(hx, (list, tuple)) else [hx]  # type: ignore[list-item]
+    return list(hx) if isinstance(hx, (list, tuple)) else [hx]
 
 
-def _padded(data: torch.Tensor, mask: torch.Tensor, value: float) -> torch.Tensor:
+def _padded(data: torch.Tensor, mask: torch.Tensor, value: int | float) -> torch.Tensor:
     return data.new_full((*mask.shape, *data.shape[1:]), value).index_put((mask,), data)
