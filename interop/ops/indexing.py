@@ -39,6 +39,12 @@ def index_put(x: Array, indices: Sequence[Array | None], values: Array, accumula
     return at.add(values) if accumulate else at.set(values)
 
 
+@register("aten.nonzero_static.default")
+def nonzero_static(x: Array, *, size: int, fill_value: int = -1) -> Array:
+    """The places of what is not 0, (size, dimensions), cut or filled up."""
+    return jnp.stack(jnp.nonzero(x, size=size, fill_value=fill_value), -1)
+
+
 @register("aten.index_select.default")
 def index_select(x: Array, dim: int, index: Array) -> Array:
     return jnp.take(x.reshape(1) if x.ndim == 0 else x, index, axis=dim)

@@ -128,8 +128,12 @@ def _truth(function: Callable[..., Array]) -> Callable[..., Tensor]:
     return apply
 
 
-register("aten.all.default", "aten.all.dim", "aten.all.dims", layout="aware")(_truth(jnp.all))
-register("aten.any.default", "aten.any.dim", "aten.any.dims", layout="aware")(_truth(jnp.any))
+register("aten._is_all_true.default", "aten.all.default", "aten.all.dim", "aten.all.dims", layout="aware")(
+    _truth(jnp.all)
+)
+register("aten._is_any_true.default", "aten.any.default", "aten.any.dim", "aten.any.dims", layout="aware")(
+    _truth(jnp.any)
+)
 
 
 @register("aten.prod.default")

@@ -142,6 +142,8 @@ class Entry:
         shape, dtype: as in PyTorch.
         persistent: whether it belongs to the state dict.
         same_as: the first name of the same tensor, for tied weights.
+        fixed: its values as nested lists, where the model's code has read them as numbers: the programs hold for these
+            alone.
     """
 
     name: str
@@ -150,6 +152,11 @@ class Entry:
     dtype: str
     persistent: bool = True
     same_as: str | None = None
+    fixed: Any = dataclasses.field(default=None, metadata={"written": "where it is not the default"})
+
+    def holds(self, values: Any) -> bool:
+        """Whether the entry may have these values, given as nested lists."""
+        return self.fixed is None or _listed(values) == _listed(self.fixed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +211,11 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {len(self.entries)} entries, {len(self.train.nodes)} nodes)"
+
+
+def _listed(values: Any) -> str:
+    """Numbers as text, in which a nan is a nan; as JSON keeps them."""
+    return json.dumps(encode(values))
 
 
 def value_names(tree: Any) -> Iterator[str]:

@@ -1,7 +1,10 @@
 """Names of operations that mean something to more than one room."""
 
 BATCH_NORM = "jaxnorm.batch_norm.default"
-"""A whole BatchNorm layer: `(x, path)`."""
+"""A whole BatchNorm layer: `(x, path)`, or `(x, path, mask, dim)` where the mask says which of the dimension count."""
+
+CHECK = "jaxnorm.check.default"
+"""A check of values in the model's code: `(condition, expected, message)`."""
 
 CUSTOM_GRADIENT = "jaxnorm.custom_gradient.default"
 """`(inputs, outputs, backward)`: the outputs, whose gradients go to the inputs as `backward` (a `Backward`) says and
@@ -18,6 +21,7 @@ DROPPED = frozenset(
     {
         "aten._assert_scalar.default",
         "aten._assert_async.msg",
+        "aten._linalg_check_errors.default",
         "aten._assert_tensor_metadata.default",
         "aten.sym_constrain_range.default",
         "aten.sym_constrain_range_for_size.default",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interop.program.nodes import Model
@@ -20,6 +20,16 @@ class Recorded:
     compute_dtype: np.dtype | None = None  # None: that of each array
     recompute: tuple[str, ...] = ()  # patterns of the layers that the backward pass computes again
     policy: Callable[..., Any] | None = None  # what is kept of them all the same
+
+
+def other_values(model: Model, arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """What is wrong with the arrays of entries whose values the model's code has read as numbers."""
+    return [
+        f"{entry.name} is {arrays[entry.name].tolist()}, and the code of {model.name} has read it as the number "
+        f"{entry.fixed}, for which alone the record holds. Load the values into the PyTorch module, and import that"
+        for entry in model.entries
+        if entry.name in arrays and not entry.holds(arrays[entry.name].tolist())
+    ]
 
 
 def model_of(module: object) -> Model | None:

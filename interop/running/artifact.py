@@ -25,6 +25,7 @@ from interop.files.budget import Budget
 from interop.files.disk import CheckpointError, Data, files_in, kind, path_of
 from interop.files.replacing import clear, exclusive, put, settle, steady, target, temporary
 from interop.program.nodes import BatchNormLayer, Entry, Model, decode_model, encode_model
+from interop.program.recorded import other_values
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule
 from interop.running.places import module_at, variable
@@ -170,4 +171,7 @@ def _arrays(folder: pathlib.Path, model: Model, digest: str, token: str | None) 
             problems.append(f"{name!r}: {problem}")
     if problems:
         raise CheckpointError(path, "; ".join(problems))
-    return {name: tensors[name].array() for name in wanted}
+    arrays = {name: tensors[name].array() for name in wanted}
+    if problems := other_values(model, arrays):
+        raise CheckpointError(path, "; ".join(problems))
+    return arrays

@@ -58,7 +58,7 @@ def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
     args, kwargs = (map_leaves(lambda x: resolved(x, values, context), tree) for tree in (node.args, node.kwargs))
     try:
         if node.operation == BATCH_NORM:
-            return _batch_norm(context.layer(args[1]), args[0], context.masks.get(node.name))
+            return _batch_norm(context.layer(args[1]), args[0], context.masks.get(node.name), *args[2:])
         if node.operation == CUSTOM_GRADIENT:
             return custom_gradient(args[0], args[1], args[2], values, context)
         result = _apply(node.operation, args, kwargs, context)
@@ -111,10 +111,25 @@ def _apply(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: Co
     return operation.function(*map(plain, args), **{key: plain(x) for key, x in kwargs.items()})
 
 
-def _batch_norm(layer: jaxnorm.nnx.BatchNorm, x: Tensor, mask: jax.Array | None) -> Tensor:
+def _batch_norm(
+    layer: jaxnorm.nnx.BatchNorm,
+    x: Tensor,
+    counted: jax.Array | None,
+    mask: jax.Array | None = None,
+    row_dim: int = 0,
+) -> Tensor:
+    """The layer's output. `mask` says which rows along a dimension the model's code took, `counted` which values count
+    besides (of a padded batch).
+    """
     counter = layer.num_batches_tracked
     counts = layer.counts if isinstance(layer, TracedBatchNorm) else True
     count = None if counter is None or counts else counter[...]
+    if mask is not None:
+        dims = [1] * x.ndim
+        dims[axis_of(x, row_dim)] = mask.size
+        mask = mask.reshape(dims)
+    if counted is not None:
+        mask = counted if mask is None else mask & counted
     y = layer(array_of(x), axis=axis_of(x, 1), mask=mask)
     if count is not None:
         write(counter, count)

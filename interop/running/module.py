@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 
 from interop.conventions import FLAX_NAMES
 from interop.program.nodes import Entry, Model, Program
-from interop.program.recorded import Recorded
+from interop.program.recorded import Recorded, other_values
 from interop.running.arguments import bind
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.run import run, unsupported
@@ -64,10 +64,12 @@ class TracedModule(Layer):
 
         Raises:
             NotImplementedError: for operations that have no JAX function.
-            ValueError: for arrays that JAX, as configured, cannot hold.
+            ValueError: for arrays that JAX, as configured, cannot hold, and values that the programs do not hold for.
         """
         unsupported(model)
         check(arrays)
+        if problems := other_values(model, arrays):
+            raise ValueError("\n".join(problems))
         # A model that is itself a BatchNorm layer is not an `nnx.BatchNorm`: the graph has all that it does.
         model = dataclasses.replace(model, batch_norms=tuple(layer for layer in model.batch_norms if layer.path))
         self.deterministic = not training

@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 def _operation() -> Callable[[torch.Tensor, str], torch.Tensor]:
     import torch
 
-    def batch_norm(x: torch.Tensor, path: str) -> torch.Tensor:
+    def batch_norm(x: torch.Tensor, path: str, *_: object) -> torch.Tensor:
         raise RuntimeError(
             "jaxnorm::batch_norm stands for a BatchNorm layer in a traced graph, and cannot run in PyTorch"
         )
 
-    schema = "(Tensor x, str path) -> Tensor"  # given, not inferred: annotations may be wrapped by a type checker
+    # Given, not inferred: annotations may be wrapped by a type checker.
+    schema = "(Tensor x, str path, Tensor? mask=None, int row_dim=0) -> Tensor"
     custom = torch.library.custom_op("jaxnorm::batch_norm", batch_norm, mutates_args=(), schema=schema)
-    custom.register_fake(lambda x, path: torch.empty_like(x))
+    custom.register_fake(lambda x, path, mask=None, row_dim=0: torch.empty_like(x))
     # Where nothing uses its output, the layer's statistics move all the same: the node stays.
     private.keep(torch.ops.jaxnorm.batch_norm.default)
     return custom

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
+from interop.tracing.answers import Answers
+from interop.tracing.rewrites import rewritten
 
 if TYPE_CHECKING:
     import sympy
@@ -54,7 +56,7 @@ def report_single(
             state = {name: fake.from_tensor(tensor) for name, tensor in own.items()}
             fakes = [fake.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in few]
             positional, keywords = private.unflatten(fakes, spec)
-            with _calls() as names:
+            with rewritten(Answers()), _calls() as names:
                 results = plain(torch.func.functional_call(module, state, positional, keywords))
         return names, [list(x.shape) for x in private.flatten(results)[0] if isinstance(x, torch.Tensor)]
 

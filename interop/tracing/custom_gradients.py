@@ -52,7 +52,8 @@ def checked_gradients() -> Iterator[None]:
 
     def watch_new(cls: type[torch.autograd.Function], /, **kwargs: Any) -> None:
         super(function, cls).__init_subclass__(**kwargs)
-        watch(cls)
+        if not cls.__module__.startswith("torch."):  # torch makes one for each custom operation, which stays whole
+            watch(cls)
 
     for cls in _subclasses(function):
         if cls is private.checkpoint_function() or not cls.__module__.startswith("torch."):

@@ -21,6 +21,8 @@ _HERE = os.path.dirname(__file__)
 # Where and how a tensor is stored, which is JAX's business.
 _STORAGE = frozenset({"device", "layout", "pin_memory", "memory_format", "requires_grad"})
 
+_TOKEN = Value("token")
+
 
 def operation_name(target: torch.fx.node.Target) -> str:
     """`aten.conv2d.default`, `operator.add`, `math.floor`, `torch.sym_max`: what names an operation in a program."""
@@ -29,6 +31,23 @@ def operation_name(target: torch.fx.node.Target) -> str:
     module = getattr(target, "__module__", "") or ""
     name = getattr(target, "__name__", str(target))
     return f"{module.lstrip('_')}.{name}"
+
+
+def _ordered(node: torch.fx.Node) -> str:
+    """The name of the operation that the higher-order `with_effects(token, operation, *args)` runs, or of its own."""
+    return operation_name(node.args[1] if node.target.__name__ == "with_effects" else node.target)
+
+
+def written_by(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """The tensors that the node writes to."""
+    if not private.is_operation(node.target):
+        return []
+    found: list[Any] = []
+    for index, argument in enumerate(private.schema(node.target).arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+            found += given if isinstance(given, (list, tuple)) else [given]
+    return [tensor for tensor in found if tensor is not None]
 
 
 class GraphReader:
@@ -65,6 +84,8 @@ class GraphReader:
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 if placeholders[spec.arg.name].users:
                     self._values[spec.arg.name] = State(self._constants.add(self._exported.constants[spec.target]))
+            elif spec.kind is InputKind.TOKEN:  # orders operations with effects, of which `DROPPED` has none left
+                self._values[spec.arg.name] = _TOKEN
             elif spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, ConstantArgument):
                 self.user_inputs.append(spec.arg.value)
             elif spec.kind is InputKind.USER_INPUT:
@@ -81,6 +102,10 @@ class GraphReader:
     def _read_call(self, node: torch.fx.Node) -> None:
         name = operation_name(node.target)
         if name in DROPPED:
+            return
+        first = node.args[0] if node.args else None
+        if self._values.get(getattr(first, "name", "")) is _TOKEN and _ordered(node) in (*DROPPED, "operator.getitem"):
+            self._values[node.name] = _TOKEN
             return
         if name in _DROPOUTS and (not node.args[2] or node.args[1] == 0):
             self._values[node.name] = self._values[node.args[0].name]

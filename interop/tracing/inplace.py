@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import interop.ops
 from interop.program.operations import DROPPED, GRADIENT_OF, RUN
 from interop.tracing import private
-from interop.tracing.graph import operation_name
+from interop.tracing.graph import operation_name, written_by
 
 if TYPE_CHECKING:
     import torch
@@ -162,14 +162,9 @@ def _written(node: torch.fx.Node) -> list[torch.fx.Node]:
     """The floating tensors that the node writes to."""
     import torch
 
-    if not private.is_operation(node.target) or node.target is torch.ops.aten.detach_.default:
+    if node.target is torch.ops.aten.detach_.default:
         return []
-    found: list[torch.fx.Node | None] = []
-    for index, argument in enumerate(private.schema(node.target).arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
-            found += given if isinstance(given, (list, tuple)) else [given]
-    return [tensor for tensor in found if tensor is not None and _is_inexact(tensor)]
+    return [tensor for tensor in written_by(node) if _is_inexact(tensor)]
 
 
 def _write_unseen(node: torch.fx.Node, tensor: torch.fx.Node, unseen: Container[torch.fx.Node]) -> None:

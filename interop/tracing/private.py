@@ -223,6 +223,42 @@ def graph_inputs(tensors: list[torch.Tensor]) -> list[torch.fx.Node]:
     return [get_proxy_slot(tensor, mode.tracer).proxy.node for tensor in tensors]
 
 
+@_needed("to find the value of a tensor that is made of constants, while it is recorded")
+def recorded_as(tensor: torch.Tensor) -> torch.fx.Node | None:
+    """The node that stands for the tensor in the graph that is being recorded now, if there is one."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+
+    mode: Any = get_proxy_mode()
+    slot: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
+    return None if slot is None else slot.proxy.node
+
+
+@_needed("to read the constants of a graph that is being recorded")
+def recording_root() -> torch.nn.Module:
+    """What holds the tensors of the nodes of the kind get_attr."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode: Any = get_proxy_mode()
+    root: torch.nn.Module = mode.tracer.root
+    return root
+
+
+@_needed("to record a PackedSequence as a padded one")
+def packing() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What pack_padded_sequence and pad_packed_sequence in torch/nn/utils/rnn.py call."""
+    import torch
+
+    return torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence
+
+
+@_needed("to record assertions")
+def assertion() -> Callable[..., Any]:
+    import torch
+
+    function: Callable[..., Any] = torch._assert
+    return function
+
+
 # Sizes that vary
 
 
@@ -251,6 +287,14 @@ def as_python(condition: sympy.Basic) -> str:
     return text
 
 
+@_needed("to find the sizes that masks choose")
+def unknown(number: torch.SymInt | torch.SymFloat | torch.SymBool) -> set[sympy.Symbol]:
+    """The symbols in a number that depend on values."""
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+    return set(free_unbacked_symbols(number))
+
+
 @_needed("to find shapes that depend on values")
 def depends_on_values(shape: torch.Size) -> bool:
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -274,6 +318,72 @@ def dispatch_mode() -> type[TorchDispatchMode]:
     from torch.utils._python_dispatch import TorchDispatchMode
 
     return TorchDispatchMode
+
+
+@contextlib.contextmanager
+def arguments_of_distributions_believed() -> Iterator[None]:
+    """`torch.distributions` does not look whether parameters and values are in their range, a question about values."""
+    holder, before = _validation()
+    holder.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        holder.set_default_validate_args(before)
+
+
+@_needed("to record torch.distributions without a look at the values of their arguments")
+def _validation() -> tuple[type[torch.distributions.Distribution], bool]:
+    import torch
+
+    return torch.distributions.Distribution, torch.distributions.Distribution._validate_args
+
+
+@contextlib.contextmanager
+def packed_sizes_believed() -> Iterator[None]:
+    """Recurrent layers do not look whether the initial state fits the number of packed sequences, a value."""
+    with contextlib.ExitStack() as stack:
+        for holder, name, original in _size_checks():
+
+            def check(layer: Any, input: Any, hidden: Any, batch_sizes: Any, original: Any = original) -> None:
+                if batch_sizes is None:
+                    original(layer, input, hidden, batch_sizes)
+
+            stack.enter_context(_replaced(holder, name, check))
+        yield
+
+
+@_needed("to record recurrent layers of packed sequences")
+def _size_checks() -> list[tuple[type, str, Callable[..., Any]]]:
+    import torch
+
+    name = "check_forward_args"
+    holders = (torch.nn.RNNBase, torch.nn.LSTM)
+    return [(holder, name, vars(holder)[name]) for holder in holders]
+
+
+@contextlib.contextmanager
+def symbolic_truth(answer: Callable[[], bool | None]) -> Iterator[None]:
+    """Where the truth of a number that depends on values is asked for, `answer` may give it; None: torch raises."""
+    holder, original = _truth()
+
+    def truth(number: torch.SymBool) -> bool:
+        try:
+            return original(number)
+        except Exception as error:
+            given = answer() if type(error).__name__.startswith("GuardOnDataDependent") else None
+            if given is None:
+                raise
+            return given
+
+    with _replaced(holder, "__bool__", truth):
+        yield
+
+
+@_needed("to record code that checks values")
+def _truth() -> tuple[type[torch.SymBool], Callable[[torch.SymBool], bool]]:
+    import torch
+
+    return torch.SymBool, torch.SymBool.__bool__
 
 
 @_needed("to compute with real tensors while a module is recorded")
@@ -333,7 +443,7 @@ def _causal_mask_detection() -> tuple[ModuleType, str]:
 
 
 @contextlib.contextmanager
-def _replaced(holder: ModuleType, name: str, value: Callable[..., Any]) -> Iterator[None]:
+def _replaced(holder: ModuleType | type, name: str, value: Callable[..., Any]) -> Iterator[None]:
     original = getattr(holder, name)
     setattr(holder, name, value)
     try:

@@ -56,8 +56,8 @@ def refuse_untraceable(module: torch.nn.Module, args: tuple[Any, ...], kwargs: M
         raise TraceError("\n".join(problems))
 
 
-def refuse_unknown_shapes(module: torch.nn.Module, exported: torch.export.ExportedProgram, mode: str) -> None:
-    """Shapes that depend on values, which XLA has none of."""
+def refuse_unknown_shapes(module: torch.nn.Module, exported: torch.export.ExportedProgram, mode: str, why: str) -> None:
+    """Shapes that depend on values, which XLA has none of; `why` a mask does not do in their place."""
     lines = []
     for node in exported.graph.nodes:
         shape = getattr(node.meta.get("val"), "shape", None)
@@ -66,7 +66,9 @@ def refuse_unknown_shapes(module: torch.nn.Module, exported: torch.export.Export
     if lines:
         message = (
             f"{type(module).__name__} in {mode} mode has shapes that depend on values (boolean indices, nonzero, ...), "
-            "which jax.jit cannot compile; torch.where keeps the shape:\n" + "\n".join(lines)
+            "which jax.jit cannot compile; torch.where keeps the shape:\n"
+            + "\n".join(lines)
+            + (f"\nNo mask does in their place, because of {why}" if why else "")
         )
         if mode == "train":
             raise TraceError(message)

@@ -7,14 +7,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
+from interop.tracing.answers import Answers, StandIns
+from interop.tracing.recurrent import Recurrent
+from interop.tracing.unsized import Unsized
 
 if TYPE_CHECKING:
     import torch
 
 
 @contextlib.contextmanager
-def rewritten() -> Iterator[None]:
-    """For the time of a trace.
+def rewritten(answers: Answers) -> Iterator[None]:
+    """For the time of a trace, in which `answers` tells what Python asks of values.
 
     - `x.data` is `x.detach()`. Both share x's memory and let no gradient through. They differ in what autograd notices
       of writing to them, which a recorded graph has no use for. `x.data = y` writes y to it.
@@ -23,12 +26,21 @@ def rewritten() -> Iterator[None]:
       they are written out, as in aten/src/ATen/native/Normalization.cpp (`instance_norm`).
     - `nn.Transformer` and its layers look whether a mask is the causal one, a question about values. The answer is a
       hint: the mask is applied either way.
+    - Recurrent layers are one operation each (`recurrent.py`).
+    - `torch.distributions` does not validate its arguments, which is a question about values too.
     - Hooks on the gradient of a tensor inside `forward` are refused: a graph has no place for them.
     """
     import torch
 
-    read, assign = torch.Tensor.data.__get__, torch.Tensor.data.__set__
-    hooks = (torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook)
+    stand_ins: StandIns = {
+        torch.Tensor.data.__get__: torch.Tensor.detach,
+        torch.Tensor.data.__set__: _assign_data,
+        torch.nn.functional.instance_norm: _instance_norm,
+        **dict.fromkeys((torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook), _refuse_hook),
+        **Recurrent(answers.checks).stand_ins(),
+        **answers.stand_ins(),
+        **Unsized(answers.checks).stand_ins(),
+    }
     inference_mode = torch.inference_mode
     entered, left = inference_mode.__enter__, inference_mode.__exit__
 
@@ -47,25 +59,27 @@ def rewritten() -> Iterator[None]:
             args: tuple[Any, ...] = (),
             kwargs: Mapping[str, Any] | None = None,
         ) -> Any:
-            if func == read:
-                return args[0].detach()
-            if func == assign:
-                return _assign_data(*args)
-            if func in hooks:
-                raise ValueError(
-                    f"{func.__name__} inside forward: a hook on a gradient is lost when the forward is recorded. Leave "
-                    "it out at import if it only observes, and write what changes the gradient as an operation"
-                )
-            if func is torch.nn.functional.instance_norm:
-                return _instance_norm(*args, **(kwargs or {}))
-            return func(*args, **(kwargs or {}))
+            return stand_ins.get(func, func)(*answers.sizes(func, args), **(kwargs or {}))
 
     inference_mode.__enter__, inference_mode.__exit__ = enter, leave
     try:
-        with private.causal_masks_believed(), Rewriting():
+        with (
+            private.causal_masks_believed(),
+            private.arguments_of_distributions_believed(),
+            private.packed_sizes_believed(),
+            private.symbolic_truth(answers.truth_of_symbol),
+            Rewriting(),
+        ):
             yield
     finally:
         inference_mode.__enter__, inference_mode.__exit__ = entered, left
+
+
+def _refuse_hook(*_: object) -> None:
+    raise ValueError(
+        "a hook on the gradient of a tensor inside forward is lost when the forward is recorded. Leave it out at "
+        "import if it only observes, and write what changes the gradient as an operation"
+    )
 
 
 def _assign_data(tensor: torch.Tensor, value: torch.Tensor) -> None:

@@ -83,11 +83,17 @@ def read_batch_norms(module: torch.nn.Module) -> tuple[BatchNormLayer, ...]:
 
 
 class Constants:
-    """Tensors that the module's code makes while it is traced; equal ones are kept once."""
+    """Tensors that the module's code makes while it is traced; equal ones are kept once.
+
+    Attributes:
+        entries, arrays: the tensors.
+        read: entries of the state whose values the code has read as numbers, and the first line that did.
+    """
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.arrays: dict[str, np.ndarray] = {}
+        self.read: dict[str, str] = {}
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def add(self, tensor: torch.Tensor) -> str:

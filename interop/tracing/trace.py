@@ -26,8 +26,9 @@ import numpy as np
 from interop.errors import TorchVersionError, TraceError
 from interop.program import structure
 from interop.program.nodes import Model, Node, Program
-from interop.program.operations import BATCH_NORM
+from interop.program.operations import BATCH_NORM, CHECK
 from interop.tracing import private
+from interop.tracing.answers import Answers
 from interop.tracing.batch_norm import opaque_batch_norms, unshare
 from interop.tracing.batch_of_one import report_single
 from interop.tracing.custom_gradients import CustomGradientError, checked_gradients
@@ -35,6 +36,8 @@ from interop.tracing.decompositions import decomposed
 from interop.tracing.graph import GraphReader, size_guards
 from interop.tracing.hooks import beyond_observers, report_gradient_hooks
 from interop.tracing.inplace import make_functional, stop_gradients
+from interop.tracing.known import fixed
+from interop.tracing.masks import without_unknown_sizes
 from interop.tracing.own_backward import nested
 from interop.tracing.refusals import explained, refuse_unknown_shapes, refuse_untraceable, some
 from interop.tracing.rewrites import rewritten
@@ -106,9 +109,12 @@ def trace(
             ", ".join(path or "the module itself" for path in apart),
         )
     arrays.update(constants.arrays)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    moved = {f"{layer.path}.{name}" for layer in layers if not layer.frozen for name in statistics}
+    written = moved.union(*(program.updates for program in programs.values()))
     model = Model(
         name=type(module).__name__,
-        entries=(*entries, *constants.entries),
+        entries=(*fixed(entries, arrays, constants.read, written), *constants.entries),
         batch_norms=layers,
         modules=flags,
         train=programs["train"],
@@ -195,11 +201,11 @@ def _record(
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     own_counters: set[str] = set()
     while True:
-        changes = Changes(module)
+        changes, answers = Changes(module), Answers(module)
         with (
             opaque_batch_norms(module, own_counters) as counters,
             _plain_results(module, signature, changes),
-            rewritten(),
+            rewritten(answers),
             checked_gradients(),
         ):
             try:
@@ -217,11 +223,13 @@ def _record(
         if counters.own <= own_counters:
             break
         own_counters |= counters.own
-    refuse_unknown_shapes(module, exported, mode)
+    refuse_unknown_shapes(module, exported, mode, without_unknown_sizes(exported))
     try:
         changes.report(exported, mode)
     except ValueError as error:
         raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
+    answers.checks.report(mode)
+    constants.read.update(answers.read)
     if mode == "eval":
         report_single(module, exported, args, kwargs, _plain)
     return _program(module, exported, args, kwargs, constants, guards), counters.left_alone
@@ -298,12 +306,13 @@ def _program(
 
 
 def _live(nodes: list[Node], results: Any) -> tuple[Node, ...]:
-    """The nodes that the results depend on, and BatchNorm layers, whose statistics move whoever uses their output."""
+    """The nodes that the results depend on, checks, and BatchNorm layers, whose statistics move whoever uses their
+    output."""
     from interop.program.nodes import value_names
 
     wanted, kept = set(value_names(results)), []
     for node in reversed(nodes):
-        if node.name in wanted or node.operation == BATCH_NORM:
+        if node.name in wanted or node.operation in (BATCH_NORM, CHECK):
             wanted.update(value_names((node.args, node.kwargs)))
             kept.append(node)
     return tuple(reversed(kept))

@@ -12,9 +12,10 @@ import numpy as np
 from flax import linen, nnx
 
 from interop.arrays import to_numpy
+from interop.dtypes import TORCH
 from interop.errors import shown
 from interop.files.checkpoint import Checkpoint
-from interop.program.recorded import model_of
+from interop.program.recorded import model_of, other_values
 from interop.weights import nnx_tree as layers
 from interop.weights.linen_observe import Inputs
 from interop.weights.linen_tree import linen_tree
@@ -95,7 +96,8 @@ def load_state_dict(
 
     Raises:
         TypeError: for what is no mapping from names.
-        ValueError: with all missing, unexpected and misshapen keys, and all values that the model's dtypes cannot hold.
+        ValueError: with all missing, unexpected and misshapen keys, all values that the model's dtypes cannot hold, and
+            values other than those that an imported model's code has read as numbers.
 
     Warns:
         UserWarning: if the state dict has counters that the model's layers have no place for (Flax's own BatchNorm, or
@@ -126,7 +128,7 @@ def load_state_dict(
         problems.append("\n".join(["shapes that differ:", *misshapen]))
     else:
         values = _values(parts, given if strict else given | _complements(parts, given))
-        problems += values.problems
+        problems += values.problems + _other_values(target, given)
     if problems:
         raise ValueError(f"the state dict does not fit {tree.title}:\n" + "\n".join(problems))
     if counters:
@@ -256,6 +258,15 @@ def _values(parts: list[Part], given: Mapping[str, np.ndarray]) -> _Values:
                 problems.append(f"{sources[slot.key]} and {name} are one variable of the model, and differ")
             values[slot.key], sources[slot.key] = array, name
     return _Values(values, problems)
+
+
+def _other_values(target: Any, given: Mapping[str, np.ndarray]) -> list[str]:
+    """What an imported model's code has read as numbers and is another number in the state dict."""
+    model = model_of(target.model() if isinstance(target, TrainState) else target)
+    if model is None:
+        return []
+    read = {entry.name: entry for entry in model.entries if entry.fixed is not None and entry.name in given}
+    return other_values(model, {name: given[name].astype(TORCH[entry.dtype]) for name, entry in read.items()})
 
 
 def _identical(a: np.ndarray, b: np.ndarray) -> bool:
