@@ -157,7 +157,7 @@ def test_a_buffers_place_in_the_graph_is_found_while_it_is_recorded():
             self.register_buffer("scale", torch.ones(3))
 
         def forward(self, x):
-            found.extend(private.graph_inputs([self.scale]))
+            found.extend(private.graph_nodes([self.scale]))
             return x * self.scale
 
     exported(Reading(), torch.zeros(4, 3))

@@ -236,7 +236,7 @@ class _Recording:
             self._tensors[layer] = _tensors(layer)
             held = {**private.parameters(layer), **private.buffers(layer)}
             self._inputs[layer] = {
-                name: private.graph_inputs([held[name]])[0] for name in _READ if held.get(name) is not None
+                name: private.graph_nodes([held[name]])[0] for name in _READ if held.get(name) is not None
             }
 
     def _end(self, *_: object) -> None:

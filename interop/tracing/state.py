@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import random
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +13,6 @@ from interop.tracing import private
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger("interop")
-_NUMBERS = (bool, int, float, complex)
 
 
 def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarray]]:
@@ -101,77 +95,3 @@ class Constants:
             self.entries.append(Entry(name=name, kind="constant", shape=array.shape, dtype=dtype, persistent=False))
             self.arrays[name] = array
         return self._names[key]
-
-
-class Changes:
-    """What one run of a module's code changes in Python, where a graph does not see it."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
-        self._attributes: dict[tuple[str, str], tuple[object, object]] = {}
-        self._draws: set[str] = set()
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """The time of a call."""
-        attributes, drawn = self._held(), _random_states()
-        yield
-        for key, value in self._held().items():
-            if value is not attributes.get(key):
-                self._attributes[key] = attributes.get(key), value
-        self._draws |= {name for name, state in _random_states().items() if state != drawn[name]}
-
-    def _held(self) -> dict[tuple[str, str], object]:
-        """The attributes, parameters and buffers of every layer by their kind and name."""
-        return {
-            (kind, f"{path}.{name}".removeprefix(".")): value
-            for path, layer in self._module.named_modules()
-            for kind, table in (
-                ("attribute", vars(layer)),
-                ("parameter", private.parameters(layer)),
-                ("buffer", private.buffers(layer)),
-            )
-            for name, value in table.items()
-        }
-
-    def report(self, exported: torch.export.ExportedProgram, mode: str) -> None:
-        """Warns of what the exported program may lack.
-
-        Raises:
-            ValueError: for tensors that the program reads, and the code replaced.
-        """
-        import torch
-
-        read, written = exported.constants, set(exported.graph_signature.buffers_to_mutate.values())
-        lost, frozen = [], []
-        for (kind, name), (old, new) in self._attributes.items():
-            if kind != "attribute":
-                lost += [name] if name not in written else []
-            elif isinstance(old, torch.Tensor):  # one that is not read is a cache
-                lost += [name] if name in read else []
-            elif isinstance(new, torch.Tensor) or (isinstance(old, _NUMBERS) and isinstance(new, _NUMBERS)):
-                frozen += [name] if isinstance(new, torch.Tensor) or old != new else []
-        if lost:
-            raise ValueError(
-                f"forward replaces tensors that it reads: {', '.join(sorted(lost))}. The next call would not see it. "
-                "Make them buffers (register_buffer), and write to them (self.x.copy_(y), or self.x = y)"
-            )
-        if frozen:
-            logger.warning(
-                "forward in %s mode sets %s, which the imported model does not: each of its calls is like the first "
-                "one after import. A buffer (register_buffer) would change from call to call",
-                mode,
-                ", ".join(sorted(frozen)),
-            )
-        if self._draws:
-            logger.warning(
-                "forward in %s mode draws from %s, and what it drew at import is used in every call of the imported "
-                "model; torch.rand would draw anew",
-                mode,
-                " and ".join(sorted(self._draws)),
-            )
-
-
-def _random_states() -> dict[str, tuple[Any, ...]]:
-    numpy: Any = np.random.get_state()
-    return {"random": random.getstate(), "numpy.random": (numpy[1].tobytes(), numpy[2])}

@@ -4,18 +4,16 @@
 functional: no in-place operation is left, and what the call writes into buffers is listed as outputs. Both modes are
 recorded, since Python control flow depends on `self.training`, and the two records share one state.
 
-The module is left as it was found, also after an exception: training flags, buffers, attributes, hooks, random state.
+The module is left as it was found, also after an exception (`snapshot.py`), and each record begins with it as it was.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import inspect
 import logging
-import random
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,16 +26,19 @@ from interop.program import structure
 from interop.program.nodes import Model, Node, Program
 from interop.program.operations import BATCH_NORM
 from interop.tracing import private
-from interop.tracing.batch_norm import opaque_batch_norms, unshare
+from interop.tracing.batch_norm import opaque_batch_norms
 from interop.tracing.batch_of_one import report_single
 from interop.tracing.custom_gradients import CustomGradientError, checked_gradients
 from interop.tracing.decompositions import decomposed
 from interop.tracing.graph import GraphReader, size_guards
 from interop.tracing.hooks import beyond_observers, report_gradient_hooks
 from interop.tracing.inplace import make_functional, stop_gradients
-from interop.tracing.refusals import explained, refuse_unknown_shapes, refuse_untraceable, some
+from interop.tracing.modes import Modes
+from interop.tracing.refusals import explained, refuse_unknown_shapes, refuse_untraceable
 from interop.tracing.rewrites import rewritten
-from interop.tracing.state import Changes, Constants, read_batch_norms, read_state
+from interop.tracing.changes import Changes
+from interop.tracing.snapshot import left_as_found
+from interop.tracing.state import Constants, read_batch_norms, read_state
 
 if TYPE_CHECKING:
     import torch
@@ -71,27 +72,23 @@ def trace(
         raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
     refuse_untraceable(module, args, kwargs)
     args, keywords = _traceable_batch((args, dict(kwargs)))
-    with _lock, _left_as_found(module), warnings.catch_warnings():
+    uncompiled = torch.compiler.set_stance("force_eager")  # what torch.compile made runs as what it was made of
+    with _lock, uncompiled, warnings.catch_warnings(), left_as_found(module, (args, keywords)) as found:
         warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
         flags = {path: layer.training for path, layer in module.named_modules()}
         entries, arrays = read_state(module)
         layers = read_batch_norms(module)
         constants = Constants()
         report_gradient_hooks(module)
-        modes = {layer: layer.training for layer in module.modules()}
-        if not module.training:
-            module.train()
-        frozen = frozenset(path for path, layer in module.named_modules() if not layer.training)
-        unshare(module)
+        modes = Modes(module, found)
         programs = {}
         uncounted: dict[str, set[str]] = {}
         for mode in ("train", "eval"):
-            if mode == "eval":
-                _evaluate(module, modes)
-            record = functools.partial(_record, module, args, keywords, tuple(dynamic_dims), constants, mode)
-            programs[mode], uncounted[mode] = beyond_observers(record, module, args, keywords)
+            record = functools.partial(_record, module, args, keywords, tuple(dynamic_dims), constants, modes, mode)
+            programs[mode], uncounted[mode] = beyond_observers(record, modes, mode, module, args, keywords)
+        modes.report_sampling()
     layers = tuple(
-        dataclasses.replace(layer, frozen=first in frozen, counts=first not in uncounted["train"])
+        dataclasses.replace(layer, frozen=first in modes.frozen, counts=first not in uncounted["train"])
         for layer, first in ((layer, layer.same_as or layer.path) for layer in layers)
     )
     if any(layer.frozen for layer in layers):
@@ -117,20 +114,6 @@ def trace(
     return model, arrays
 
 
-def _evaluate(module: torch.nn.Module, modes: Mapping[torch.nn.Module, bool]) -> None:
-    """To eval mode; a module that was in it keeps the layers that were in train mode all the same (dropout that samples
-    in evaluation, say)."""
-    module.eval()
-    if modes[module]:
-        return
-    for layer, training in modes.items():
-        layer.training = training
-    batch_norm = private.batch_norm_class()
-    names = [path for path, layer in module.named_modules() if layer.training and not isinstance(layer, batch_norm)]
-    if names:
-        logger.warning("in train mode at import inside a model in eval mode, and in its eval graph: %s", some(names))
-
-
 def _traceable_batch(
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -144,40 +127,13 @@ def _traceable_batch(
     return private.unflatten(leaves, spec)
 
 
-@contextlib.contextmanager
-def _left_as_found(module: torch.nn.Module) -> Iterator[None]:
-    """Puts back every attribute of every layer, and random states."""
-    import torch
-
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    found = []
-    for layer in module.modules():
-        attributes = dict(vars(layer))
-        containers = {
-            name: value.copy()
-            for name, value in attributes.items()
-            if isinstance(value, (dict, set, list, collections.deque))
-        }
-        found.append((layer, attributes, containers))
-    try:
-        yield
-    finally:
-        for put_back, state in zip((torch.set_rng_state, random.setstate, np.random.set_state), states, strict=True):
-            put_back(state)
-        for layer, attributes, containers in found:
-            vars(layer).clear()
-            vars(layer).update(attributes)
-            for name, value in containers.items():
-                attributes[name].clear()
-                (attributes[name].update if isinstance(value, (dict, set)) else attributes[name].extend)(value)
-
-
 def _record(
     module: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_dims: tuple[int, ...],
     constants: Constants,
+    modes: Modes,
     mode: str,
 ) -> tuple[Program, set[str]]:
     """The graph of one mode, and the BatchNorm layers that leave their counter alone in it."""
@@ -194,7 +150,8 @@ def _record(
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     own_counters: set[str] = set()
     while True:
-        changes = Changes(module)
+        modes.enter(mode)
+        changes = Changes(modes.found)
         with (
             opaque_batch_norms(module, own_counters) as counters,
             _plain_results(module, signature, changes),
@@ -222,6 +179,7 @@ def _record(
     except ValueError as error:
         raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
     if mode == "eval":
+        modes.enter(mode)
         report_single(module, exported, args, kwargs, _plain)
     return _program(module, exported, args, kwargs, constants, guards), counters.left_alone
 
