@@ -50,7 +50,8 @@ def beyond_observers(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Result:
-    """What `record` gives; where it fails, once more without the hooks that only observe."""
+    """What `record` gives in this mode; where it fails, once more without the hooks that only observe."""
+    modes.enter(mode)
     try:
         return record()
     except ValueError:
@@ -59,6 +60,7 @@ def beyond_observers(
         if not hooks:
             raise
     modes.left_out = hooks
+    modes.enter(mode)
     result = record()
     modes.left_out = []
     places = sorted({hook.path or "the model itself" for hook in hooks})

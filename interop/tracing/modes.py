@@ -93,13 +93,11 @@ class Modes:
         import torch
 
         names = dict.fromkeys(name for name, _ in self.found.written())
-        for change in self.found.changes(before):
-            held = change.table in ("parameter", "buffer", "layer")
-            new = isinstance(change.new, (torch.Tensor, torch.nn.Module))
-            if change.table == "array" or new or (held and change.old is not None):
-                if isinstance(change.old, torch.Tensor) and isinstance(change.new, torch.Tensor):
-                    same = change.old.shape == change.new.shape and change.old.dtype == change.new.dtype
-                    if same and torch.equal(change.old, change.new) and held:
-                        continue
-                names[change.name] = None
+        for name, table, old, new in self.found.changes(before):
+            if table in ("parameter", "buffer") and isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+                moved = (old.shape, old.dtype) != (new.shape, new.dtype) or not torch.equal(old, new)
+            else:
+                moved = table in ("parameter", "buffer", "layer", "array") or isinstance(new, torch.Tensor)
+            if moved:
+                names[name] = None
         return list(names)

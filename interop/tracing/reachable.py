@@ -171,7 +171,9 @@ class _Walk:
 
     def _class(self, name: str, cls: type) -> None:
         for base in cls.__mro__:
-            if _users(base.__module__) and (base is cls or id(base) not in self._seen):
+            # A graph module has a class of its own, whose forward is written anew with each graph.
+            its_own = issubclass(base, torch.fx.GraphModule) and base is not torch.fx.GraphModule
+            if (its_own or _users(base.__module__)) and (base is cls or id(base) not in self._seen):
                 self._seen[id(base)] = base
                 dotted = functools.partial(_dotted, base.__qualname__)
                 read, write = functools.partial(_class_attributes, base), functools.partial(_fill_class, base)

@@ -150,7 +150,6 @@ def _record(
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     own_counters: set[str] = set()
     while True:
-        modes.enter(mode)
         changes = Changes(modes.found)
         with (
             opaque_batch_norms(module, own_counters) as counters,
@@ -159,7 +158,9 @@ def _record(
             checked_gradients(),
         ):
             try:
-                exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
+                exported = torch.export.export(
+                    _ordinary(module), args, kwargs, dynamic_shapes=by_argument, strict=False
+                )
                 guards = size_guards(exported)
                 if not make_functional(exported):
                     stop_gradients(exported.graph_module)
@@ -173,6 +174,7 @@ def _record(
         if counters.own <= own_counters:
             break
         own_counters |= counters.own
+        modes.enter(mode)
     refuse_unknown_shapes(module, exported, mode)
     try:
         changes.report(exported, mode)
@@ -182,6 +184,18 @@ def _record(
         modes.enter(mode)
         report_single(module, exported, args, kwargs, _plain)
     return _program(module, exported, args, kwargs, constants, guards), counters.left_alone
+
+
+def _ordinary(module: torch.nn.Module) -> torch.nn.Module:
+    """A `torch.fx.GraphModule` as a module of another class: torch.export interprets the graph of such a root, without
+    a call of the module or of its hooks (`_export_to_aten_ir` in torch/export/_trace.py)."""
+    import torch
+
+    if not isinstance(module, torch.fx.GraphModule):
+        return module
+    called = torch.nn.Module.__new__(type(type(module).__name__, (torch.nn.Module,), {}))
+    object.__setattr__(called, "__dict__", vars(module))  # which has the forward that stands in for the module's own
+    return called
 
 
 def _called_signature(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.Signature:
