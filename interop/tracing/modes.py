@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from interop.errors import TraceError
 from interop.tracing import private
@@ -67,7 +68,9 @@ class Modes:
             if self._flags[layer] and not self._training and not isinstance(layer, batch_norm)
         ]
         if names:
-            logger.warning("in train mode at import inside a model in eval mode, and in its eval graph: %s", some(names))
+            logger.warning(
+                "in train mode at import inside a model in eval mode, and in its eval graph: %s", some(names)
+            )
 
     def _switch(self, mode: str) -> None:
         own = [
@@ -77,17 +80,22 @@ class Modes:
             if private.is_overridden(layer, name)
         ]
         before = self.found.contents() if own else None
-        getattr(self._module, mode)()
+        try:
+            getattr(self._module, mode)()
+        except Exception as error:
+            raise TraceError(
+                f"{type(self._module).__name__}.{mode}() fails: {type(error).__name__}: {error}"
+            ) from error
         changed = [] if before is None else [*self._changed(before)]
         if changed:
             raise TraceError(
-                f"{type(self._module).__name__}.{mode}() changes what the module holds: {some(changed)}. That is the work "
-                f"of {some(own)}. An imported model has one state for both modes: import the module without that "
+                f"{type(self._module).__name__}.{mode}() changes what the module holds: {some(changed)}. That is the "
+                f"work of {some(own)}. An imported model has one state for both modes: import the module without that "
                 "(adapters merged into their weights for good, or a train() and an eval() that set flags alone), and "
                 "let forward compute from the state what a mode needs"
             )
 
-    def _changed(self, before: list[dict[object, object]]) -> list[str]:
+    def _changed(self, before: Sequence[Mapping[Any, Any]]) -> list[str]:
         """The tensors, arrays and layers that are others than they were; what is no longer there is a cache that was
         dropped, where it is no parameter, buffer or layer."""
         import torch

@@ -14,7 +14,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,9 +24,17 @@ from interop.tracing import private
 _NOT_THE_USERS = sys.stdlib_module_names | {"torch", "numpy", "jax", "jaxlib", "flax", "interop", "jaxnorm", "beartype"}
 # Of Python's own classes with attributes, those that hold what a user puts there; of PyTorch's, all but its machinery.
 _HOLDING = {"collections", "types", "argparse", "weakref", "dataclasses"}
-_MACHINERY = ("torch._", "torch.jit", "torch.distributed", "torch.utils", "torch.autograd", "torch.cuda", "torch.futures")
+_MACHINERY = (
+    "torch._",
+    "torch.jit",
+    "torch.distributed",
+    "torch.utils",
+    "torch.autograd",
+    "torch.cuda",
+    "torch.futures",
+)
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, np.dtype, range)
-Generator = torch.Generator | random.Random | np.random.Generator | np.random.RandomState
+Generator: TypeAlias = torch.Generator | random.Random | np.random.Generator | np.random.RandomState
 LRU_CACHE = type(functools.lru_cache(lambda: None))
 
 
@@ -70,7 +78,7 @@ class _Walk:
         self.found = Reached([], [], [], [])
         self.waiting: list[tuple[str, Any]] = []
         self._seen: dict[int, object] = {}
-        self._globals: dict[int, tuple[Mapping[str, Any], set[str]]] = {}
+        self._globals: dict[int, tuple[dict[str, Any], set[str]]] = {}
 
     def run(self) -> None:
         while self.waiting:
@@ -80,7 +88,9 @@ class _Walk:
             self._seen[id(item)] = item
             self._visit(name, item)
         for names, used in self._globals.values():
-            self._hold("item", names, str, functools.partial(_named, names, used), functools.partial(_rename, names, used))
+            self._hold(
+                "item", names, str, functools.partial(_named, names, used), functools.partial(_rename, names, used)
+            )
 
     def _hold(
         self,
@@ -159,7 +169,9 @@ class _Walk:
                     self.waiting.append((dotted(key), value))
         slots = [slot for cls in kind.__mro__ for slot in _slots(cls)]
         if slots:
-            self._hold("item", item, dotted, functools.partial(_slotted, item, slots), functools.partial(_fill, item, slots))
+            self._hold(
+                "item", item, dotted, functools.partial(_slotted, item, slots), functools.partial(_fill, item, slots)
+            )
             self.waiting += [(dotted(key), value) for key, value in _slotted(item, slots).items()]
 
     def _table(self, table: str, dotted: Callable[[Any], str], content: dict[str, Any]) -> None:
@@ -197,14 +209,19 @@ class _Walk:
         name = function.__qualname__
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         self.waiting += [(variable, cell) for variable, cell in cells]
-        self.waiting += [(name, part) for part in (function.__defaults__, function.__kwdefaults__, vars(function)) if part]
+        self.waiting += [
+            (name, part) for part in (function.__defaults__, function.__kwdefaults__, vars(function)) if part
+        ]
         if not _users(function.__module__):
             return
         names = set(_names(function.__code__))
         known, used = self._globals.setdefault(id(function.__globals__), (function.__globals__, set()))
         used |= names
         for variable in names:
-            for value in (known.get(variable), sys.modules.get(variable)):  # the second: imported by the function itself
+            for value in (
+                known.get(variable),
+                sys.modules.get(variable),
+            ):  # the second: imported by the function itself
                 self._global(variable, value, names)
 
     def _global(self, variable: str, value: object, names: set[str]) -> None:
@@ -283,7 +300,7 @@ def _fill_cell(cell: types.CellType, content: Mapping[str, Any]) -> None:
         del cell.cell_contents
 
 
-def _named(names: Mapping[str, Any], used: set[str]) -> dict[str, Any]:
+def _named(names: dict[str, Any], used: set[str]) -> dict[str, Any]:
     return {name: names[name] for name in sorted(used) if name in names}
 
 

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +54,9 @@ class Snapshot:
             held.isolated = {key: _with_fresh_cache(value, self._caches) for key, value in held.content.items()}
         self._tensors = [_Tensor(name, tensor) for name, tensor in found.tensors]
         self._memory = {memory.key: memory for tensor in self._tensors for memory in tensor.memory}
-        self._arrays = [(name, item, item.copy() if isinstance(item, np.ndarray) else item[:]) for name, item in found.arrays]
+        self._arrays = [
+            (name, item, item.copy() if isinstance(item, np.ndarray) else item[:]) for name, item in found.arrays
+        ]
         self._generators = [(item, _state(item)) for _, item in found.generators]
 
     def restore(self, caches: bool = False) -> None:
@@ -71,9 +73,9 @@ class Snapshot:
             memory.restore()
         for tensor in self._tensors:
             tensor.restore_version()
-        for _, item, content in self._arrays:
-            if not _equal(item, content):
-                item[...] = content
+        for _, item, kept in self._arrays:
+            if not _equal(item, kept):
+                _fill(item, kept)
         for generator, state in self._generators:
             _set_state(generator, state)
         for setting in self._settings:
@@ -83,17 +85,17 @@ class Snapshot:
         """What each holder has now."""
         return [held.holder.read() for held in self._held]
 
-    def changes(self, before: list[Mapping[Any, Any]] | None = None) -> Iterator[Change]:
+    def changes(self, before: Sequence[Mapping[Any, Any]] | None = None) -> Iterator[Change]:
         """What holders have now and had not `before` (when the snapshot was taken if not given); and all tensors and
         arrays with other contents than the snapshot has."""
         for index, held in enumerate(self._held):
-            old, new = held.isolated if before is None else before[index], held.holder.read()
+            old, new = held.content if before is None else before[index], held.holder.read()
             for key in () if _identical(new, old) else {**old, **new}:
                 if old.get(key) is not new.get(key):
                     yield Change(held.holder.name(key), held.holder.table, old.get(key), new.get(key))
-        for name, item, content in self._arrays:
-            if not _equal(item, content):
-                yield Change(name, "array", content, item)
+        for name, item, kept in self._arrays:
+            if not _equal(item, kept):
+                yield Change(name, "array", kept, item)
 
     def written(self) -> list[tuple[str, torch.Tensor]]:
         """The tensors that hold something else than when the snapshot was taken, by name."""
@@ -194,7 +196,11 @@ def _equal(item: Any, content: Any) -> bool:
     return same and item.tobytes() == content.tobytes()
 
 
-def _with_fresh_cache(value: object, made: dict[int, Any]) -> object:
+def _fill(item: Any, kept: Any) -> None:
+    item[... if isinstance(item, np.ndarray) else slice(None)] = kept
+
+
+def _with_fresh_cache(value: Any, made: dict[int, Any]) -> Any:
     """A function with a cache as one with a cache of its own, also inside what decorates a method; others as they
     are."""
     if isinstance(value, LRU_CACHE):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from interop.arrays import dtype_name, to_numpy
+from interop.errors import TraceError
 from interop.program.nodes import BatchNormLayer, Entry
 from interop.tracing import private
 
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger("interop")
 
 
-def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarray]]:
+def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarray], list[str]]:
     """Every parameter and buffer by its name, in the order of `state_dict()`; those outside the state dict come last.
 
-    A tensor with several names is one array: its later names say which is the first.
+    A tensor with several names is one array: its later names say which is the first. The names in the state dict of
+    what is neither are returned besides.
     """
     import torch
 
@@ -27,7 +31,10 @@ def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarr
         raise ValueError(
             f"parameters of lazy layers have no shape yet: {uninitialised}; call the module once before importing it"
         )
-    order = {name: index for index, name in enumerate(module.state_dict())}
+    try:
+        order = {name: index for index, name in enumerate(module.state_dict())}
+    except Exception as error:
+        raise TraceError(f"{type(module).__name__}.state_dict() fails: {type(error).__name__}: {error}") from error
     first: dict[int, str] = {}
     entries, arrays = [], {}
     for name, value in sorted(_named(module), key=lambda item: order.get(item[0], len(order))):
@@ -46,7 +53,30 @@ def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarr
         entries.append(entry)
         if entry.same_as is None:
             arrays[name] = to_numpy(value)
-    return entries, arrays
+    _report_shared(module)
+    return entries, arrays, [name for name in order if name not in {entry.name for entry in entries}]
+
+
+def _report_shared(module: torch.nn.Module) -> None:
+    """Warns of parameters in memory that other tensors have too: an optimizer of PyTorch's moves them all at once."""
+    spans: dict[int, tuple[int, int, int, str, bool]] = {}
+    for name, value in _named(module):
+        if value.numel() and id(value) not in spans:
+            start = value.storage_offset() * value.element_size()
+            reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+            end = start + (reach + 1) * value.element_size()
+            spans[id(value)] = (private.storage(value), start, end, name, value.requires_grad)
+    shared, last = [], None
+    for span in sorted(spans.values()):
+        if last is not None and span[0] == last[0] and span[1] < last[2] and (span[4] or last[4]):
+            shared += [last[3], span[3]]
+        if last is None or span[0] != last[0] or span[2] > last[2]:
+            last = span
+    if shared:
+        logger.warning(
+            "parameters that share memory with other tensors are apart from them in the imported model: %s",
+            ", ".join(dict.fromkeys(shared)),
+        )
 
 
 def _named(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -16,27 +16,33 @@ import inspect
 import logging
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interop.errors import TorchVersionError, TraceError
+from interop.errors import TraceError
 from interop.program import structure
 from interop.program.nodes import Model, Node, Program
 from interop.program.operations import BATCH_NORM
 from interop.tracing import private
 from interop.tracing.batch_norm import opaque_batch_norms
 from interop.tracing.batch_of_one import report_single
+from interop.tracing.changes import Changes
 from interop.tracing.custom_gradients import CustomGradientError, checked_gradients
 from interop.tracing.decompositions import decomposed
 from interop.tracing.graph import GraphReader, size_guards
 from interop.tracing.hooks import beyond_observers, report_gradient_hooks
 from interop.tracing.inplace import make_functional, stop_gradients
 from interop.tracing.modes import Modes
-from interop.tracing.refusals import explained, refuse_unknown_shapes, refuse_untraceable
+from interop.tracing.refusals import (
+    explained,
+    refuse_other_arguments,
+    refuse_shared_writes,
+    refuse_unknown_shapes,
+    refuse_untraceable,
+)
 from interop.tracing.rewrites import rewritten
-from interop.tracing.changes import Changes
 from interop.tracing.snapshot import left_as_found
 from interop.tracing.state import Constants, read_batch_norms, read_state
 
@@ -48,7 +54,7 @@ _lock = threading.RLock()
 
 
 def trace(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_dims: Iterable[int] = (0,)
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_dims: Collection[int] = (0,)
 ) -> tuple[Model, dict[str, np.ndarray]]:
     """Records what `module(*args, **kwargs)` does in train mode and in eval mode.
 
@@ -64,19 +70,26 @@ def trace(
         dtypes differ; copy them before either side is changed.
 
     Raises:
+        TypeError, ValueError: for arguments of other kinds, and for inputs that forward does not take.
         TraceError: if PyTorch cannot record the module.
+
+    Warns:
+        UserWarning: if its state dict has entries that are no parameters or buffers.
     """
     import torch
 
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
+    refuse_other_arguments(module, args, kwargs, dynamic_dims)
     refuse_untraceable(module, args, kwargs)
     args, keywords = _traceable_batch((args, dict(kwargs)))
-    uncompiled = torch.compiler.set_stance("force_eager")  # what torch.compile made runs as what it was made of
-    with _lock, uncompiled, warnings.catch_warnings(), left_as_found(module, (args, keywords)) as found:
+    with (
+        _lock,
+        torch.compiler.set_stance("force_eager"),  # what torch.compile made runs as what it was made of
+        warnings.catch_warnings(),
+        left_as_found(module, (args, keywords)) as found,
+    ):
         warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
         flags = {path: layer.training for path, layer in module.named_modules()}
-        entries, arrays = read_state(module)
+        entries, arrays, others = read_state(module)
         layers = read_batch_norms(module)
         constants = Constants()
         report_gradient_hooks(module)
@@ -87,6 +100,13 @@ def trace(
             record = functools.partial(_record, module, args, keywords, tuple(dynamic_dims), constants, modes, mode)
             programs[mode], uncounted[mode] = beyond_observers(record, modes, mode, module, args, keywords)
         modes.report_sampling()
+    if others:
+        warnings.warn(
+            f"the imported model lacks what the state dict of {type(module).__name__} has besides its parameters and "
+            f"buffers (extra state, say): {', '.join(others)}. Add it to interop.state_dict(model) before "
+            "load_state_dict(strict=True)",
+            stacklevel=3,
+        )
     layers = tuple(
         dataclasses.replace(layer, frozen=first in modes.frozen, counts=first not in uncounted["train"])
         for layer, first in ((layer, layer.same_as or layer.path) for layer in layers)
@@ -161,13 +181,14 @@ def _record(
                 exported = torch.export.export(
                     _ordinary(module), args, kwargs, dynamic_shapes=by_argument, strict=False
                 )
+                refuse_shared_writes(exported)
                 guards = size_guards(exported)
                 if not make_functional(exported):
                     stop_gradients(exported.graph_module)
                     exported = decomposed(exported.run_decompositions({}))
             except CustomGradientError as error:
                 raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
-            except TorchVersionError:
+            except TraceError:
                 raise
             except Exception as error:
                 raise TraceError(explained(module, mode, error)) from error
