@@ -128,7 +128,7 @@ class _Walk:
         if tensor.is_leaf and tensor.grad is not None:
             self.waiting.append((f"{name}.grad", tensor.grad))
         tables = [vars(tensor), *private.tensor_hooks(tensor)]
-        self.waiting += [(name, table) for table in tables if table]
+        self.waiting += [(name, table) for table in tables]
         inner = getattr(tensor, "__tensor_flatten__", None)
         if inner is not None:
             self.waiting += [(f"{name}.{part}", getattr(tensor, part)) for part in inner()[0]]

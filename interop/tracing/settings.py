@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -79,18 +78,11 @@ def _known() -> Iterator[tuple[str, Callable[[], Any], Callable[[Any], object]]]
             yield f"{backend}.{name}", partial(getattr, owner, name), partial(setattr, owner, name)
     yield "numpy errors", np.geterr, lambda state: np.seterr(**state)
     yield "numpy printing", np.get_printoptions, lambda state: np.set_printoptions(**state)
-    yield "environment", lambda: dict(os.environ), _set_environment
     yield "recursion limit", sys.getrecursionlimit, sys.setrecursionlimit
 
 
 def _set_default_device(device: torch.device) -> None:
     torch.set_default_device(None if device.type == "cpu" else device)
-
-
-def _set_environment(found: dict[str, str]) -> None:
-    for name in os.environ.keys() - found.keys():
-        del os.environ[name]
-    os.environ.update(found)
 
 
 def _same(a: Any, b: Any) -> bool:
