@@ -250,11 +250,11 @@ class Merging(torch.nn.Linear):
 
 
 class Averaging(torch.nn.BatchNorm1d):
-    """Replaces its running mean when it leaves train mode, and when it goes there."""
+    """Moves its running mean when it leaves train mode, and when it goes there."""
 
     def train(self, mode=True):
         if self.training != mode:
-            self.running_mean = self.running_mean * 0 + 1
+            self.running_mean = self.running_mean + 1
         return super().train(mode)
 
 
