@@ -786,7 +786,7 @@ def hooked(attach):
         return self.bn(x)
 
     module = norm_and(function)
-    attach(module)(lambda layer, given, *_: module.bn.weight.data.mul_(0.5))
+    attach(module)(lambda *_: [None, module.bn.weight.data.mul_(0.5)][0])
     return module
 
 
@@ -797,7 +797,7 @@ def of_one_buffer(module):
     return module
 
 
-BEYOND_THE_NODE = {
+WRITTEN = {
     "weight copied": lambda: norm_and(unseen(lambda bn, values: bn.weight.copy_(values))),
     "weight set": lambda: norm_and(unseen(lambda bn, values: bn.weight.set_(values.clone()))),
     "weight an output": lambda: norm_and(unseen(lambda bn, values: torch.exp(values, out=bn.weight))),
@@ -809,6 +809,9 @@ BEYOND_THE_NODE = {
     "in its sibling's hook": lambda: hooked(lambda module: module.fc.register_forward_hook),
     "in the root's hook": lambda: hooked(lambda module: module.register_forward_pre_hook),
     "of one buffer, unwritten": lambda: of_one_buffer(norm_and(lambda self, x: self.bn(x))),
+}
+
+BEYOND_THE_NODE = {
     "frozen by its call": lambda: norm_and(lambda self, x: self.bn(x), lambda _: Called(*MOMENTS, False, 0.0)),
     "training by its call": lambda: norm_and(lambda self, x: self.bn(x), lambda _: Called(*MOMENTS, True, 0.5)),
     "without statistics": lambda: norm_and(lambda self, x: self.bn(x), lambda _: Called(None, None, True, 0.1)),
@@ -841,9 +844,24 @@ def test_a_batch_norm_layer_that_does_more_than_its_own_forward_computes_the_sam
     before = snapshot(module)
     model = interop.from_torch(module, x)
     assert_untouched(module, before)
-    assert_same_step(jax_step(model, to_jax(x)), torch_step(BEYOND_THE_NODE[case]().train(), x), 1e-9)
+    assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
     module.eval(), model.eval()
-    assert relative(jax_eval(model, to_jax(x)), BEYOND_THE_NODE[case]().eval()(x).detach()) < 1e-9
+    assert relative(jax_eval(model, to_jax(x)), copy.deepcopy(module)(x).detach()) < 1e-9
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_a_batch_norm_layer_reads_what_forward_wrote(case, caplog):
+    module = WRITTEN[case]().train()
+    before = snapshot(module)
+    model = interop.from_torch(module, normal(6, 4))
+    assert_untouched(module, before)
+    assert ("forward writes to parameters that train (bn." in caplog.text) == ("unwritten" not in case)
+    for training in (True, True, False):
+        module.train(training), model.train() if training else model.eval()
+        x = normal(6, 4, seed=int(training))
+        assert relative(model(to_jax(x)), module(x).detach()) < 1e-9
+        found = interop.state_dict(model)
+        assert all(relative(found[name], value) < 1e-9 for name, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize(

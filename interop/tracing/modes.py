@@ -65,7 +65,7 @@ class Modes:
         names = [
             path
             for path, layer in self._module.named_modules()
-            if self._flags[layer] and not self._training and not isinstance(layer, batch_norm)
+            if self._flags.get(layer) and not self._training and not isinstance(layer, batch_norm)
         ]
         if names:
             logger.warning(

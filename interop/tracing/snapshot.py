@@ -146,7 +146,8 @@ class _Tensor:
         self.name, self.tensor = name, tensor
         self.memory = [_Memory(tensor.untyped_storage())] if private.has_memory(tensor) else []
         self._alias = tensor.detach() if self.memory else None
-        self._version = None if tensor.is_inference() else private.version(tensor)
+        known = not private.is_uninitialised(tensor) and not tensor.is_inference()
+        self._version = private.version(tensor) if known else None
         self._leaf = tensor.is_leaf
         self._requires_grad, self._grad = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
 

@@ -41,6 +41,7 @@ from interop.tracing.refusals import (
     refuse_shared_writes,
     refuse_unknown_shapes,
     refuse_untraceable,
+    some,
 )
 from interop.tracing.rewrites import rewritten
 from interop.tracing.snapshot import left_as_found
@@ -113,6 +114,14 @@ def trace(
     )
     if any(layer.frozen for layer in layers):
         logger.warning("BatchNorm frozen at import: %d layers", sum(layer.frozen for layer in layers))
+    written = [entry.name for entry in entries if entry.kind == "parameter" and entry.name in programs["train"].updates]
+    if written:
+        logger.warning(
+            "forward writes to parameters that train (%s): calls keep what they write, and a step that differentiates "
+            "with respect to these parameters goes on from what they were before its call. Let them not require "
+            "gradients if they are not to train",
+            some(written),
+        )
     nodes = {node.args[1] for node in programs["train"].nodes if node.operation == BATCH_NORM}
     apart = [layer.path for layer in layers if (layer.same_as or layer.path) not in nodes]
     if apart:
