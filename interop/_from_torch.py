@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -29,8 +30,14 @@ def from_torch(
         model = interop.from_torch(torchvision.models.resnet18(), torch.zeros(2, 3, 224, 224))
         logits = model(images)                                # (N, 3, 224, 224), any N
 
-    The module is recorded by `torch.export`, in both modes; it is left as it was. Arrays are copied. What its code
-    does only for a batch of one is not in the record; the import warns where it sees such code.
+    The module is recorded by `torch.export`, in both modes, and as its original where `torch.compile` was at work. It
+    is left as it was, with all that it reaches, random states and PyTorch's switches; that takes a copy of its tensors
+    for the time of the import. Arrays are copied. What its code does only for a batch of one is not in the record; the
+    import warns where it sees such code.
+
+    A recorded call changes the module's buffers and parameters as PyTorch's does, once. PyTorch runs what
+    `torch.utils.checkpoint` calls a second time in its backward pass, so that BatchNorm layers in there move their
+    statistics and counters twice a step; the imported model does so once, as without checkpoints.
 
     Args:
         module: a `torch.nn.Module`. Its mode is the model's mode at first; layers in eval mode inside a training
@@ -43,14 +50,34 @@ def from_torch(
             size where the module allows it.
 
     Raises:
-        interop.TraceError: if PyTorch cannot record the module, or if this torch is one in which what tracing needs
-            has moved.
+        TypeError: for what is no module, and for example inputs that its forward does not take.
+        interop.TraceError: if PyTorch cannot record the module, if what it does cannot be said by a graph over one
+            state (`train()` or `eval()` that write weights, tensors that forward replaces), or if this torch is one in
+            which what tracing needs has moved.
         NotImplementedError: for operations without a JAX function, all at once with the layers that use them; see
             `interop.register`.
-        ValueError: for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64).
+        ValueError: for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64), for lazy layers
+            without a shape, and for dimensions and dtypes that are none.
+
+    Warns:
+        UserWarning: for entries of the state dict that are no parameters or buffers (`get_extra_state`), which the
+            imported model does not have.
     """
     from interop.tracing.trace import trace
 
+    if not isinstance(rngs, nnx.Rngs | None):
+        raise TypeError(f"rngs is a flax.nnx.Rngs or None, found {type(rngs).__module__}.{type(rngs).__qualname__}")
+    if compute_dtype is not None:
+        _refuse_other_dtypes(compute_dtype)
     versions.warn_untried()
     model, arrays = trace(module, example_inputs, example_kwargs, dynamic_dims)
     return TracedModule(model, arrays, training=module.training, rngs=rngs, compute_dtype=compute_dtype)
+
+
+def _refuse_other_dtypes(compute_dtype: DTypeLike) -> None:
+    try:
+        known = jnp.issubdtype(jnp.dtype(compute_dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"compute_dtype is a floating dtype of JAX (jnp.bfloat16, say), found {compute_dtype!r}")

@@ -92,6 +92,44 @@ def test_a_write_makes_a_new_version():
     assert private.version(x) == before + 1
 
 
+def test_a_version_is_set_back():
+    weight = torch.nn.Parameter(torch.ones(3))
+    before = private.version(weight)
+    weight.data.fill_(2), weight.detach().fill_(3)
+    assert private.version(weight) > before
+    private.set_version(weight, before)
+    assert private.version(weight) == before
+
+
+def test_tensors_with_bytes_in_memory_are_known():
+    x = torch.ones(2, 3)
+    assert private.has_memory(x) and private.has_memory(x.T) and private.has_memory(torch.nn.Parameter(x))
+    others = x.to_sparse(), x.to("meta"), torch.nn.LazyLinear(3).weight
+    assert not any(map(private.has_memory, others))
+    with private.shapes_alone() as fake:
+        assert not private.has_memory(fake.from_tensor(x))
+    assert private.storage_key(x.untyped_storage()) == private.storage(x)
+
+
+def test_hooks_on_gradients_are_seen_where_they_are_kept():
+    weight = torch.nn.Parameter(torch.ones(3))
+    assert private.tensor_hooks(weight) == []
+    handle = weight.register_hook(lambda grad: grad)
+    assert [len(table) for table in private.tensor_hooks(weight)] == [1]
+    handle.remove()
+
+
+def test_who_switches_modes_in_its_own_way_is_known():
+    class Own(torch.nn.Linear):
+        def train(self, mode=True):
+            return super().train(mode)
+
+    assert private.is_overridden(Own(2, 2), "train") and not private.is_overridden(Own(2, 2), "eval")
+    assert not private.is_overridden(torch.nn.MultiheadAttention(4, 2), "train")
+    layer = torch.nn.Linear(2, 2)
+    assert {private.TABLES[name] for name in private.TABLES if name in vars(layer)} == {"parameter", "buffer", "layer"}
+
+
 def test_nested_arguments_come_apart_and_together():
     tree = {"a": [torch.zeros(1), 2], "b": (None, 3.0)}
     leaves, spec = private.flatten(tree)
@@ -157,7 +195,7 @@ def test_a_buffers_place_in_the_graph_is_found_while_it_is_recorded():
             self.register_buffer("scale", torch.ones(3))
 
         def forward(self, x):
-            found.extend(private.graph_inputs([self.scale]))
+            found.extend(private.graph_nodes([self.scale]))
             return x * self.scale
 
     exported(Reading(), torch.zeros(4, 3))

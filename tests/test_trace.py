@@ -657,6 +657,58 @@ def with_other_tensors(self, x):
     return torch.func.functional_call(self.bn, tensors, (x,))
 
 
+def unseen(write):
+    """`write(bn, values)` without gradients, then the layer."""
+
+    def function(self, x):
+        with torch.no_grad():
+            write(self.bn, self.teacher.weight * 1.5 + 0.1)
+        return self.bn(x)
+
+    return function
+
+
+def set_data(bn, values):
+    bn.bias.data = values
+
+
+def between_two_calls(self, x):
+    y = self.bn(x)
+    with torch.no_grad():
+        self.bn.weight.view(-1)[1:].mul_(0.5)
+    return y + self.bn(2 * x)
+
+
+def hooked(attach):
+    def function(self, x):
+        return self.bn(x)
+
+    module = norm_and(function)
+    attach(module)(lambda *_: [None, module.bn.weight.data.mul_(0.5)][0])
+    return module
+
+
+def of_one_buffer(module):
+    """Weight and bias are views of a buffer, as in fused optimizers."""
+    module.register_buffer("flat", torch.rand(6, dtype=torch.float64))
+    module.bn.weight.data, module.bn.bias.data = module.flat[:3], module.flat[3:]
+    return module
+
+
+WRITTEN = {
+    "weight copied": lambda: norm_and(unseen(lambda bn, values: bn.weight.copy_(values))),
+    "weight set": lambda: norm_and(unseen(lambda bn, values: bn.weight.set_(values.clone()))),
+    "weight an output": lambda: norm_and(unseen(lambda bn, values: torch.exp(values, out=bn.weight))),
+    "bias's data replaced": lambda: norm_and(unseen(set_data)),
+    "loaded": lambda: norm_and(unseen(lambda bn, values: bn.load_state_dict({"weight": values}, strict=False))),
+    "weight written between": lambda: norm_and(between_two_calls),
+    "weight written, own forward": lambda: norm_and(between_two_calls, lambda n: CountsItself1d(n)),
+    "in its hook": lambda: hooked(lambda module: module.bn.register_forward_pre_hook),
+    "in its sibling's hook": lambda: hooked(lambda module: module.fc.register_forward_hook),
+    "in the root's hook": lambda: hooked(lambda module: module.register_forward_pre_hook),
+    "of one buffer, unwritten": lambda: of_one_buffer(norm_and(lambda self, x: self.bn(x))),
+}
+
 BEYOND_THE_NODE = {
     "frozen by its call": lambda: norm_and(lambda self, x: self.bn(x), lambda _: Called(*MOMENTS, False, 0.0)),
     "training by its call": lambda: norm_and(lambda self, x: self.bn(x), lambda _: Called(*MOMENTS, True, 0.5)),
@@ -693,6 +745,53 @@ def test_a_batch_norm_layer_that_does_more_than_its_own_forward_computes_the_sam
     assert_same_step(jax_step(model, to_jax(x)), torch_step(module, x), 1e-9)
     module.eval(), model.eval()
     assert relative(jax_eval(model, to_jax(x)), copy.deepcopy(module)(x).detach()) < 1e-9
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_a_batch_norm_layer_reads_what_forward_wrote(case, caplog):
+    module = WRITTEN[case]().train()
+    before = snapshot(module)
+    model = interop.from_torch(module, normal(6, 4))
+    assert_untouched(module, before)
+    assert ("forward writes to parameters that train (bn." in caplog.text) == ("unwritten" not in case)
+    for training in (True, True, False):
+        module.train(training), model.train() if training else model.eval()
+        x = normal(6, 4, seed=int(training))
+        assert relative(model(to_jax(x)), module(x).detach()) < 1e-9
+        found = interop.state_dict(model)
+        assert all(relative(found[name], value) < 1e-9 for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("hold", "target", "names"),
+    [
+        (of_one_buffer, lambda self: self.flat, "bn.bias, bn.weight, flat"),
+        (lambda m: setattr(m, "alias", m.bn.weight.data), lambda self: self.alias, "alias, bn.weight"),
+        (lambda m: setattr(m, "tied", torch.nn.Parameter(m.fc.weight.data)), lambda self: self.tied, "fc.weight"),
+        (lambda m: setattr(m, "scale", torch.ones(3).double()), lambda self: self.scale, "the tensor scale, which"),
+        (lambda m: setattr(m, "scales", [torch.ones(3).double()]), lambda self: self.scales[0], "neither a parameter"),
+    ],
+)
+def test_what_is_written_beside_the_state_is_refused(hold, target, names):
+    def function(self, x):
+        with torch.no_grad():
+            target(self).mul_(2)
+        return self.bn(x) * getattr(self, "scale", getattr(self, "scales", [1])[0])
+
+    module = norm_and(function)
+    hold(module)
+    with pytest.raises(interop.TraceError, match=names):
+        interop.from_torch(module, normal(6, 4))
+
+
+@pytest.mark.parametrize("name", ["eps", "momentum"])
+def test_settings_that_are_tensors_are_refused(name):
+    module = conv_bn()
+    setattr(module[1], name, torch.tensor(0.1))
+    with pytest.raises(
+        interop.TraceError, match=rf"settings of BatchNorm layers are numbers: 1\.{name} is a torch\.Tensor"
+    ):
+        interop.from_torch(module, normal(2, 3, 8, 8))
 
 
 def test_a_cumulative_average_without_a_counter_does_not_move():

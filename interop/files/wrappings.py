@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -93,6 +93,18 @@ def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[
             removed.append(f"{wrapper}.")
             return _again(entries, notes, removed, path)
     return entries, notes, removed
+
+
+def bare_names(names: Iterable[str]) -> list[str]:
+    """The names as `load_checkpoint` gives them: without those of wrappers."""
+    bare = list(names)
+    while bare and all(name.startswith("module.") for name in bare):
+        bare = [name.removeprefix("module.") for name in bare]
+    for wrapper in WRAPPERS:
+        without = [re.sub(rf"(^|\.){wrapper}\.", r"\1", name) for name in bare]
+        if without != bare:
+            return bare_names(without)
+    return bare
 
 
 def _times(text: str, prefix: str) -> int:

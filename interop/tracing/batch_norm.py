@@ -18,9 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Set
 from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
+from interop.tracing.graph import written_by
+from interop.tracing.inplace import storages
 
 if TYPE_CHECKING:
     import torch
+
+_AFFINE = ("weight", "bias")
+_READ = ("running_mean", "running_var", *_AFFINE, "num_batches_tracked")  # what a layer reads of itself
 
 
 @functools.cache
@@ -106,7 +111,7 @@ def _tensors(layer: torch.nn.Module) -> list[object]:
     That is a weight which a parametrization, pruning or the module's own code computes.
     """
     held = {**private.parameters(layer), **private.buffers(layer)}
-    return [held.get(name, object()) for name in ("running_mean", "running_var", "weight", "bias")]
+    return [held.get(name, object()) for name in _READ[:4]]
 
 
 def _flags(layer: torch.nn.Module) -> dict[str, bool | float | None]:
@@ -156,7 +161,7 @@ class _Recording:
             torch.nn.Module, dict[str, bool | float | None]
         ] = {}  # flags of a layer that is as it was imported
         self._tensors: dict[torch.nn.Module, list[object]] = {}  # what it holds when the model's forward begins
-        self._inputs: dict[torch.nn.Module, list[torch.fx.Node]] = {}  # the graph's nodes for its buffers
+        self._inputs: dict[torch.nn.Module, dict[str, torch.fx.Node]] = {}  # the graph's nodes for what it reads
         self._within: list[
             torch.nn.Module
         ] = []  # layers with a forward of their own that are being called, the innermost last
@@ -231,14 +236,22 @@ class _Recording:
         """The model's forward begins."""
         for layer in self._paths:
             self._tensors[layer] = _tensors(layer)
-            names = ("running_mean", "running_var", "num_batches_tracked")
-            buffers = [buffer for name in names if (buffer := private.buffers(layer).get(name)) is not None]
-            self._inputs[layer] = private.graph_inputs(buffers)
+            held = {**private.parameters(layer), **private.buffers(layer)}
+            self._inputs[layer] = {
+                name: private.graph_nodes([held[name]])[0] for name in _READ if held.get(name) is not None
+            }
 
     def _end(self, *_: object) -> None:
-        """It ends: layers whose buffers anything but their own nodes reads or writes do more than these say."""
-        used = (layer for layer in self._emitted if any(node.users for node in self._inputs[layer]))
-        self.counters.own.update(self._paths[layer] for layer in used)
+        """It ends. A layer does more than its node says where anything else reads or writes its running statistics, or
+        writes its weight or bias: the node stands for what these hold when the model is called."""
+        graphs = {node.graph for inputs in self._inputs.values() for node in inputs.values()}
+        targets = {target for graph in graphs for node in graph.nodes for target in written_by(node)}
+        memory = {storage for target in targets for storage in storages(target)}
+        for layer in self._emitted:
+            inputs = self._inputs[layer]
+            moved = any(node.users for name, node in inputs.items() if name not in _AFFINE)
+            if moved or any(node in targets or memory.intersection(storages(node)) for node in inputs.values()):
+                self.counters.own.add(self._paths[layer])
 
     def _as_imported(self, layer: torch.nn.Module) -> bool:
         return _flags(layer) == self._expected[layer] and _same(_tensors(layer), self._tensors[layer])

@@ -40,7 +40,9 @@ def _ordered(node: torch.fx.Node) -> str:
 
 def written_by(node: torch.fx.Node) -> list[torch.fx.Node]:
     """The tensors that the node writes to."""
-    if not private.is_operation(node.target):
+    import torch
+
+    if not private.is_operation(node.target) or node.target is torch.ops.aten.detach_.default:
         return []
     found: list[Any] = []
     for index, argument in enumerate(private.schema(node.target).arguments):

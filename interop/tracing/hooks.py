@@ -6,16 +6,17 @@ there, though it has no part in what the module computes. Which hooks have none 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from interop.tracing import private
 
 if TYPE_CHECKING:
     import torch
+
+    from interop.tracing.modes import Modes
 
 logger = logging.getLogger("interop")
 Result = TypeVar("Result")
@@ -42,17 +43,26 @@ def report_gradient_hooks(module: torch.nn.Module) -> None:
 
 
 def beyond_observers(
-    record: Callable[[], Result], module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    record: Callable[[], Result],
+    modes: Modes,
+    mode: str,
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> Result:
-    """What `record` gives; where it fails, once more without the hooks that only observe."""
+    """What `record` gives in this mode; where it fails, once more without the hooks that only observe."""
+    modes.enter(mode)
     try:
         return record()
     except ValueError:
+        modes.enter(mode)
         hooks = observers(module, args, kwargs)
         if not hooks:
             raise
-    with left_out(hooks):
-        result = record()
+    modes.left_out = hooks
+    modes.enter(mode)
+    result = record()
+    modes.left_out = []
     places = sorted({hook.path or "the model itself" for hook in hooks})
     logger.warning("left out at import: %d hooks that only observe (%s)", len(hooks), ", ".join(places))
     return result
@@ -61,7 +71,7 @@ def beyond_observers(
 def observers(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Hook]:
     """The hooks that return nothing, write to no tensor and set nothing on their layer, in one call of the module.
 
-    None where the module has no hooks, or cannot be called. Its buffers are put back.
+    None where the module has no hooks, or cannot be called. What the call changes is for the caller to put back.
     """
     import torch
 
@@ -74,21 +84,13 @@ def observers(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
     if not hooks:
         return []
     verdicts = dict.fromkeys(range(len(hooks)), True)
-    originals = [hook.table[hook.key] for hook in hooks]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    for index, hook in enumerate(hooks):
+        hook.table[hook.key] = _watched(hook.table[hook.key], functools.partial(verdicts.__setitem__, index))
     try:
-        for index, hook in enumerate(hooks):
-            hook.table[hook.key] = _watched(originals[index], functools.partial(verdicts.__setitem__, index))
         with torch.no_grad():
             module(*args, **kwargs)
     except Exception:
         return []
-    finally:
-        for hook, original in zip(hooks, originals, strict=True):
-            hook.table[hook.key] = original
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
     return [hook for index, hook in enumerate(hooks) if verdicts[index]]
 
 
@@ -113,18 +115,3 @@ def _fingerprint(layer: torch.nn.Module, args: Any) -> tuple[list[tuple[int, int
     tables = private.forward_hooks(layer)
     attributes = {name: id(value) for name, value in vars(layer).items() if not any(value is table for table in tables)}
     return [(id(tensor), private.version(tensor)) for tensor in (*seen, *held)], attributes
-
-
-@contextlib.contextmanager
-def left_out(hooks: list[Hook]) -> Iterator[None]:
-    """For the time of a trace."""
-    tables = {id(hook.table): hook.table for hook in hooks}
-    kept = {number: table.copy() for number, table in tables.items()}
-    try:
-        for hook in hooks:
-            del hook.table[hook.key]
-        yield
-    finally:
-        for number, table in tables.items():
-            table.clear()
-            table.update(kept[number])

@@ -67,11 +67,11 @@ def _functional_form(node: torch.fx.Node) -> torch.fx.node.Target | None:
         return None
     # An in-place operation keeps its tensor's type and shape, a functional one promotes and broadcasts.
     tensors = [item.meta.get("val") for item in node.all_input_nodes]
-    written, result = node.args[0].meta.get("val"), node.meta.get("val")
-    masks = (written.dtype, torch.bool) if base == "masked_fill_" else (written.dtype,)
+    target, result = node.args[0].meta.get("val"), node.meta.get("val")
+    masks = (target.dtype, torch.bool) if base == "masked_fill_" else (target.dtype,)
     typed = all(x.dtype in masks for x in tensors if isinstance(x, torch.Tensor))
-    shaped = all(x.ndim <= written.ndim for x in tensors if isinstance(x, torch.Tensor))
-    return form if typed and shaped and result.shape == written.shape else None
+    shaped = all(x.ndim <= target.ndim for x in tensors if isinstance(x, torch.Tensor))
+    return form if typed and shaped and result.shape == target.shape else None
 
 
 def _replacements(
@@ -87,22 +87,22 @@ def _replacements(
             return None
         found += [(node, (item, latest[item])) for item in node.all_input_nodes if item in latest]
         if node in forms:
-            written = latest.get(node.args[0], node.args[0])
-            storages = list(_storages(written))
-            sure = len(storages) == 1 and list(_storages(node)) == storages
-            if not sure or any(other.op != "call_function" for other in sharing[storages[0]]):
+            target = latest.get(node.args[0], node.args[0])
+            memory = list(storages(target))
+            sure = len(memory) == 1 and list(storages(node)) == memory
+            if not sure or any(other.op != "call_function" for other in sharing[memory[0]]):
                 return None  # the record does not say what shares memory, or the caller's memory is written to
-            for other in sharing[storages[0]]:
-                if other is written or latest.get(other) is written:
+            for other in sharing[memory[0]]:
+                if other is target or latest.get(other) is target:
                     latest[other] = node
                 else:
                     stale.add(other)
-        for storage in set(_storages(node)):
+        for storage in set(storages(node)):
             sharing[storage].append(node)
     return found
 
 
-def _storages(node: torch.fx.Node) -> Iterator[int]:
+def storages(node: torch.fx.Node) -> Iterator[int]:
     """What tells the memory of the node's tensors apart."""
     import torch
 
@@ -120,13 +120,13 @@ def stop_gradients(graph_module: torch.fx.GraphModule) -> None:
     """
     unseen = _inlined(graph_module)
     for node in unseen:
-        written = _written(node)
+        targets = written(node)
         for item in node.all_input_nodes:
-            if item not in unseen and item not in written and _is_inexact(item):
+            if item not in unseen and item not in targets and _is_inexact(item):
                 with node.graph.inserting_before(node):
                     node.replace_input_with(item, _detached(item, node))
     for node in list(graph_module.graph.nodes):
-        for tensor in _written(node):
+        for tensor in _inexact_written(node):
             _write_unseen(node, tensor, unseen)
     graph_module.recompile()
 
@@ -158,12 +158,7 @@ def _inlined(graph_module: torch.fx.GraphModule) -> dict[torch.fx.Node, None]:
     return found
 
 
-def _written(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """The floating tensors that the node writes to."""
-    import torch
-
-    if node.target is torch.ops.aten.detach_.default:
-        return []
+def _inexact_written(node: torch.fx.Node) -> list[torch.fx.Node]:
     return [tensor for tensor in written_by(node) if _is_inexact(tensor)]
 
 
@@ -217,7 +212,7 @@ def _is_inexact(node: torch.fx.Node) -> bool:
 def _viewed(node: torch.fx.Node) -> torch.fx.Node | None:
     """What the node is a view of; None if it is none."""
     base = node.args[0] if node.op == "call_function" and node.args else None
-    shared = set(_storages(node)).intersection(_storages(base)) if isinstance(base, type(node)) else None
+    shared = set(storages(node)).intersection(storages(base)) if isinstance(base, type(node)) else None
     return base if shared else None
 
 

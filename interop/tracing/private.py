@@ -69,6 +69,9 @@ def dropout_class() -> type[_DropoutNd]:
     return _DropoutNd
 
 
+TABLES = {"_parameters": "parameter", "_buffers": "buffer", "_modules": "layer"}  # where a module keeps what
+
+
 @_needed("to see which tensors a layer has registered, and which of them are None")
 def parameters(layer: torch.nn.Module) -> MutableMapping[str, torch.Tensor | None]:
     table: MutableMapping[str, torch.Tensor | None] = vars(layer)["_parameters"]
@@ -85,6 +88,17 @@ def buffers(layer: torch.nn.Module) -> MutableMapping[str, torch.Tensor | None]:
 def children(layer: torch.nn.Module) -> MutableMapping[str, torch.nn.Module | None]:
     table: MutableMapping[str, torch.nn.Module | None] = vars(layer)["_modules"]
     return table
+
+
+@_needed("to see who has a train() and an eval() of their own")
+def is_overridden(layer: torch.nn.Module, method: str) -> bool:
+    """Whether a layer has another than `torch.nn.Module`'s, PyTorch's own layers apart."""
+    import torch
+
+    if method in vars(layer):
+        return True
+    owner = next(cls for cls in type(layer).__mro__ if method in vars(cls))
+    return owner is not torch.nn.Module and not owner.__module__.startswith("torch.nn.")
 
 
 @_needed("to see a layer's hooks, and to leave out those that only observe")
@@ -132,6 +146,36 @@ def is_script_object(value: object) -> bool:
 def storage(tensor: torch.Tensor) -> int:
     key: int = tensor.untyped_storage()._cdata
     return key
+
+
+@_needed("to tell storages apart")
+def storage_key(storage: torch.UntypedStorage) -> int:
+    key: int = storage._cdata
+    return key
+
+
+@_needed("to know tensors whose values are bytes in memory")
+def has_memory(tensor: torch.Tensor) -> bool:
+    """False for stand-ins, sparse tensors and those that are made of other tensors."""
+    import torch
+    from torch._subclasses import FakeTensor
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    plain = tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_quantized
+    made = isinstance(tensor, FakeTensor) or is_traceable_wrapper_subclass(tensor) or is_uninitialised(tensor)
+    return plain and not made and not tensor.is_nested and not tensor.is_mkldnn
+
+
+@_needed("to put back hooks on a tensor's gradient")
+def tensor_hooks(tensor: torch.Tensor) -> list[MutableMapping[int, Callable[..., Any]]]:
+    return [table for table in (tensor._backward_hooks, tensor._post_accumulate_grad_hooks) if table is not None]
+
+
+@_needed("to leave a module's tensors in the version that they had")
+def set_version(tensor: torch.Tensor, count: int) -> None:
+    import torch
+
+    torch._C._autograd._unsafe_set_version_counter((tensor,), (count,))
 
 
 @_needed("to see that a tensor was written to")
@@ -214,13 +258,14 @@ def keep(operation: OpOverload) -> None:
     torch.fx.has_side_effect(operation)
 
 
-@_needed("to see whether a graph uses a buffer, while it is recorded")
-def graph_inputs(tensors: list[torch.Tensor]) -> list[torch.fx.Node]:
-    """The nodes that stand for the tensors in the graph that is being recorded now."""
+@_needed("to see what a graph does with a tensor, while it is recorded")
+def graph_nodes(tensors: list[torch.Tensor]) -> list[torch.fx.Node]:
+    """The nodes that stand for the tensors in the graph that is being recorded now; none for those not in it."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
     mode: Any = get_proxy_mode()
-    return [get_proxy_slot(tensor, mode.tracer).proxy.node for tensor in tensors]
+    slots = [get_proxy_slot(tensor, mode.tracer, None) for tensor in tensors]
+    return [slot.proxy.node for slot in slots if slot is not None]
 
 
 @_needed("to find the value of a tensor that is made of constants, while it is recorded")

@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from interop import dtypes
+from interop.arrays import dtype_name
 from interop.errors import TraceError
 from interop.tracing import private
-from interop.tracing.graph import module_path, source_line
+from interop.tracing.graph import module_path, source_line, written_by
+from interop.tracing.inplace import storages
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("interop")
+
+
+def refuse_other_arguments(
+    module: object, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_dims: Collection[int]
+) -> None:
+    """Arguments that are no module, no inputs of its, or no dimensions."""
+    import torch
+
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    if isinstance(module, type) and issubclass(module, torch.nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, found the class {module.__qualname__}: make one of it")
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, found {kind}")
+    if not vars(module).keys() >= private.TABLES.keys():
+        raise TypeError(f"{kind} is no whole torch.nn.Module: its __init__ does not call super().__init__()")
+    if isinstance(dynamic_dims, (str, bytes)) or not isinstance(dynamic_dims, Collection):
+        raise TypeError(f"dynamic_dims is a sequence of dimensions, as in (0,) or (0, 2, 3), found {dynamic_dims!r}")
+    for dim in dynamic_dims:
+        if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)):
+            raise TypeError(f"dynamic_dims are numbers of dimensions, found {dim!r}")
+        if dim < 0:
+            raise ValueError(f"dynamic_dims count from the first dimension, which is 0; found {dim}")
+    try:
+        private.flatten((args, kwargs))
+    except RecursionError as error:
+        raise ValueError("the example inputs are nested too deeply, or contain themselves") from error
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # of what is not written in Python, and of no function at all
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(module).__name__}.forward{signature} does not take these example inputs: {error}"
+        ) from error
 
 
 def refuse_untraceable(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -52,8 +94,61 @@ def refuse_untraceable(module: torch.nn.Module, args: tuple[Any, ...], kwargs: M
     ]
     if arrays:
         problems.append(f"example inputs are torch.Tensors (torch.from_numpy makes one): {some(arrays)}")
+    unknown = [f"{name} is {dtype_name(tensor.dtype)}" for name, tensor in state if not _is_known(tensor)]
+    if unknown:
+        problems.append(
+            f"tensors of a dtype or a layout that NumPy and JAX do not have: {some(unknown)}. Convert them (.to(...), "
+            ".to_dense()), or keep them outside the module"
+        )
+    settings = [
+        f"{path or 'the module'}.{name} is a {type(value).__module__}.{type(value).__qualname__}"
+        for path, layer in module.named_modules()
+        if isinstance(layer, private.batch_norm_class())
+        for name in ("eps", "momentum")
+        if not isinstance(value := getattr(layer, name, None), (int, float, np.integer, np.floating, type(None)))
+    ]
+    if settings:
+        problems.append(
+            f"settings of BatchNorm layers are numbers: {some(settings)}. Make it one (float(...)), or a BatchNorm of "
+            "your own by other names of F.batch_norm's arguments"
+        )
     if problems:
         raise TraceError("\n".join(problems))
+
+
+def _is_known(tensor: torch.Tensor) -> bool:
+    import torch
+
+    if tensor.device.type == "meta" or private.is_uninitialised(tensor):  # which have errors of their own
+        return True
+    return dtype_name(tensor.dtype) in dtypes.TORCH and tensor.layout is torch.strided and not tensor.is_nested
+
+
+def refuse_shared_writes(exported: torch.export.ExportedProgram) -> None:
+    """Writes to a tensor whose memory another name has too: a recorded graph knows each by its own name."""
+    import torch
+
+    placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    names: dict[int, set[str]] = {}
+    for spec in exported.graph_signature.input_specs:
+        node = placeholders.get(spec.arg.name)
+        if spec.target is not None and node is not None:
+            for memory in storages(node):
+                names.setdefault(memory, set()).add(spec.target)
+    graphs = [part for part in exported.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    targets = (target for part in graphs for node in part.graph.nodes for target in written_by(node))
+    shared = {
+        name
+        for target in targets
+        for memory in storages(target)
+        if len(names.get(memory, ())) > 1
+        for name in names[memory]
+    }
+    if shared:
+        raise TraceError(
+            f"forward writes to memory that several tensors share: {some(sorted(shared))}. A recorded tensor does not "
+            "see what is written to another: register one of them, and make the others of it in forward (self.flat[:4])"
+        )
 
 
 def refuse_unknown_shapes(module: torch.nn.Module, exported: torch.export.ExportedProgram, mode: str, why: str) -> None:
@@ -86,6 +181,10 @@ def explained(module: torch.nn.Module, mode: str, error: Exception) -> str:
             "Results are tensors, numbers, and tuples, lists, dicts and dataclasses of them. Have the module leave it "
             f"out (config.use_cache = False, say), or register its type with {private.REGISTER_TYPES}"
         )
+    if constant := re.search(r"Constant (\S+) is mutated in the forward method", text):
+        name = "" if constant[1].startswith("lifted_tensor") else f" {constant[1]}"
+        text = f"forward writes to the tensor{name}, which is neither a parameter nor a buffer"
+        advice = "Make it a buffer (register_buffer): a graph has no other state."
     place = _users_line(error)
     return (
         f"torch.export cannot record {type(module).__name__} in {mode} mode{place}\n{type(error).__name__}: {text}\n"

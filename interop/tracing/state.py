@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import random
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from interop.arrays import dtype_name, to_numpy
+from interop.errors import TraceError
 from interop.program.nodes import BatchNormLayer, Entry
 from interop.tracing import private
 
@@ -18,13 +16,13 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("interop")
-_NUMBERS = (bool, int, float, complex)
 
 
-def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarray]]:
+def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarray], list[str]]:
     """Every parameter and buffer by its name, in the order of `state_dict()`; those outside the state dict come last.
 
-    A tensor with several names is one array: its later names say which is the first.
+    A tensor with several names is one array: its later names say which is the first. The names in the state dict of
+    what is neither are returned besides.
     """
     import torch
 
@@ -33,7 +31,10 @@ def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarr
         raise ValueError(
             f"parameters of lazy layers have no shape yet: {uninitialised}; call the module once before importing it"
         )
-    order = {name: index for index, name in enumerate(module.state_dict())}
+    try:
+        order = {name: index for index, name in enumerate(module.state_dict())}
+    except Exception as error:
+        raise TraceError(f"{type(module).__name__}.state_dict() fails: {type(error).__name__}: {error}") from error
     first: dict[int, str] = {}
     entries, arrays = [], {}
     for name, value in sorted(_named(module), key=lambda item: order.get(item[0], len(order))):
@@ -52,7 +53,30 @@ def read_state(module: torch.nn.Module) -> tuple[list[Entry], dict[str, np.ndarr
         entries.append(entry)
         if entry.same_as is None:
             arrays[name] = to_numpy(value)
-    return entries, arrays
+    _report_shared(module)
+    return entries, arrays, [name for name in order if name not in {entry.name for entry in entries}]
+
+
+def _report_shared(module: torch.nn.Module) -> None:
+    """Warns of parameters in memory that other tensors have too: an optimizer of PyTorch's moves them all at once."""
+    spans: dict[int, tuple[int, int, int, str, bool]] = {}
+    for name, value in _named(module):
+        if value.numel() and id(value) not in spans:
+            start = value.storage_offset() * value.element_size()
+            reach = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+            end = start + (reach + 1) * value.element_size()
+            spans[id(value)] = (private.storage(value), start, end, name, value.requires_grad)
+    shared, last = [], None
+    for span in sorted(spans.values()):
+        if last is not None and span[0] == last[0] and span[1] < last[2] and (span[4] or last[4]):
+            shared += [last[3], span[3]]
+        if last is None or span[0] != last[0] or span[2] > last[2]:
+            last = span
+    if shared:
+        logger.warning(
+            "parameters that share memory with other tensors are apart from them in the imported model: %s",
+            ", ".join(dict.fromkeys(shared)),
+        )
 
 
 def _named(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -107,77 +131,3 @@ class Constants:
             self.entries.append(Entry(name=name, kind="constant", shape=array.shape, dtype=dtype, persistent=False))
             self.arrays[name] = array
         return self._names[key]
-
-
-class Changes:
-    """What one run of a module's code changes in Python, where a graph does not see it."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
-        self._attributes: dict[tuple[str, str], tuple[object, object]] = {}
-        self._draws: set[str] = set()
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """The time of a call."""
-        attributes, drawn = self._held(), _random_states()
-        yield
-        for key, value in self._held().items():
-            if value is not attributes.get(key):
-                self._attributes[key] = attributes.get(key), value
-        self._draws |= {name for name, state in _random_states().items() if state != drawn[name]}
-
-    def _held(self) -> dict[tuple[str, str], object]:
-        """The attributes, parameters and buffers of every layer by their kind and name."""
-        return {
-            (kind, f"{path}.{name}".removeprefix(".")): value
-            for path, layer in self._module.named_modules()
-            for kind, table in (
-                ("attribute", vars(layer)),
-                ("parameter", private.parameters(layer)),
-                ("buffer", private.buffers(layer)),
-            )
-            for name, value in table.items()
-        }
-
-    def report(self, exported: torch.export.ExportedProgram, mode: str) -> None:
-        """Warns of what the exported program may lack.
-
-        Raises:
-            ValueError: for tensors that the program reads, and the code replaced.
-        """
-        import torch
-
-        read, written = exported.constants, set(exported.graph_signature.buffers_to_mutate.values())
-        lost, frozen = [], []
-        for (kind, name), (old, new) in self._attributes.items():
-            if kind != "attribute":
-                lost += [name] if name not in written else []
-            elif isinstance(old, torch.Tensor):  # one that is not read is a cache
-                lost += [name] if name in read else []
-            elif isinstance(new, torch.Tensor) or (isinstance(old, _NUMBERS) and isinstance(new, _NUMBERS)):
-                frozen += [name] if isinstance(new, torch.Tensor) or old != new else []
-        if lost:
-            raise ValueError(
-                f"forward replaces tensors that it reads: {', '.join(sorted(lost))}. The next call would not see it. "
-                "Make them buffers (register_buffer), and write to them (self.x.copy_(y), or self.x = y)"
-            )
-        if frozen:
-            logger.warning(
-                "forward in %s mode sets %s, which the imported model does not: each of its calls is like the first "
-                "one after import. A buffer (register_buffer) would change from call to call",
-                mode,
-                ", ".join(sorted(frozen)),
-            )
-        if self._draws:
-            logger.warning(
-                "forward in %s mode draws from %s, and what it drew at import is used in every call of the imported "
-                "model; torch.rand would draw anew",
-                mode,
-                " and ".join(sorted(self._draws)),
-            )
-
-
-def _random_states() -> dict[str, tuple[Any, ...]]:
-    numpy: Any = np.random.get_state()
-    return {"random": random.getstate(), "numpy.random": (numpy[1].tobytes(), numpy[2])}

@@ -4,33 +4,32 @@
 functional: no in-place operation is left, and what the call writes into buffers is listed as outputs. Both modes are
 recorded, since Python control flow depends on `self.training`, and the two records share one state.
 
-The module is left as it was found, also after an exception: training flags, buffers, attributes, hooks, random state.
+The module is left as it was found, also after an exception (`snapshot.py`), and each record begins with it as it was.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
 import inspect
 import logging
-import random
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interop.errors import TorchVersionError, TraceError
+from interop.errors import TraceError
 from interop.program import structure
 from interop.program.nodes import Model, Node, Program
 from interop.program.operations import BATCH_NORM, CHECK
 from interop.tracing import private
 from interop.tracing.answers import Answers
-from interop.tracing.batch_norm import opaque_batch_norms, unshare
+from interop.tracing.batch_norm import opaque_batch_norms
 from interop.tracing.batch_of_one import report_single
+from interop.tracing.changes import Changes
 from interop.tracing.custom_gradients import CustomGradientError, checked_gradients
 from interop.tracing.decompositions import decomposed
 from interop.tracing.graph import GraphReader, size_guards
@@ -38,10 +37,19 @@ from interop.tracing.hooks import beyond_observers, report_gradient_hooks
 from interop.tracing.inplace import make_functional, stop_gradients
 from interop.tracing.known import fixed
 from interop.tracing.masks import without_unknown_sizes
+from interop.tracing.modes import Modes
 from interop.tracing.own_backward import nested
-from interop.tracing.refusals import explained, refuse_unknown_shapes, refuse_untraceable, some
+from interop.tracing.refusals import (
+    explained,
+    refuse_other_arguments,
+    refuse_shared_writes,
+    refuse_unknown_shapes,
+    refuse_untraceable,
+    some,
+)
 from interop.tracing.rewrites import rewritten
-from interop.tracing.state import Changes, Constants, read_batch_norms, read_state
+from interop.tracing.snapshot import left_as_found
+from interop.tracing.state import Constants, read_batch_norms, read_state
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +59,7 @@ _lock = threading.RLock()
 
 
 def trace(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_dims: Iterable[int] = (0,)
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_dims: Collection[int] = (0,)
 ) -> tuple[Model, dict[str, np.ndarray]]:
     """Records what `module(*args, **kwargs)` does in train mode and in eval mode.
 
@@ -67,39 +75,57 @@ def trace(
         dtypes differ; copy them before either side is changed.
 
     Raises:
+        TypeError, ValueError: for arguments of other kinds, and for inputs that forward does not take.
         TraceError: if PyTorch cannot record the module.
+
+    Warns:
+        UserWarning: if its state dict has entries that are no parameters or buffers.
     """
     import torch
 
-    if not isinstance(module, torch.nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")
+    refuse_other_arguments(module, args, kwargs, dynamic_dims)
     refuse_untraceable(module, args, kwargs)
     args, keywords = _traceable_batch((args, dict(kwargs)))
-    with _lock, _left_as_found(module), warnings.catch_warnings():
+    with (
+        _lock,
+        torch.compiler.set_stance("force_eager"),  # what torch.compile made runs as what it was made of
+        warnings.catch_warnings(),
+        left_as_found(module, (args, keywords)) as found,
+    ):
         warnings.simplefilter("ignore")  # torch.export warns about itself; what fails is raised
         flags = {path: layer.training for path, layer in module.named_modules()}
-        entries, arrays = read_state(module)
+        entries, arrays, others = read_state(module)
         layers = read_batch_norms(module)
         constants = Constants()
         report_gradient_hooks(module)
-        modes = {layer: layer.training for layer in module.modules()}
-        if not module.training:
-            module.train()
-        frozen = frozenset(path for path, layer in module.named_modules() if not layer.training)
-        unshare(module)
+        modes = Modes(module, found)
         programs = {}
         uncounted: dict[str, set[str]] = {}
         for mode in ("train", "eval"):
-            if mode == "eval":
-                _evaluate(module, modes)
-            record = functools.partial(_record, module, args, keywords, tuple(dynamic_dims), constants, mode)
-            programs[mode], uncounted[mode] = beyond_observers(record, module, args, keywords)
+            record = functools.partial(_record, module, args, keywords, tuple(dynamic_dims), constants, modes, mode)
+            programs[mode], uncounted[mode] = beyond_observers(record, modes, mode, module, args, keywords)
+        modes.report_sampling()
+    if others:
+        warnings.warn(
+            f"the imported model lacks what the state dict of {type(module).__name__} has besides its parameters and "
+            f"buffers (extra state, say): {', '.join(others)}. Add it to interop.state_dict(model) before "
+            "load_state_dict(strict=True)",
+            stacklevel=3,
+        )
     layers = tuple(
-        dataclasses.replace(layer, frozen=first in frozen, counts=first not in uncounted["train"])
+        dataclasses.replace(layer, frozen=first in modes.frozen, counts=first not in uncounted["train"])
         for layer, first in ((layer, layer.same_as or layer.path) for layer in layers)
     )
     if any(layer.frozen for layer in layers):
         logger.warning("BatchNorm frozen at import: %d layers", sum(layer.frozen for layer in layers))
+    written = [entry.name for entry in entries if entry.kind == "parameter" and entry.name in programs["train"].updates]
+    if written:
+        logger.warning(
+            "forward writes to parameters that train (%s): calls keep what they write, and a step that differentiates "
+            "with respect to these parameters goes on from what they were before its call. Let them not require "
+            "gradients if they are not to train",
+            some(written),
+        )
     nodes = {node.args[1] for node in programs["train"].nodes if node.operation == BATCH_NORM}
     apart = [layer.path for layer in layers if (layer.same_as or layer.path) not in nodes]
     if apart:
@@ -111,10 +137,10 @@ def trace(
     arrays.update(constants.arrays)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     moved = {f"{layer.path}.{name}" for layer in layers if not layer.frozen for name in statistics}
-    written = moved.union(*(program.updates for program in programs.values()))
+    moved = moved.union(*(program.updates for program in programs.values()))
     model = Model(
         name=type(module).__name__,
-        entries=(*fixed(entries, arrays, constants.read, written), *constants.entries),
+        entries=(*fixed(entries, arrays, constants.read, moved), *constants.entries),
         batch_norms=layers,
         modules=flags,
         train=programs["train"],
@@ -122,20 +148,6 @@ def trace(
         torch=torch.__version__,
     )
     return model, arrays
-
-
-def _evaluate(module: torch.nn.Module, modes: Mapping[torch.nn.Module, bool]) -> None:
-    """To eval mode; a module that was in it keeps the layers that were in train mode all the same (dropout that samples
-    in evaluation, say)."""
-    module.eval()
-    if modes[module]:
-        return
-    for layer, training in modes.items():
-        layer.training = training
-    batch_norm = private.batch_norm_class()
-    names = [path for path, layer in module.named_modules() if layer.training and not isinstance(layer, batch_norm)]
-    if names:
-        logger.warning("in train mode at import inside a model in eval mode, and in its eval graph: %s", some(names))
 
 
 def _traceable_batch(
@@ -151,40 +163,13 @@ def _traceable_batch(
     return private.unflatten(leaves, spec)
 
 
-@contextlib.contextmanager
-def _left_as_found(module: torch.nn.Module) -> Iterator[None]:
-    """Puts back every attribute of every layer, and random states."""
-    import torch
-
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    found = []
-    for layer in module.modules():
-        attributes = dict(vars(layer))
-        containers = {
-            name: value.copy()
-            for name, value in attributes.items()
-            if isinstance(value, (dict, set, list, collections.deque))
-        }
-        found.append((layer, attributes, containers))
-    try:
-        yield
-    finally:
-        for put_back, state in zip((torch.set_rng_state, random.setstate, np.random.set_state), states, strict=True):
-            put_back(state)
-        for layer, attributes, containers in found:
-            vars(layer).clear()
-            vars(layer).update(attributes)
-            for name, value in containers.items():
-                attributes[name].clear()
-                (attributes[name].update if isinstance(value, (dict, set)) else attributes[name].extend)(value)
-
-
 def _record(
     module: torch.nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     dynamic_dims: tuple[int, ...],
     constants: Constants,
+    modes: Modes,
     mode: str,
 ) -> tuple[Program, set[str]]:
     """The graph of one mode, and the BatchNorm layers that leave their counter alone in it."""
@@ -201,7 +186,7 @@ def _record(
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     own_counters: set[str] = set()
     while True:
-        changes, answers = Changes(module), Answers(module)
+        changes, answers = Changes(modes.found), Answers(module)
         with (
             opaque_batch_norms(module, own_counters) as counters,
             _plain_results(module, signature, changes),
@@ -209,20 +194,24 @@ def _record(
             checked_gradients(),
         ):
             try:
-                exported = torch.export.export(module, args, kwargs, dynamic_shapes=by_argument, strict=False)
+                exported = torch.export.export(
+                    _ordinary(module), args, kwargs, dynamic_shapes=by_argument, strict=False
+                )
+                refuse_shared_writes(exported)
                 guards = size_guards(exported)
                 if not make_functional(exported):
                     stop_gradients(exported.graph_module)
                     exported = decomposed(exported.run_decompositions({}))
             except CustomGradientError as error:
                 raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
-            except TorchVersionError:
+            except TraceError:
                 raise
             except Exception as error:
                 raise TraceError(explained(module, mode, error)) from error
         if counters.own <= own_counters:
             break
         own_counters |= counters.own
+        modes.enter(mode)
     refuse_unknown_shapes(module, exported, mode, without_unknown_sizes(exported))
     try:
         changes.report(exported, mode)
@@ -231,8 +220,21 @@ def _record(
     answers.checks.report(mode)
     constants.read.update(answers.read)
     if mode == "eval":
+        modes.enter(mode)
         report_single(module, exported, args, kwargs, _plain)
     return _program(module, exported, args, kwargs, constants, guards), counters.left_alone
+
+
+def _ordinary(module: torch.nn.Module) -> torch.nn.Module:
+    """A `torch.fx.GraphModule` as a module of another class: torch.export interprets the graph of such a root, without
+    a call of the module or of its hooks (`_export_to_aten_ir` in torch/export/_trace.py)."""
+    import torch
+
+    if not isinstance(module, torch.fx.GraphModule):
+        return module
+    called = torch.nn.Module.__new__(type(type(module).__name__, (torch.nn.Module,), {}))
+    object.__setattr__(called, "__dict__", vars(module))  # which has the forward that stands in for the module's own
+    return called
 
 
 def _called_signature(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.Signature:

@@ -15,6 +15,7 @@ from interop.arrays import to_numpy
 from interop.dtypes import TORCH
 from interop.errors import shown
 from interop.files.checkpoint import Checkpoint
+from interop.files.wrappings import bare_names
 from interop.program.recorded import model_of, other_values
 from interop.weights import nnx_tree as layers
 from interop.weights.linen_observe import Inputs
@@ -91,6 +92,9 @@ def load_state_dict(
             make one variable (the biases of an LSTM), those that are missing are taken as the model has them.
         layouts, inputs: as for `interop.state_dict`.
 
+    Where none of the names is the model's, those of its wrappers are left out of these: a model whose only child is
+    called `module`, or that `torch.compile` wrapped, takes what `load_checkpoint` reads.
+
     A BatchNorm layer's `num_batches_tracked` may be missing, as in checkpoints before PyTorch 0.4.1
     (torch/nn/modules/batchnorm.py, `_NormBase._load_from_state_dict`).
 
@@ -111,6 +115,9 @@ def load_state_dict(
     entries = {new: state_dict[old] for old, new in _names(state_dict, rename).items()}
     if isinstance(state_dict, Checkpoint) and rename is None:
         entries = _with_prefix(entries, state_dict.prefix, expected)
+    if not any(name in expected for name in entries):  # a model that was imported in a wrapper, and a file's bare names
+        wrapped = dict(zip(bare_names(expected), expected, strict=True))
+        entries = {wrapped.get(name, name): value for name, value in entries.items()}
     missing = [name for name in expected if name not in entries and not _optional(name, expected)]
     unexpected = [name for name in entries if name not in expected]
     counters = [name for name in unexpected if _optional(name, expected)]
