@@ -51,6 +51,8 @@ class Chunks(Tensor):
             return self.parts[0][1].array()
         whole: np.ndarray = np.empty(self.shape, self.dtype)
         for place, part in self.parts:
+            if 0 in part.shape:  # which may lie outside
+                continue
             whole[tuple(slice(low, low + n) for low, n in zip(place, part.shape, strict=True))] = part.array()
         whole.flags.writeable = False
         return whole
