@@ -207,11 +207,3 @@ def test_missing_and_truncated_files_are_errors(saved):
 def test_only_imported_models_have_an_artifact(tmp_path):
     with pytest.raises(TypeError, match="from_torch"):
         interop.save(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), tmp_path)
-
-
-def test_a_mask_that_the_module_has_no_argument_for_is_refused():
-    """Padding would be in the statistics: a model that dropped the mask would be wrong in silence."""
-    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    model = interop.from_torch(module, torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="mask: the PyTorch model has no such argument"):
-        model(np.zeros((4, 3)), mask=np.arange(4) < 3)

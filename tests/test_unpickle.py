@@ -125,7 +125,7 @@ def malicious(path: str) -> dict[str, bytes]:
         "build setstate": b"\x80\x02" + at("os", "system") + b")\x81}" + text("__setstate__")
         + at("os", "system") + b"sb" + text(shell) + b"b.",
         "build attributes": b"\x80\x02ccollections\nOrderedDict\n)R}" + text("items") + at("os", "system") + b"sb.",
-        "memo": b"\x80\x02" + at("os", "system") + b"q\x00" + text(shell) + b"\x85q\x01" + b"0h\x00h\x01R.",
+        "memo": b"\x80\x02" + at("os", "system") + b"q\x00" + text(shell) + b"\x85q\x01" + b"00h\x00h\x01R.",
         "memo swap": b"\x80\x02" + at("collections", "OrderedDict") + b"q\x00" + at("os", "system")
         + b"q\x000" + b"h\x00" + text(shell) + b"\x85R.",
         "nested": pickle.dumps(Reduce(pickle.loads, pickle.dumps(Reduce(os.system, shell)))),
@@ -201,8 +201,8 @@ def test_the_interpreter_sees_no_execution_and_no_import(tmp_path, sentinel):
             except interop.CheckpointError:
                 pass
         watching = False
-        # mapping the file is all that the reader asks of the system
-        print(len(files), sorted({event for event, _ in seen} - {"mmap.__new__"}), seen[:3] if len(seen) < 9 else "")
+        # mapping the file is all that the reader asks of the system; id() tells objects apart
+        print(len(files), sorted({event for event, _ in seen} - {"mmap.__new__", "builtins.id"}), seen[:3] if len(seen) < 9 else "")
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],

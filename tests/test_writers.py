@@ -319,5 +319,5 @@ def test_an_artifact_is_saved_through_a_link(tmp_path, model):
 
 def test_an_artifact_that_cannot_be_written_is_an_error_that_names_it(tmp_path, model):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"file: cannot be written"):
+    with pytest.raises(CheckpointError, match=r"file: cannot be a folder"):
         interop.save(model, tmp_path / "file")

@@ -141,9 +141,15 @@ def files_in(folder: pathlib.Path) -> dict[str, int]:
     """The regular files in a folder, in order, with their sizes. Raises CheckpointError where it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in sorted(entries, key=_name) if entry.is_file()}
+            found = sorted(entries, key=_name)
     except OSError as error:
         raise CheckpointError(folder, f"cannot be listed: {error}") from error
+    sizes = {}
+    for entry in found:
+        with contextlib.suppress(OSError):  # a writer beside this reader has taken it away
+            if entry.is_file():
+                sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def _name(entry: "os.DirEntry[str]") -> str:

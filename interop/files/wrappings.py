@@ -71,9 +71,10 @@ def strip_prefixes(entries: dict[str, Entry], path: pathlib.Path) -> tuple[dict[
     """Names as the bare model has them; notes (`n_averaged`) and the wrappers that were taken off."""
     notes: dict[str, int] = {}
     removed: list[str] = []
-    names = [name for name in entries if name not in COUNTERS]
-    if names and (times := min(_times(name, "module.") for name in names)):
-        if times > _MOST_WRAPPERS:
+    while (names := [name for name in entries if name not in COUNTERS]) and (
+        times := min(_times(name, "module.") for name in names)
+    ):
+        if times > _MOST_WRAPPERS or len(removed) > _MOST_WRAPPERS:
             raise CheckpointError(path, f"its names begin with 'module.' {times} times, which no wrapper writes")
         if len(names) < len(entries):
             notes |= {name: count(name, entries[name].array(), path) for name in entries if name in COUNTERS}

@@ -120,7 +120,7 @@ def stop_gradients(graph_module: torch.fx.GraphModule) -> None:
     """
     unseen = _inlined(graph_module)
     for node in unseen:
-        targets = written(node)
+        targets = written_by(node)
         for item in node.all_input_nodes:
             if item not in unseen and item not in targets and _is_inexact(item):
                 with node.graph.inserting_before(node):
