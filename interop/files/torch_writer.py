@@ -18,6 +18,7 @@ from interop import dtypes
 from interop.files.disk import CheckpointError, progress, replacing, span
 
 _ALIGNMENT = 64
+_LONGEST = 255 * 8 - 1  # bits of an integer that torch/_weights_only_unpickler.py reads (LONG1)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date of a zip file: the same content gives the same file
 
 
@@ -80,10 +81,13 @@ def _find(path: pathlib.Path, value: Any, place: str, arrays: list[np.ndarray], 
         for key, item in value.items():
             if not isinstance(key, str | int):
                 raise CheckpointError(path, f"entry {place!r}: key {key!r} is neither text nor a number")
+            _find(path, key, f"{place}: a key", arrays, depth + 1)
             _find(path, item, f"{place}/{key}" if place else str(key), arrays, depth + 1)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _find(path, item, f"{place}/{index}", arrays, depth + 1)
+    elif isinstance(value, int) and value.bit_length() > _LONGEST:
+        raise CheckpointError(path, f"entry {place!r}: an integer of {value.bit_length()} bits, torch reads {_LONGEST}")
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise CheckpointError(
             path, f"entry {place!r}: only arrays and plain values can be written, no {type(value).__name__}"
@@ -197,12 +201,8 @@ class _Pickle:
             write(pickle.NEWTRUE if value else pickle.NEWFALSE)
         elif isinstance(value, int):
             content = pickle.encode_long(int(value))
-            if -(2**31) <= value < 2**31:
-                write(pickle.BININT + struct.pack("<i", value))
-            elif len(content) < 256:
-                write(pickle.LONG1 + bytes([len(content)]) + content)
-            else:
-                write(pickle.LONG4 + struct.pack("<i", len(content)) + content)
+            small = -(2**31) <= value < 2**31
+            write(pickle.BININT + struct.pack("<i", value) if small else pickle.LONG1 + bytes([len(content)]) + content)
         elif isinstance(value, float):
             write(pickle.BINFLOAT + struct.pack(">d", value))
         else:
