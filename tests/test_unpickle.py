@@ -203,7 +203,8 @@ def test_the_interpreter_sees_no_execution_and_no_import(tmp_path, sentinel):
                 pass
         watching = False
         # mapping the file is all that the reader asks of the system (and the number of an object of its own)
-        print(len(files), sorted({event for event, _ in seen} - {"mmap.__new__", "builtins.id"}), seen[:3] if len(seen) < 9 else "")
+        events = {event for event, _ in seen} - {"mmap.__new__", "builtins.id"}
+        print(len(files), sorted(events), seen[:3] if len(seen) < 9 else "")
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],

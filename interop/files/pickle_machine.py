@@ -240,7 +240,7 @@ class Machine:
         if gap == 0:
             self.memo.append(value)
             self.made += 9
-        elif 0 <= index and gap <= _GAP:
+        elif index >= 0 and gap <= _GAP:
             if gap > 0:
                 self.memo.extend([MARK] * (gap + 1))
                 self.charge(9 * gap)
