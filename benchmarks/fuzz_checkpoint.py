@@ -38,12 +38,12 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import fuzz_structures
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 
-import fuzz_structures
 import interop
 from interop.cli.values import as_json, brief
 
@@ -51,6 +51,7 @@ SECONDS = 5  # a case that takes longer hangs, if it had the processor for half 
 PATIENCE = 20  # times this long it may wait for the processor
 MEMORY = 256 << 20  # bytes of address space that reading a file of a few kB may ask for
 TRACED = 10  # in one case of so many every allocation is counted, which takes several times as long
+SLOWER = 1  # times the time that a well-formed file may take: with checks of every call, more
 OBJECTS = 256 << 10  # bytes of Python objects beside 4 x the files: names, parsers, texts, calls checked by beartype
 _NUMBERS = [
     0,
@@ -307,7 +308,7 @@ def check(format: str, files: dict[str, bytes], folder: pathlib.Path, traced: bo
     allowed = 4 * size + (64 << 20 if structured else OBJECTS)
     if allocated > allowed:
         return f"allocated {allocated} bytes, of {allowed}"
-    if structured and not traced and (took := time.process_time() - start) > 1 + size / 20e6:
+    if structured and not traced and (took := time.process_time() - start) > SLOWER * (1 + size / 20e6):
         return f"took {took:.2f} s for {size} bytes"
     if result == "read" and not structured and not reference(format, files, path, checkpoint):
         result = "a wrong array"

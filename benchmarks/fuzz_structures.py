@@ -40,16 +40,43 @@ _NAMES = [
 ]
 _SIZES = [0, 1, 2, 3, 4, 7, 64, 2**31, 2**62, 2**63, -1]
 _CLASSES = [
-    ("collections", "OrderedDict"), ("argparse", "Namespace"), ("torch.nn.modules.linear", "Linear"), ("pathlib", "PosixPath"),
-    ("torch.nn.modules.batchnorm", "BatchNorm1d"), ("datetime", "datetime"), ("torch", "device"), ("torch", "Size"), ("__main__", "Thing"),
-]  # fmt: skip
+    tuple(name.rsplit(".", 1))
+    for name in [
+        "collections.OrderedDict",
+        "argparse.Namespace",
+        "torch.nn.modules.linear.Linear",
+        "torch.nn.modules.batchnorm.BatchNorm1d",
+        "pathlib.PosixPath",
+        "datetime.datetime",
+        "torch.device",
+        "torch.Size",
+        "__main__.Thing",
+    ]
+]
 _FUNCTIONS = [
-    ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_tensor_v3"), ("torch._utils", "_rebuild_parameter"),
-    ("torch._tensor", "_rebuild_from_type_v2"), ("torch._utils", "_rebuild_device_tensor_from_numpy"), ("builtins", "set"),
-    ("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"), ("numpy", "dtype"), ("os", "system"),
-    ("numpy._core.numeric", "_frombuffer"), ("collections", "defaultdict"), ("collections", "Counter"), ("builtins", "dict"),
-    ("_codecs", "encode"), ("copyreg", "_reconstructor"), ("builtins", "getattr"), ("re", "_compile"), ("builtins", "complex"),
-]  # fmt: skip
+    tuple(name.rsplit(".", 1))
+    for name in [
+        "torch._utils._rebuild_tensor_v2",
+        "torch._utils._rebuild_tensor_v3",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_device_tensor_from_numpy",
+        "torch._tensor._rebuild_from_type_v2",
+        "numpy._core.multiarray._reconstruct",
+        "numpy._core.multiarray.scalar",
+        "numpy._core.numeric._frombuffer",
+        "numpy.dtype",
+        "collections.defaultdict",
+        "collections.Counter",
+        "builtins.set",
+        "builtins.dict",
+        "builtins.complex",
+        "builtins.getattr",
+        "_codecs.encode",
+        "copyreg._reconstructor",
+        "re._compile",
+        "os.system",
+    ]
+]
 
 
 class Pickle:

@@ -29,7 +29,8 @@ def to_numpy(value: Any) -> np.ndarray:
     bfloat16 and the float8 types are those of ml_dtypes.
 
     Raises:
-        TypeError: for anything else, and for masked arrays with masked values. What torch raises, for tensors without values or strides.
+        TypeError: for anything else, and for masked arrays with masked values. What torch raises, for tensors without
+            values or strides.
     """
     _check_mask(value)
     if not hasattr(value, "dtype"):

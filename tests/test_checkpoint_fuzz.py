@@ -1,18 +1,22 @@
-"""A short run of benchmarks/fuzz_checkpoint.py: mutated files are read rightly or refused, never anything else."""
+"""A short run of benchmarks/fuzz_checkpoint.py: mutated and odd files are read rightly or refused, never anything else."""
 
 import pathlib
+import random
 import sys
+import time
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 
 import fuzz_checkpoint
+import fuzz_structures
 
 
 @pytest.mark.parametrize("format", fuzz_checkpoint.FORMATS)
-def test_mutated_files_are_read_rightly_or_refused(format):
-    results = fuzz_checkpoint.run(format, 0, 60)
+def test_odd_files_are_read_rightly_or_refused(format, monkeypatch):
+    monkeypatch.setattr(fuzz_checkpoint, "SLOWER", 20)  # every call is checked here
+    results = fuzz_checkpoint.run(format, 0, 40)
     assert results["failed"] == 0
     assert results["refused"] > 0
 
@@ -40,6 +44,19 @@ def test_the_fuzzer_would_notice(monkeypatch, tmp_path):
     for reader, expected in ((crash, "IndexError: "), (hang, "TimeoutError: "), (wrong, "a wrong array")):
         monkeypatch.setattr(fuzz_checkpoint.interop, "load_checkpoint", reader)
         assert fuzz_checkpoint.check("safetensors", files, tmp_path) == expected
+
+    def slow(path):
+        end = time.process_time() + 0.1
+        while time.process_time() < end:
+            pass
+        return good(path)
+
+    odd = fuzz_structures.safetensors_file(random.Random(2))
+    monkeypatch.setattr(fuzz_checkpoint.interop, "load_checkpoint", slow)
+    monkeypatch.setattr(fuzz_checkpoint, "SECONDS", 5)
+    assert not fuzz_checkpoint.check("json safetensors", odd, tmp_path).startswith("took")
+    monkeypatch.setattr(fuzz_checkpoint, "SLOWER", 0.05)
+    assert fuzz_checkpoint.check("json safetensors", odd, tmp_path).startswith("took")
 
     def greedy(path):
         bytearray(5 * path.stat().st_size + fuzz_checkpoint.OBJECTS)

@@ -149,17 +149,23 @@ def keys(levels, width, ending=b"K\x01s."):
     return out + ending
 
 
+def of_one_hash(key, count):
+    return b"\x80\x02}(" + b"".join(key(i) + b"N" for i in range(1, count)) + b"u."
+
+
 LONG = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20)
 OPCODES = {
     "keys of tuples of tuples": keys(8, 64),
     "keys of tuples, in a set": keys(20, 3, b"0\x8f(h\x13\x90."),
-    "keys of one hash": b"\x80\x02}(" + b"".join(b"\x8a\x0a" + ((2**61 - 1) * i).to_bytes(10, "little") + b"N" for i in range(1, 60_000)) + b"u.",
-    "keys of complex numbers of one hash": b"\x80\x02}(" + b"".join(
-        b"c__builtin__\ncomplex\nG" + struct.pack(">d", -1000003.0 * i) + b"G" + struct.pack(">d", i) + b"\x86RN" for i in range(10_000)
-    ) + b"u.",
+    "keys of one hash": of_one_hash(lambda i: b"\x8a\x0a" + ((2**61 - 1) * i).to_bytes(10, "little"), 60_000),
+    "keys of complex numbers of one hash": of_one_hash(
+        lambda i: b"c__builtin__\ncomplex\n" + struct.pack(">cdcd", b"G", -1000003.0 * i, b"G", i) + b"\x86R", 10_000
+    ),
     "long keys that are equal": b"\x80\x02}" + LONG + b"q\x00NsNN00" + LONG + b"q\x010" + b"h\x01Ns" * 200_000 + b".",
-    "texts that are made bytes again and again": b"\x80\x02" + LONG + b"q\x000(" + b"c_codecs\nencode\nh\x00X\x06\0\0\0latin1\x86R" * 3000 + b"t.",
-    "one path of a long text": b"\x80\x02}(X\x01\0\0\0wNX\x01\0\0\0pcpathlib\nPosixPath\n(" + LONG + b"q\x00" + b"h\x00" * 3000 + b"tRu.",
+    "texts that are made bytes again and again": 
+        b"\x80\x02" + LONG + b"q\x000(" + b"c_codecs\nencode\nh\x00X\x06\0\0\0latin1\x86R" * 3000 + b"t.",
+    "one path of a long text": 
+        b"\x80\x02}(X\x01\0\0\0wNX\x01\0\0\0pcpathlib\nPosixPath\n(" + LONG + b"q\x00" + b"h\x00" * 3000 + b"tRu.",
     "opcodes that do nothing": b"\x80\x02" + b"N0" * 5_000_000 + b"N.",
     "empty sets": b"(" + b"\x8f" * 2_000_000 + b"t.",
     "numbers of the memo": b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", i * 1000) for i in range(200_000)) + b".",

@@ -119,7 +119,7 @@ def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) ->
     """
     source = path_of(path)
     if which is not None and not isinstance(which, str):
-        raise TypeError(f"which is the name of a state dict or None, found {type(which).__name__}")
+        raise TypeError(f"expected the name of a state dict or None for which=, found {type(which).__name__}")
     if hub.is_name(name := os.fspath(path)):
         source = hub.fetch(name)
     found = kind(source)

@@ -203,5 +203,5 @@ def _files(index_path: pathlib.Path) -> set[str]:
 
 def _remove(folder: pathlib.Path, *names: str) -> None:
     for name in names:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # also where the name with its ending is too long for a file
             (folder / name).unlink()

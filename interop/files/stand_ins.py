@@ -42,7 +42,7 @@ class Instance:
 
 
 class Called(Instance):
-    """Stands for what the function `cls` would return: NumPy's generators, compiled patterns, anything of the user's."""
+    """Stands for what the function `cls` would return: a NumPy generator, a compiled pattern, a thing of the user's."""
 
     __slots__ = ()
 

@@ -206,12 +206,8 @@ class _Pickle:
             write(pickle.NEWTRUE if value else pickle.NEWFALSE)
         elif isinstance(value, int):
             content = pickle.encode_long(int(value))
-            if -(2**31) <= value < 2**31:
-                write(pickle.BININT + struct.pack("<i", value))
-            elif len(content) < 256:
-                write(pickle.LONG1 + bytes([len(content)]) + content)
-            else:
-                write(pickle.LONG4 + struct.pack("<i", len(content)) + content)
+            small = -(2**31) <= value < 2**31
+            write(pickle.BININT + struct.pack("<i", value) if small else pickle.LONG1 + bytes([len(content)]) + content)
         elif isinstance(value, float):
             write(pickle.BINFLOAT + struct.pack(">d", value))
         else:
