@@ -31,6 +31,7 @@ def from_torch(
 
     The module is recorded by `torch.export`, in both modes; it is left as it was. Arrays are copied. What its code
     does only for a batch of one is not in the record; the import warns where it sees such code.
+    Numbers that its code reads from buffers, checks of values, masks and packed sequences: docs/values.md.
 
     Args:
         module: a `torch.nn.Module`. Its mode is the model's mode at first; layers in eval mode inside a training
