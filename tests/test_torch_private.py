@@ -287,6 +287,80 @@ def test_reentrant_checkpoints_are_calls_of_the_function_known_here(monkeypatch)
     assert len(calls) == 1 and calls[0][0] is x
 
 
+def test_a_recorded_tensor_has_a_node_and_a_constant_a_holder():
+    found = []
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("k", torch.ones(()))
+
+        def forward(self, x):
+            y = x + torch.tensor([1.0, 2.0])
+            constants = [n for n in private.recorded_as(y).graph.nodes if n.op == "get_attr"]
+            held = getattr(private.recording_root(), constants[0].target)
+            found.append((private.recorded_as(self.k).op, private.recorded_as(y).op, held.shape))
+            return y
+
+    exported(Net(), torch.zeros(3, 2))
+    assert found == [("placeholder", "call_function", (2,))]
+    assert private.recorded_as(torch.zeros(2)) is None
+
+
+def test_packing_and_assertions_are_the_functions_known_here():
+    called = []
+
+    class Watching(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            called.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Watching():
+        packed = torch.nn.utils.rnn.pack_padded_sequence(torch.zeros(3, 2, 1), torch.tensor([3, 1]))
+        torch.nn.utils.rnn.pad_packed_sequence(packed)
+        torch._assert(torch.nn.Parameter(torch.tensor(True), requires_grad=False), "")
+    assert all(function in called for function in (*private.packing(), private.assertion()))
+
+
+def test_distributions_validate_again_afterwards():
+    with private.arguments_of_distributions_believed():
+        torch.distributions.Normal(0.0, torch.tensor(-1.0))
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(0.0, torch.tensor(-1.0))
+
+
+def test_a_recurrent_layer_looks_at_no_packed_size_and_at_padded_ones():
+    layer, state = torch.nn.LSTM(1, 1), torch.zeros(1, 5, 1)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.zeros(3, 2, 1), torch.tensor([3, 1]))
+    with private.packed_sizes_believed():
+        layer.check_forward_args(packed.data, (state, state), packed.batch_sizes)
+        with pytest.raises(RuntimeError, match="Expected hidden"):
+            layer(torch.zeros(3, 2, 1), (state, state))
+    with pytest.raises(RuntimeError, match="Expected hidden"):
+        layer(packed, (state, state))
+
+
+def test_the_truth_of_a_number_that_depends_on_values_is_answered():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum().item() > 0 else -x
+
+    with private.symbolic_truth(lambda: False):
+        targets = [node.target for node in exported(Net(), torch.zeros(3, 2)).graph.nodes]
+        assert torch.ops.aten.neg.default in targets
+    with private.symbolic_truth(lambda: None), pytest.raises(Exception, match="data-dependent"):
+        exported(Net(), torch.zeros(3, 2))
+
+
+def test_a_size_that_a_mask_chooses_has_its_symbol():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return x[x > 0]
+
+    (chosen,) = [n.meta["val"] for n in exported(Net(), torch.zeros(3, 2)).graph.nodes if "index" in n.name]
+    assert private.unknown(chosen.shape[0]) == {private.expression(chosen.shape[0])}
+
+
 def test_what_has_moved_is_an_error_that_names_torch_and_what_to_do(monkeypatch):
     monkeypatch.delattr(torch.nn.modules.batchnorm, "_BatchNorm")
     monkeypatch.setattr(versions, "TRIED", {**versions.TRIED, "torch": ("2.0.0", "2.1.0")})

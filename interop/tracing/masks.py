@@ -13,45 +13,15 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import interop.ops
 from interop.program.operations import BATCH_NORM, DROPPED
 from interop.tracing import private
 from interop.tracing.graph import module_path, operation_name, source_line
+from interop.tracing.row_wise import argument, row_wise, same, values_of
 
 if TYPE_CHECKING:
     import sympy
     import torch
 
-# What treats elements one by one, besides the operations that are registered as elementwise.
-_EACH = frozenset(
-    f"aten.{name}" for name in (
-        "copy.default", "type_as.default", "expand_as.default", "zeros_like.default", "ones_like.default",
-        "full_like.default", "broadcast_tensors.default", "igamma.default", "nextafter.default", "logaddexp2.default",
-    )
-)  # fmt: skip
-# What works along `dim`, or over it.
-_ALONG = frozenset((
-    "softmax.int", "log_softmax.int", "_softmax.default", "_log_softmax.default", "select.int", "unbind.int",
-    "split.Tensor", "split_with_sizes.default", "chunk.default", "argmax.default", "argmin.default", "sort.default",
-    "sort.stable", "topk.default", "max.dim", "min.dim", "median.dim", "squeeze.dim", "squeeze.dims", "cumsum.default",
-    "cumprod.default", "logcumsumexp.default", "glu.default", "diff.default", "unflatten.int", "sum.dim_IntList",
-    "mean.dim", "amax.default", "amin.default", "any.dim", "any.dims", "all.dim", "all.dims", "prod.dim_int",
-    "logsumexp.default", "var.correction", "var.dim", "std.correction", "std.dim", "var_mean.correction",
-    "std_mean.correction", "linalg_vector_norm.default", "norm.ScalarOpt_dim", "count_nonzero.dim_IntList",
-    "cosine_similarity.default", "gather.default", "slice.Tensor", "narrow.default", "flip.default",
-))  # fmt: skip
-_MOVES = frozenset(
-    ("transpose.int", "swapaxes.default", "unsqueeze.default", "permute.default", "movedim.int", "movedim.intlist",
-     "t.default", "expand.default", "squeeze.default")
-)  # fmt: skip
-_VIEWS = frozenset(("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints"))
-# Rows are examples, dimension 0 of the first argument, and nothing else has any.
-_EXAMPLES = frozenset(
-    f"aten.{name}.default" for name in (
-        *(f"conv{n}d" for n in (1, 2, 3)), "convolution", *(f"{k}_pool{n}d" for k in ("avg", "max", "adaptive_avg")
-        for n in (1, 2, 3)), "group_norm", "instance_norm", "prelu", "pixel_shuffle", "bilinear",
-    )
-)  # fmt: skip
 # Reductions of which rows are left out by a value that changes nothing.
 _NEUTRAL: dict[str, float] = {
     **dict.fromkeys(("sum", "nansum", "any", "count_nonzero", "cumsum", "linalg_vector_norm", "norm"), 0),
@@ -83,7 +53,7 @@ def without_unknown_sizes(exported: torch.export.ExportedProgram) -> str:
     """Puts all rows in the place of those that masks choose, in the exported graph; where that cannot be, leaves the
     graph and says what is in the way."""
     nodes = [node for node in exported.graph.nodes if node.op == "call_function"]
-    if not any(_symbols(value) for node in nodes for value in _values(node)) and not any(map(_puts_by_mask, nodes)):
+    if not any(_symbols(value) for node in nodes for value in values_of(node)) and not any(map(_puts_by_mask, nodes)):
         return ""
     try:
         graph = _Masking(exported.graph).graph()
@@ -91,11 +61,6 @@ def without_unknown_sizes(exported: torch.export.ExportedProgram) -> str:
         return str(refused)
     exported.graph_module.graph = graph
     return ""
-
-
-def _values(node: torch.fx.Node) -> list[Any]:
-    value = node.meta.get("val")
-    return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
 def _symbols(value: Any) -> set[sympy.Symbol]:
@@ -160,7 +125,7 @@ class _Masking:
         return self._new
 
     def _touches(self, node: torch.fx.Node) -> bool:
-        values = [value for item in (node, *node.all_input_nodes) for value in _values(item)]
+        values = [value for item in (node, *node.all_input_nodes) for value in values_of(item)]
         return any(map(_symbols, values)) or (node.op == "call_function" and _puts_by_mask(node))
 
     def _refused(self, why: str) -> Refused:
@@ -174,14 +139,24 @@ class _Masking:
         return node
 
     def _copied(self, node: torch.fx.Node) -> torch.fx.Node:
-        """The node with arguments of the new graph. A size is the number of rows where it is no part of a shape."""
+        """The node with arguments of the new graph. A size is the room for rows in a shape, else the number of rows."""
+        import torch
+
+        def number(item: torch.fx.Node) -> torch.fx.Node:
+            return self._counts.get(item, self._env[item])
+
+        def size(item: torch.fx.Node) -> torch.fx.Node:
+            if item in self._counts and operation_name(item.target) != "aten.sym_size.int":
+                raise self._refused("a size that is computed of the number of rows")
+            return self._env[item]
+
         shaped = operation_name(node.target) in _SHAPED
-
-        def given(item: torch.fx.Node) -> torch.fx.Node:
-            return self._counts[item] if item in self._counts and not shaped else self._env[item]
-
-        copy = self._new.node_copy(node, given)
-        if any(map(_symbols, _values(node))):
+        copy = self._new.node_copy(node, number)
+        copy.args = tuple(
+            torch.fx.node.map_arg(item, size if shaped and isinstance(item, (list, tuple)) else number)
+            for item in node.args
+        )
+        if any(map(_symbols, values_of(node))):
             copy.meta = {key: item for key, item in node.meta.items() if key != "val"}
         return copy
 
@@ -191,7 +166,7 @@ class _Masking:
         """The dimension of a tensor that holds rows."""
         import torch
 
-        shapes = [value.shape for value in _values(node) if isinstance(value, torch.Tensor)]
+        shapes = [value.shape for value in values_of(node) if isinstance(value, torch.Tensor)]
         found = {
             dim for shape in shapes for dim, n in enumerate(shape) if isinstance(n, torch.SymInt) and private.unknown(n)
         }
@@ -207,14 +182,14 @@ class _Masking:
         dim = self._row_dim(node)
         if dim is None:
             return None
-        return self._rows_of_size(_values(node)[0].shape[dim])
+        return self._rows_of_size(values_of(node)[0].shape[dim])
 
     def _learn(self, value: torch.Tensor, dim: int, mask: torch.fx.Node) -> Rows:
         """That the rows of the dimension are what the mask chooses."""
         symbol = private.expression(value.shape[dim])
-        same = next((rows for rows in self._known.values() if _same(rows.mask, mask)), None)
-        rows = same or Rows(mask, self._call(_valid, mask))
-        if not symbol.is_symbol or not _same(self._known.setdefault(symbol, rows).mask, mask):
+        found = next((rows for rows in self._known.values() if same(rows.mask, mask)), None)
+        rows = found or Rows(mask, self._call(_valid, mask))
+        if not symbol.is_symbol or not same(self._known.setdefault(symbol, rows).mask, mask):
             raise self._refused("two masks choose the same number of rows")
         return rows
 
@@ -243,10 +218,10 @@ class _Masking:
         chosen = {item: rows for item in node.all_input_nodes if (rows := self._rows_of(item)) is not None}
         if len(set(chosen.values())) > 1:
             raise self._refused("what two masks choose meets there")
-        unknown = any(map(_symbols, _values(node)))
+        unknown = any(map(_symbols, values_of(node)))
         if not chosen and unknown and name not in _SHAPED:
             raise self._refused("its size depends on values")
-        if not chosen or self._row_wise(node, name, chosen):
+        if not chosen or row_wise(node, chosen, self._row_dim):
             return self._copied(node)
         return self._reduced(node, name, next(iter(chosen.values())))
 
@@ -266,7 +241,7 @@ class _Masking:
         x, indices = node.args
         dim = self._row_dim(x)
         masks = [index for index in indices if index is not None]
-        if dim is None and len(masks) == 1 and _is_mask(masks[0]) and not any(map(_symbols, _values(masks[0]))):
+        if dim is None and len(masks) == 1 and _is_mask(masks[0]) and not any(map(_symbols, values_of(masks[0]))):
             mask, place = self._env[masks[0]], indices.index(masks[0])
             self._learn(node.meta["val"], place, mask)
             return self._call(_rows, self._env[x], mask, place)
@@ -278,7 +253,7 @@ class _Masking:
         import torch
 
         mask = self._env[node.args[0]]
-        self._learn(_values(node)[0], 0, mask)
+        self._learn(values_of(node)[0], 0, mask)
         places = self._call(_places, mask)
         if isinstance(node.meta["val"], (tuple, list)):
             return places
@@ -305,7 +280,7 @@ class _Masking:
             place = value.ndim - 1 - after  # of the rows among the dimensions of the values, which may be fewer
             if rows is None and place >= 0 and not (isinstance(value.shape[place], int) and value.shape[place] == 1):
                 raise self._refused("writes a number of rows that depends on values")
-            if rows is not None and not (_same(rows.mask, mask) and place == self._row_dim(values)):
+            if rows is not None and not (same(rows.mask, mask) and place == self._row_dim(values)):
                 raise self._refused("writes what another mask has chosen")
             return self._call(_put, self._env[x], mask, self._env[values], dim, *rest)
         chosen = {rows for index in given if (rows := self._rows_of(index)) is not None} | ({rows} if rows else set())
@@ -333,44 +308,9 @@ class _Masking:
     def _masked_scatter(self, node: torch.fx.Node) -> torch.fx.Node:
         x, mask, source = node.args
         rows, shapes = self._rows_of(source), [item.meta["val"].shape for item in (x, mask)]
-        if rows is None or shapes[0] != shapes[1] or not _same(rows.mask, self._env[mask]):
+        if rows is None or shapes[0] != shapes[1] or not same(rows.mask, self._env[mask]):
             raise self._refused("writes what another mask has chosen")
         return self._call(_put, self._env[x], self._env[mask], self._env[source], 0)
-
-    def _row_wise(self, node: torch.fx.Node, name: str, chosen: dict[torch.fx.Node, Rows]) -> bool:
-        """Whether each row of the result is made of that row of the arguments alone."""
-        import torch
-
-        base = name.removeprefix("aten.")
-        first = next((item for item in node.args if isinstance(item, torch.fx.Node)), None)
-        dim = None if first is None or first not in chosen else self._row_dim(first)
-        ndim = 0 if first is None else getattr(first.meta["val"], "ndim", 0)
-        operation = interop.ops.lookup(name, torch.__version__)
-        if name == "operator.getitem" or name in _EACH or (operation is not None and operation.layout == "elementwise"):
-            ends = {value.ndim - (self._row_dim(item) or 0) for item in chosen for value in _values(item)[:1]}
-            return len(ends) == 1
-        if base in _ALONG and dim is not None:
-            along = _argument(node, "dims" if base == "flip.default" else "dim")
-            along = along if isinstance(along, (tuple, list)) else [along]
-            return along not in ([], [None]) and dim not in [d % ndim for d in along]
-        if base in _MOVES or base.startswith("new_"):  # the latter take the type alone
-            return True
-        if base in _VIEWS and dim is not None:
-            shape, new, to = node.args[0].meta["val"].shape, node.meta["val"].shape, self._row_dim(node)
-            return to is not None and math.prod(shape[:dim]) == math.prod(new[:to])
-        if base in ("cat.default", "stack.default"):
-            every = all(item in chosen for item in node.args[0])
-            along = _argument(node, "dim") % node.meta["val"].ndim
-            return every and (base == "stack.default" or along != self._row_dim(node))
-        if base in ("linear.default", "mm.default", "matmul.default", "mv.default"):
-            return len(chosen) == 1 and dim is not None and dim < ndim - 1
-        if base == "addmm.default":
-            return list(chosen) == [node.args[1]] and self._row_dim(node.args[1]) == 0
-        if base in ("embedding.default", "index_select.default"):
-            return list(chosen) == [node.args[-1 if base.startswith("index") else 1]]
-        if base in ("layer_norm.default", "native_layer_norm.default", "rms_norm.default", "_fused_rms_norm.default"):
-            return dim is not None and dim < ndim - len(node.args[1])
-        return name in _EXAMPLES and list(chosen) == [first] and dim == 0
 
     def _reduced(self, node: torch.fx.Node, name: str, rows: Rows) -> torch.fx.Node:
         """A reduction over rows, those left out that do not count."""
@@ -379,55 +319,26 @@ class _Masking:
         x: Any = node.args[0]
         _, base, overload = name.split(".")
         dim = self._row_dim(x) if hasattr(x, "meta") else None
-        reduction = _argument(node, "reduction")
-        if dim is not None and reduction in (1, 2):
-            each = self._copied(node)
-            names = [argument.name for argument in private.schema(node.target).arguments]
-            given = dict(zip(names, each.args, strict=False)) | each.kwargs | {"reduction": 0}
-            each.args, each.kwargs = (), given
+        if dim is not None and base == "binary_cross_entropy":
+            reduction, each = argument(node, "reduction"), self._copied(node)
+            each.args, each.kwargs = (*each.args[:2], argument(each, "weight"), 0), {}
             if reduction == 1:
                 return self._call(_moment, each, rows.valid, dim, "mean")
             return self._call(torch.ops.aten.sum.default, self._call(_fill, each, rows.valid, dim, 0))
-        if dim is not None and base in _MOMENTS:
-            dims, keepdim = _argument(node, "dim"), _argument(node, "keepdim")
-            correction = _argument(node, "correction")
-            if _argument(node, "unbiased") is False:
+        if dim is not None and base in _MOMENTS and argument(node, "dtype") is None:
+            dims, keepdim = argument(node, "dim"), argument(node, "keepdim")
+            correction = argument(node, "correction")
+            if argument(node, "unbiased") is False:
                 correction = 0
             dims = [dims] if isinstance(dims, int) else dims
             return self._call(_moment, self._env[x], rows.valid, dim, base, dims, bool(keepdim), correction)
-        if dim is None or base not in _NEUTRAL or (base in ("max", "min") and overload == "dim"):
+        order = argument(node, "ord" if base == "linalg_vector_norm" else "p")
+        by_value = (base in ("max", "min") and overload == "dim") or (
+            "norm" in base and order is not None and order < 0
+        )
+        if dim is None or base not in _NEUTRAL or by_value:
             raise self._refused("it does not treat the rows that a mask chooses one by one")
         filled = self._call(_fill, self._env[x], rows.valid, dim, _NEUTRAL[base])
         result = self._copied(node)
         result.args = (filled, *result.args[1:])
         return result
-
-
-def _argument(node: torch.fx.Node, name: str) -> Any:
-    """What the operation is given by that name of its schema; None if it has none."""
-    schema = private.schema(node.target) if private.is_operation(node.target) else None
-    for index, argument in enumerate(schema.arguments if schema is not None else ()):
-        if argument.name == name:
-            given = node.args[index] if index < len(node.args) else node.kwargs.get(name, argument.default_value)
-            return given
-    return None
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two nodes of a functional graph compute the same."""
-    import torch
-
-    if a is b or not (isinstance(a, torch.fx.Node) and isinstance(b, torch.fx.Node)):
-        return a is b or (type(a) is type(b) and not isinstance(a, torch.fx.Node) and a == b)
-    target: Any = a.target
-    if a.op != "call_function" or target is not b.target or a.kwargs.keys() != b.kwargs.keys():
-        return False
-    if private.is_operation(target) and torch.Tag.nondeterministic_seeded in target.tags:
-        return False
-    return _all_same([*a.args, *a.kwargs.values()], [*b.args, *b.kwargs.values()])
-
-
-def _all_same(a: Any, b: Any) -> bool:
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(map(_all_same, a, b))
-    return _same(a, b)

@@ -136,7 +136,7 @@ def trace(
         )
     arrays.update(constants.arrays)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
-    moved = {f"{layer.path}.{name}" for layer in layers if not layer.frozen for name in statistics}
+    moved = {f"{layer.path}.{name}".lstrip(".") for layer in layers if not layer.frozen for name in statistics}
     moved = moved.union(*(program.updates for program in programs.values()))
     model = Model(
         name=type(module).__name__,

@@ -25,6 +25,7 @@ class Unsized:
         return {
             **dict.fromkeys((torch.bincount, torch.Tensor.bincount), self._bincount),
             torch.nn.functional.cross_entropy: _cross_entropy,
+            torch.nn.functional.nll_loss: _nll_loss,
         }
 
     def _bincount(self, input: torch.Tensor, weights: torch.Tensor | None = None, minlength: int = 0) -> torch.Tensor:
@@ -57,8 +58,34 @@ def _cross_entropy(
         return torch.nn.functional.cross_entropy(
             input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing
         )
+    return _loss_of_class(input.log_softmax(1), target, weight, ignore_index, reduction)
+
+
+def _nll_loss(
+    input: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """F.nll_loss, likewise."""
+    import torch
+
+    plain = target.ndim == 1 and input.ndim == 2 and size_average is None and reduce is None
+    if not plain or not private.depends_on_values(input.shape):
+        return torch.nn.functional.nll_loss(input, target, weight, size_average, ignore_index, reduce, reduction)
+    return _loss_of_class(input, target, weight, ignore_index, reduction)
+
+
+def _loss_of_class(
+    scores: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None, ignore_index: int, reduction: str
+) -> torch.Tensor:
+    import torch
+
     counts = target != ignore_index
     classes = torch.where(counts, target, 0).unsqueeze(1)
-    share = counts.to(input.dtype) if weight is None else counts * weight[classes.squeeze(1)]
-    losses = -share * input.log_softmax(1).gather(1, classes).squeeze(1)
+    share = counts.to(scores.dtype) if weight is None else counts * weight[classes.squeeze(1)]
+    losses = -share * scores.gather(1, classes).squeeze(1)
     return losses if reduction == "none" else losses.sum() / (share.sum() if reduction == "mean" else 1)
