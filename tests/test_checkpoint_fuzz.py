@@ -1,4 +1,4 @@
-"""A short run of benchmarks/fuzz_checkpoint.py: mutated and odd files are read rightly or refused, never anything else."""
+"""A short run of benchmarks/fuzz_checkpoint.py: mutated and odd files are read rightly or refused."""
 
 import pathlib
 import random
