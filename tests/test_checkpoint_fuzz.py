@@ -1,4 +1,4 @@
-"""A short run of benchmarks/fuzz_checkpoint.py: mutated and odd files are read rightly or refused, never anything else."""
+"""A short run of benchmarks/fuzz_checkpoint.py: mutated and odd files are read rightly or refused, and nothing else."""
 
 import pathlib
 import random
@@ -19,6 +19,11 @@ def test_odd_files_are_read_rightly_or_refused(format, monkeypatch):
     results = fuzz_checkpoint.run(format, 0, 40)
     assert results["failed"] == 0
     assert results["refused"] > 0
+
+
+@pytest.mark.parametrize("format", fuzz_checkpoint.seeds())
+def test_the_files_that_are_mutated_are_read(format, tmp_path):
+    assert fuzz_checkpoint.check(format, fuzz_checkpoint.seeds()[format], tmp_path) == "read"
 
 
 def test_the_fuzzer_would_notice(monkeypatch, tmp_path):
