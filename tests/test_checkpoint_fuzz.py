@@ -21,6 +21,11 @@ def test_odd_files_are_read_rightly_or_refused(format, monkeypatch):
     assert results["refused"] > 0
 
 
+@pytest.mark.parametrize("format", fuzz_checkpoint.seeds())
+def test_the_files_that_are_mutated_are_read(format, tmp_path):
+    assert fuzz_checkpoint.check(format, fuzz_checkpoint.seeds()[format], tmp_path) == "read"
+
+
 def test_the_fuzzer_would_notice(monkeypatch, tmp_path):
     """A reader that crashes, that hangs, that takes much memory, or that gives a wrong array fails."""
     files = fuzz_checkpoint.seeds()["safetensors"]

@@ -167,7 +167,9 @@ def _tiles(shape: tuple[int, ...], parts: list[tuple[tuple[int, ...], tuple[int,
     )
     corners: collections.Counter[tuple[int, ...]] = collections.Counter()
     whole = ((0,) * len(shape), shape)
-    for sign, (low, size) in [(-1, whole), *((1, part) for part in parts if 0 not in part[1])]:
+    for sign, (low, size) in [(-1, whole), *((1, part) for part in parts)]:
+        if 0 in size:  # no place at all
+            continue
         ends = [((low[axis], 1), (low[axis] + size[axis], -1)) for axis in split]
         for corner in itertools.product(*ends):
             corners[tuple(place for place, _ in corner)] += sign * math.prod(end for _, end in corner)
