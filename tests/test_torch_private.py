@@ -330,14 +330,14 @@ def test_distributions_validate_again_afterwards():
 
 
 def test_a_recurrent_layer_looks_at_no_packed_size_and_at_padded_ones():
-    layer, state = torch.nn.LSTM(1, 1), torch.zeros(1, 5, 1)
+    layer, state = torch.nn.GRU(1, 1), torch.zeros(1, 5, 1)
     packed = torch.nn.utils.rnn.pack_padded_sequence(torch.zeros(3, 2, 1), torch.tensor([3, 1]))
     with private.packed_sizes_believed():
-        layer.check_forward_args(packed.data, (state, state), packed.batch_sizes)
+        layer.check_forward_args(packed.data, state, packed.batch_sizes)
         with pytest.raises(RuntimeError, match="Expected hidden"):
-            layer(torch.zeros(3, 2, 1), (state, state))
+            layer(torch.zeros(3, 2, 1), state)
     with pytest.raises(RuntimeError, match="Expected hidden"):
-        layer(packed, (state, state))
+        layer(packed, state)
 
 
 def test_the_truth_of_a_number_that_depends_on_values_is_answered():
