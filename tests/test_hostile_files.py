@@ -240,7 +240,9 @@ def test_parts_tile_or_do_not():
     rng = random.Random(0)
     seen = set()
     for number in range(150):
-        shape = tuple(rng.choice([1, 2, 3, 4, 0] if number % 5 == 0 else [1, 2, 3, 4]) for _ in range(rng.choice([1, 2, 3])))
+        shape = tuple(
+            rng.choice([1, 2, 3, 4, 0] if number % 5 == 0 else [1, 2, 3, 4]) for _ in range(rng.choice([1, 2, 3]))
+        )
         parts = [(tuple(low), tuple(size)) for low, size in fuzz_structures._grid(rng, list(shape))]
         if number % 2 and len(parts) > 1:
             low, size = parts.pop(rng.randrange(len(parts)))
