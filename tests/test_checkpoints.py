@@ -298,7 +298,7 @@ def test_what_is_no_json_and_no_number_of_checkpoints(tmp_path, checkpoints):
         Checkpoints(tmp_path, config={"rate": jnp.ones(())})
     with pytest.raises(TypeError, match="data is what JSON can hold"):
         checkpoints.save(1, {"x": jnp.ones(3)}, {"position": np.int64(3)})
-    with pytest.raises(ValueError, match="keep is the number of checkpoints kept, 1 or more; got 0"):
+    with pytest.raises(ValueError, match="keep is a whole number, 1 or more; got 0"):
         Checkpoints(tmp_path, keep=0)
 
 

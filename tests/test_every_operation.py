@@ -421,7 +421,10 @@ def test_arithmetic_on_sizes_is_pythons():
 
 
 _ONE = ("neg", "pos", "abs", "not_", "index")
-RECURRENT = {"aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input"}  # test_ops.test_recurrent_layers
+RECURRENT = {  # test_recurrent.py
+    *("aten.lstm.input", "aten.gru.input", "aten.rnn_tanh.input"),
+    *(f"aten.{kind}_cell.default" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")),
+}
 
 
 def test_every_operation_has_a_case_and_exists_in_pytorch():

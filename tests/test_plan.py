@@ -109,7 +109,7 @@ def test_bad_questions(monkeypatch):
     step, state = step_and_state(Net())
     with pytest.raises(ValueError, match=r"replicas.*has shape"):
         jaxnorm.plan(step, state, jax.ShapeDtypeStruct((47, 6), np.float32), place())
-    with pytest.raises(ValueError, match='"jit" or "shard_map"'):
+    with pytest.raises(ValueError, match="'jit' or 'shard_map'"):
         jaxnorm.plan(step, state, X, place(), how="pmap")
     for name in ("h100:8", "v5e", "v5e:4x", "v9:2x2"):
         with pytest.raises(ValueError, match="is no TPU topology: expected a generation"):
