@@ -26,6 +26,7 @@ _STRETCH: Final = 1 << 14  # opcodes, and
 _UNCHARGED: Final = 1 << 20  # bytes of objects, between two looks at what is left
 _LONGEST_NAME: Final = 1000  # of a class or function
 _GAP: Final = 1000  # numbers of the memo that may be left out
+_NO_COPY: Final = frozenset({int, bool, float, type(None), Global, Instance})  # of what a call may be given
 _SIZE: Final = struct.Struct("<Q")
 
 
@@ -332,6 +333,8 @@ class Machine:
 
 def _copied(value: Any, levels: int = 2) -> int:
     """Bytes of a copy of what is in `value`, and in tuples in it."""
+    if type(value) in _NO_COPY:
+        return 0
     if isinstance(value, str | bytes | bytearray):
         return len(value)
     if isinstance(value, np.ndarray):
