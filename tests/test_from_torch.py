@@ -1,5 +1,7 @@
 """The door of from_torch: what it takes, what it says of what it does not take, and that what it takes goes home."""
 
+import warnings
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,7 +50,9 @@ def compiled_forward(module):
 
 def called_before(module):
     module = torch.compile(module, backend="eager")
-    module(normal(4, 3, 6, 6))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Guards may run slower")  # of Python 3.13.0
+        module(normal(4, 3, 6, 6))
     return module
 
 

@@ -54,7 +54,7 @@ class Answers:
             **dict.fromkeys((tensor.__bool__, torch.is_nonzero, tensor.is_nonzero), self._truth),
             **dict.fromkeys((torch.equal, tensor.equal), self._comparing(torch.equal)),
             **dict.fromkeys((torch.allclose, tensor.allclose), self._comparing(torch.allclose)),
-            private.assertion(): self._assert,
+            **dict.fromkeys(private.assertions(), self._assert),
         }
 
     def sizes(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -297,11 +297,11 @@ def packing() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 @_needed("to record assertions")
-def assertion() -> Callable[..., Any]:
+def assertions() -> tuple[Callable[..., Any], ...]:
+    """`torch._assert`, and what torch.export makes of it since 2.15 (_NonStrictTorchFunctionHandler)."""
     import torch
 
-    function: Callable[..., Any] = torch._assert
-    return function
+    return torch._assert, torch._assert_async
 
 
 # Sizes that vary
