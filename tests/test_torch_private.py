@@ -322,7 +322,8 @@ def test_packing_and_assertions_are_the_functions_known_here():
     assert all(function in called for function in (*private.packing(), *private.assertions()[:1]))
 
 
-def test_distributions_validate_again_afterwards():
+def test_distributions_validate_again_afterwards(monkeypatch):
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # torch.compile turns it off
     with private.arguments_of_distributions_believed():
         torch.distributions.Normal(0.0, torch.tensor(-1.0))
     with pytest.raises(ValueError, match="scale"):
