@@ -176,6 +176,8 @@ def layer(options: Mapping[str, Any]) -> None:
         if name in ("epsilon", "correction") or (name == "momentum" and value is not None):
             number(name, value, least=0 if name == "epsilon" else None)
         elif name in ("dtype", "param_dtype"):
+            if value is None and name == "param_dtype":
+                raise TypeError("param_dtype is a dtype of floating or complex numbers; got None")
             dtype(name, value, inexact=True)
         elif name in ("promote_dtype", "bias_init", "scale_init") or (name == "activation" and value is not None):
             function(name, value)

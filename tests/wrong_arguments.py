@@ -189,6 +189,8 @@ REFUSED = [
     *(("batch_norm", "epsilon", wrong) for wrong in ("negative", "nan", "infinite", "text", "None", "flag")),
     *(("nnx.BatchNorm", name, wrong) for name in ("epsilon", "momentum", "correction") for wrong in ("nan", "text")),
     *(("linen.BatchNorm", name, wrong) for name in ("epsilon", "momentum", "correction") for wrong in ("nan", "text")),
+    ("nnx.BatchNorm", "param_dtype", "None"),
+    ("linen.BatchNorm", "param_dtype", "None"),
     *(("Ema", name, wrong) for name in ("decay", "min_decay", "warmup_gamma") for wrong in ("None", "nan", "negative")),
     *(("LossScale.dynamic", "initial", wrong) for wrong in ("negative", "nan", "infinite", "huge")[:3]),
     *(("train_step", "clip_norm", wrong) for wrong in ("negative", "nan", "text")),

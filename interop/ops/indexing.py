@@ -241,10 +241,9 @@ def embedding_bag(
     sizes = jax.ops.segment_sum(counts.astype(indices.dtype), bag, bags)
     if mode == 2:
         low = jax.lax.stop_gradient(jnp.where(counts[:, None], rows, -jnp.inf))
-        largest = low == jax.ops.segment_max(low, bag, bags)[bag]
-        places = jnp.arange(len(indices))[:, None]
-        first = jax.ops.segment_min(jnp.where(largest, places, len(indices)), bag, bags)  # it gets the derivative
-        chosen = jnp.take_along_axis(rows, jnp.where(sizes[:, None] > 0, first, 0), 0)
+        order = jnp.lexsort((-low, jnp.broadcast_to(bag[:, None], low.shape)), axis=0)  # the first gets the derivative
+        first = jnp.take(order, jnp.searchsorted(bag, jnp.arange(bags)), 0, mode="clip")
+        chosen = jnp.take_along_axis(rows, first, 0)
         result = jnp.where(sizes[:, None] > 0, chosen, 0)
     else:
         result = jax.ops.segment_sum(jnp.where(counts[:, None], rows, 0), bag, bags)

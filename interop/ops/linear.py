@@ -114,8 +114,10 @@ def _distance(difference: Array, p: float) -> Tensor:
     if p != math.inf:
         return vector_norm(difference, p, [-1])
     fixed = lax.stop_gradient(difference)
-    largest = jnp.abs(fixed).max(-1)
-    slopes = jnp.where(jnp.abs(fixed) == largest[..., None], jnp.sign(fixed), 0)
+    largest, index = jnp.abs(fixed).max(-1), jnp.abs(fixed).argmax(-1, keepdims=True)
+    # Computed twice, what is largest may round differently: its place counts too (`reductions.shared`).
+    equal = (jnp.abs(fixed) == largest[..., None]) | (jnp.arange(fixed.shape[-1]) == index)
+    slopes = jnp.where(equal, jnp.sign(fixed), 0)
     sloped = jnp.sum(slopes * difference, -1)
     return largest + jnp.where(jnp.isfinite(sloped), sloped - lax.stop_gradient(sloped), 0)
 

@@ -10,7 +10,7 @@ from jax import Array
 
 from interop.ops.dtypes import Real, is_inexact
 from interop.ops.layout import Tensor, plain
-from interop.ops.reductions import Dims, amax, amin, reduce, root, typed
+from interop.ops.reductions import Dims, amax, amin, extremum, reduce, root, typed
 from interop.ops.registry import register
 from interop.program.nodes import DType
 
@@ -24,10 +24,8 @@ def _norm(x: Tensor, p: Any, dim: Dims, keepdim: bool, dtype: DType | None = Non
 
     def norm(a: Array, axes: tuple[int, ...], keep: bool) -> Array:
         size = a * jnp.sign(a) if is_inexact(a.dtype) and not jnp.iscomplexobj(a) else jnp.abs(a)
-        if p == math.inf:
-            return jnp.max(size, axes, keepdims=keep)
-        if p == -math.inf:
-            return jnp.min(size, axes, keepdims=keep)
+        if abs(p) == math.inf:
+            return extremum(size, axes, keep, p > 0)
         if p == 0:
             return jnp.sum((a != 0).astype(a.dtype), axes, keepdims=keep)
         if p == 1:

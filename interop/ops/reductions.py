@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from interop.ops.dtypes import Real, is_inexact, jax_dtype, lowest
+from interop.ops.dtypes import Real, is_inexact, jax_dtype
 from interop.ops.layout import Tensor, array_of, axis_of, inverse, laid, normal_dim, order_of, plain
 from interop.ops.registry import register
 from interop.program.nodes import DType
@@ -68,15 +69,47 @@ def nansum(x: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: DType |
     return reduce(lambda a, axes, keep: jnp.nansum(a, axes, keepdims=keep), typed(x, dtype, jnp.int64), dim, keepdim)
 
 
+def extremum(x: Array, axes: tuple[int, ...], keepdims: bool, largest: bool) -> Array:
+    """The largest or smallest element along axes; equal ones share its derivative (torch: scale_grad_by_count)."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return (jnp.max if largest else jnp.min)(x, axes, keepdims=keepdims)
+    flat = jnp.moveaxis(x, axes, range(len(axes))).reshape(-1, *(n for a, n in enumerate(x.shape) if a not in axes))
+    result = _element(flat, largest)
+    return jnp.expand_dims(result, axes) if keepdims else result
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _element(x: Array, largest: bool) -> Array:
+    return (jnp.max if largest else jnp.min)(x, 0)
+
+
+@_element.defjvp
+def _element_jvp(largest: bool, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    x, value = primals[0], _element(primals[0], largest)
+    return value, shared(x, value, (jnp.argmax if largest else jnp.argmin)(x, axis=0), tangents[0])
+
+
+def shared(x: Array, value: Array, index: Array, tangent: Array) -> Array:
+    """The tangent of the element of x at `index` along the first axis, shared with those that equal its `value`.
+
+    JAX's derivative of a maximum looks for elements that equal it, and divides by their number. That number may be 0:
+    where XLA computes x once to find the maximum and once more to compare, it may round differently (seen on a CPU, a
+    normalised x at reduced optimisation). The element at `index` counts whatever it equals.
+    """
+    equal = jnp.where(jnp.isnan(value), jnp.isnan(x), x == value)
+    equal |= lax.broadcasted_iota(index.dtype, x.shape, 0) == index
+    return jnp.sum(jnp.where(equal, tangent, 0), 0) / jnp.sum(equal, 0, dtype=x.dtype)
+
+
 @register("aten.amax.default", layout="aware")
 def amax(x: Tensor, dim: Dims = (), keepdim: bool = False) -> Tensor:
     """The largest element; equal ones share its derivative."""
-    return reduce(lambda a, axes, keep: jnp.max(a, axes, keepdims=keep), x, dim, keepdim)
+    return reduce(lambda a, axes, keep: extremum(a, axes, keep, True), x, dim, keepdim)
 
 
 @register("aten.amin.default", layout="aware")
 def amin(x: Tensor, dim: Dims = (), keepdim: bool = False) -> Tensor:
-    return reduce(lambda a, axes, keep: jnp.min(a, axes, keepdims=keep), x, dim, keepdim)
+    return reduce(lambda a, axes, keep: extremum(a, axes, keep, False), x, dim, keepdim)
 
 
 @register("aten.aminmax.default", layout="aware")
@@ -317,8 +350,16 @@ def _median(past_nan: bool) -> tuple[Callable[..., Array], Callable[..., tuple[A
 
     def of_all(x: Array) -> Array:
         """Equal elements share the derivative (torch: evenly_distribute_backward)."""
-        middle = lax.stop_gradient(along(x.reshape(-1), 0)[0])
-        return jnp.where(jnp.isnan(middle), middle, jnp.max(x, where=x == middle, initial=lowest(x.dtype)))
+        return middle(x.reshape(-1)) if is_inexact(x.dtype) else along(x.reshape(-1), 0)[0]
+
+    @jax.custom_jvp
+    def middle(x: Array) -> Array:
+        return along(x, 0)[0]
+
+    @middle.defjvp
+    def derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        value, index = along(primals[0], 0)
+        return value, shared(primals[0], value, index, tangents[0])
 
     return of_all, along
 
