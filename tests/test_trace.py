@@ -942,20 +942,129 @@ def replaces_an_attribute(self, x):
     return self.fc(x) + self.total
 
 
-def replaces_a_buffer_by_its_table(self, x):
-    self._buffers["total"] = self._buffers["total"] + x.mean(0)
-    return self.fc(x) + self.total
-
-
-@pytest.mark.parametrize("function", [replaces_an_attribute, replaces_a_buffer_by_its_table])
-def test_tensors_that_are_read_and_replaced_are_refused(function):
-    module = Wrapped(function, fc=torch.nn.Linear(3, 3))
-    if function is replaces_an_attribute:
-        module.total = torch.zeros(3)
-    else:
-        module.register_buffer("total", torch.zeros(3))
+def test_tensors_that_are_read_and_replaced_are_refused():
+    module = Wrapped(replaces_an_attribute, fc=torch.nn.Linear(3, 3))
+    module.total = torch.zeros(3)
     with pytest.raises(interop.TraceError, match=r"Wrapped in train mode: forward replaces tensors.*: total\. "):
         interop.from_torch(module, torch.zeros(4, 3))
+
+
+class Moved(torch.nn.Module):
+    """A module that moves its buffers by assignment, and whose function may read what they were."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.register_buffer("mean", torch.randn(3))
+        self.register_buffer("other", torch.randn(3))
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def moves(self, x):
+    self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+    return x - self.mean
+
+
+def moves_twice_and_keeps_the_old(self, x):
+    old = self.mean
+    self.mean = old + x.mean(0)
+    self.mean = self.mean * 2
+    return x * old + self.mean
+
+
+def exchanges(self, x):
+    self.mean, self.other = self.other, self.mean
+    return x * self.mean - self.other
+
+
+def moves_by_its_table(self, x):
+    self._buffers["mean"] = torch.lerp(self.mean, x.detach().mean(0), 0.1)
+    return x - self.mean
+
+
+def takes_what_it_is_given(self, x):
+    with torch.no_grad():
+        self.mean = x[0]
+        self.other = self.mean
+    return x - self.mean + self.other.cos()
+
+
+def writes_and_moves(self, x):
+    self.mean.mul_(2)
+    self.mean = self.mean + 1
+    self.mean.add_(x.detach().sum(0))
+    return x * self.mean.clone()
+
+
+def first(outputs):
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def gives_the_old_one(self, x):
+    old = self.mean
+    self.mean = x.detach().mean(0)
+    return old + x, old
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        moves,
+        moves_twice_and_keeps_the_old,
+        exchanges,
+        moves_by_its_table,
+        takes_what_it_is_given,
+        writes_and_moves,
+        gives_the_old_one,
+    ],
+)
+@pytest.mark.parametrize("times", [0, 1, 2])
+def test_buffers_moved_by_assignment(function, times):
+    """In the root (0), in a submodule called once or twice."""
+    torch.manual_seed(0)
+
+    def forward(self, x):
+        for _ in range(times):
+            found = self.inner[0](x)
+            x = found[0] * found[1] if isinstance(found, tuple) else found
+        return (self.norm(x), found[1]) if isinstance(found, tuple) else self.norm(x)
+
+    module = Wrapped(forward, inner=torch.nn.ModuleList([Moved(function)]), norm=torch.nn.BatchNorm1d(3))
+    module, x = (module if times else module.inner[0]).double().train(), normal(4, 3)
+    inner = module.inner[0] if times else module
+    model = interop.from_torch(module, x)
+    for _ in range(3):
+        leaf = x.clone().requires_grad_()
+        expected = module(leaf)
+        (wanted,) = torch.autograd.grad((first(expected) ** 3).sum(), leaf)
+        inner.mean, inner.other = inner.mean.detach(), inner.other.detach()
+        graph, state = nnx.split(model)
+
+        def gradient(x, state=state, graph=graph):
+            return jax.grad(lambda x: (first(nnx.merge(graph, state, copy=True)(x)) ** 3).sum())(x)
+
+        np.testing.assert_allclose(np.asarray(gradient(to_jax(x))), wanted.numpy(), atol=1e-10)
+        found = model(to_jax(x))
+        np.testing.assert_allclose(np.asarray(first(found)), first(expected).detach().numpy(), atol=1e-12)
+        if isinstance(expected, tuple):
+            np.testing.assert_allclose(np.asarray(found[1]), expected[1].detach().numpy(), atol=1e-12)
+        for name, value in interop.state_dict(model).items():
+            np.testing.assert_allclose(value, module.state_dict()[name].numpy(), atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("new", [lambda x: x.mean(), lambda x: x.mean(0).float(), lambda x: x.detach()])
+def test_a_buffer_bound_to_another_kind_of_tensor_is_refused(new):
+    def forward(self, x):
+        self.mean = new(x)
+        return x - self.mean
+
+    module = torch.nn.Sequential(Moved(forward), torch.nn.BatchNorm1d(3)).double().train()
+    with pytest.raises(
+        interop.TraceError, match=r"forward replaces tensors.*: 0\.mean\. (.|\n)*of one shape and dtype"
+    ):
+        interop.from_torch(module, normal(4, 3))
 
 
 def test_numbers_that_change_and_numbers_drawn_in_python_are_named(caplog):

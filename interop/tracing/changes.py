@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
 from interop.tracing.settings import random_states
@@ -26,22 +25,56 @@ class Changes:
     to speak of where it is a cache, made of sizes and numbers alone.
     """
 
-    def __init__(self, found: Snapshot) -> None:
-        self._found = found
+    def __init__(self, module: torch.nn.Module, found: Snapshot) -> None:
+        self._module, self._found = module, found
         self._changes: list[Change] = []
         self._computed: set[str] = set()
         self._draws: set[str] = set()
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """The time of a call."""
+    def watched(self, call: Callable[[], Any]) -> Any:
+        """What `call()` gives."""
         import torch
 
         before, drawn = self._found.contents(), random_states()
-        yield
+        result = call()
         self._changes = list(self._found.changes(before))
         self._computed |= {c.name for c in self._changes if isinstance(c.new, torch.Tensor) and _of_values(c.new)}
         self._draws |= {name for name, state in random_states().items() if state != drawn[name]}
+        return self._moved(result, before)
+
+    def _moved(self, result: Any, before: Sequence[Mapping[Any, Any]]) -> Any:
+        """Writes what the call bound to a buffer's name (`self.mean = ...`) into that buffer.
+
+        It is done after the call, which may go on to read what the name meant before; results that are the old buffer,
+        or a view of it, are copied first. torch.export itself follows assignments to the root's own buffers alone, and
+        not those of inputs or of other buffers (`register_buffer_assignment_hook` in
+        torch/_functorch/_aot_autograd/utils.py): it is shown an assignment of what is written.
+        """
+        import torch
+
+        def follows(old: object, new: object) -> bool:
+            tensors = isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
+            return tensors and (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
+
+        bound = [
+            change
+            for change in self._changes
+            if change.table == "buffer" and follows(change.old, change.new)
+        ]
+        if not bound:
+            return result
+        old = {private.storage(change.old) for change in bound}
+        leaves, spec = private.flatten(result)
+        leaves = [x.clone() if isinstance(x, torch.Tensor) and private.storage(x) in old else x for x in leaves]
+        news = [change.new.clone() for change in bound]
+        with torch.no_grad():
+            for change, new in zip(bound, news, strict=True):
+                change.old.copy_(new)
+                if self._module._buffers.get(change.name) is change.new:
+                    setattr(self._module, change.name, new)
+        self._found.rebind({change.name for change in bound}, before)
+        self._changes = [change for change in self._changes if change not in bound]
+        return private.unflatten(leaves, spec)
 
     def report(self, exported: torch.export.ExportedProgram, mode: str) -> None:
         """Warns of what the exported program may lack.
@@ -66,7 +99,8 @@ class Changes:
         if lost:
             raise ValueError(
                 f"forward replaces tensors that it reads: {', '.join(sorted(lost))}. The next call would not see it. "
-                "Make them buffers (register_buffer), and write to them (self.x.copy_(y), or self.x = y)"
+                "Make them buffers (register_buffer) of one shape and dtype, and write to them (self.x.copy_(y), or "
+                "self.x = y)"
             )
         if frozen:
             logger.warning(

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +27,8 @@ class Change(NamedTuple):
 
     name: str
     table: str
-    old: object
-    new: object
+    old: Any
+    new: Any
 
 
 @contextlib.contextmanager
@@ -96,6 +96,14 @@ class Snapshot:
         for name, item, kept in self._arrays:
             if not _equal(item, kept):
                 yield Change(name, "array", kept, item)
+
+    def rebind(self, names: Collection[str], before: Sequence[Mapping[Any, Any]]) -> None:
+        """Puts what holders had before under these names, and leaves all else as it is."""
+        for held, old in zip(self._held, before, strict=True):
+            new = held.holder.read()
+            content = {key: old[key] if held.holder.name(key) in names else item for key, item in new.items()}
+            if not _identical(new, content):
+                held.holder.write(content)
 
     def written(self) -> list[tuple[str, torch.Tensor]]:
         """The tensors that hold something else than when the snapshot was taken, by name."""

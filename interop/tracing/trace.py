@@ -186,7 +186,7 @@ def _record(
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     own_counters: set[str] = set()
     while True:
-        changes, answers = Changes(modes.found), Answers(module)
+        changes, answers = Changes(module, modes.found), Answers(module)
         with (
             opaque_batch_norms(module, own_counters) as counters,
             _plain_results(module, signature, changes),
@@ -260,8 +260,7 @@ def _plain_results(module: torch.nn.Module, signature: inspect.Signature, change
 
     @functools.wraps(forward)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        with changes.watched():
-            return _plain(forward(*args, **kwargs))
+        return changes.watched(lambda: _plain(forward(*args, **kwargs)))
 
     plain.__signature__ = signature  # type: ignore[attr-defined]
     had = "forward" in vars(module)
