@@ -93,8 +93,8 @@ def within_bounds(reader, path):
 # what is shared
 
 
-def shared_dicts(levels, width):
-    value = torch.nn.BatchNorm1d(3).state_dict()
+def shared_dicts(levels, width, names=0):
+    value = torch.nn.BatchNorm1d(3).state_dict() | dict.fromkeys(map(str, range(names)), torch.ones(1))
     for level in range(levels):
         value = {f"n{level}_{i}": value for i in range(width)}
     return value
@@ -119,6 +119,8 @@ def shared_modules(name):
 SHARED = {
     "dicts in dicts": lambda: shared_dicts(3, 300),
     "dicts in dicts under a model's key": lambda: {"model": shared_dicts(3, 300)},
+    "dicts with many names in dicts": lambda: shared_dicts(2, 300, 300),
+    "dicts that may be averages of others": lambda: {f"raw_{i}": {f"w{i}": torch.ones(1)} for i in range(6000)},
     "dicts in the metadata": lambda: {"state_dict": {"w": torch.ones(2)}, "args": shared_dicts(60, 3)},
     "lists": lambda: shared_in(list),
     "tuples": lambda: shared_in(tuple),

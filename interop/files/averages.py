@@ -158,7 +158,8 @@ class Sets:
     """The state dicts of a file, by what each of them is.
 
     Args:
-        names: the entries of each by its path; of a pickled module its children and buffers are enough.
+        names: the entries of each by its path; of a pickled module its children and buffers are enough. Paths to one
+            mapping have one list of entries, which is looked at once.
         ranks: 2 for a state dict, 1 for one of single numbers.
         pickled: the paths of pickled modules.
         at: what the file has at a path, None for nothing.
@@ -171,7 +172,10 @@ class Sets:
         self, names: Mapping[str, Collection[str]], ranks: Mapping[str, int], pickled: Collection[str],
         at: Callable[[str], Any], lists: Collection[str], whole: Collection[str], path: Any,
     ) -> None:  # fmt: skip
-        self.names = {name: peeled(entries) for name, entries in names.items()}
+        different = {id(entries): entries for entries in names.values()}
+        bare = {key: peeled(entries) for key, entries in different.items()}
+        self.names = {name: bare[id(entries)] for name, entries in names.items()}
+        self._wrappers = {id(entries): wrapper_of(entries) for entries in bare.values()}
         self.ranks, self.pickled, self.lists, self.whole, self.path = ranks, pickled, lists, whole, path
         self.roles: dict[str, Role] = {name: self._role(name) for name in names}
         self.format = next((row for row in FORMATS if self._fits(row, at)), None)
@@ -180,7 +184,7 @@ class Sets:
         self.problem = self._problem()
 
     def _role(self, name: str) -> Role:
-        wrapper = wrapper_of(self.names[name])
+        wrapper = self._wrappers[id(self.names[name])]
         if wrapper is not None and wrapper.model is not None:
             tops = {entry.partition(".")[0] for entry in self.names[name]}
             return "both" if wrapper.model in tops else "ema"
@@ -204,11 +208,15 @@ class Sets:
                 "'ema_state_dict' is an averaging module of MMEngine, whose EMAHook puts the average into 'state_dict' "
                 "and the trained weights there; nothing else in this file says that it was MMEngine's"
             )
-        models = self._of("model")
-        for name in filter(_is_trained, models):
-            for other in models:
-                if other != name and set(self.names[other]) == set(self.names[name]):
-                    return f"{other!r} may be an average of {name!r}"
+        entries = {id(self.names[name]): frozenset(self.names[name]) for name in self._of("model")}
+        same: dict[frozenset[str], list[str]] = {}
+        for name in self._of("model"):
+            same.setdefault(entries[id(self.names[name])], []).append(name)
+        for names in same.values():
+            trained = next(filter(_is_trained, names), None)
+            if trained is not None and len(names) > 1:
+                other = next(name for name in names if name != trained)
+                return f"{other!r} may be an average of {trained!r}"
         return ""
 
     def _of(self, role: Role) -> list[str]:
@@ -225,7 +233,9 @@ class Sets:
         )  # fmt: skip
 
     def _listed(self) -> str:
-        return ", ".join(repr(name) for name in self.names if name) or "none but the one it is ('')"
+        named = [repr(name) for name in self.names if name]
+        more = f" and {len(named) - 40} more" if len(named) > 40 else ""
+        return (", ".join(named[:40]) or "none but the one it is ('')") + more
 
     def choose(self, which: str | None, inside: Callable[[str], bool]) -> str:
         """The path of the state dict to take; `inside` says whether one has an average among its own entries."""

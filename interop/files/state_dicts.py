@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from interop.files import averages
@@ -56,7 +56,7 @@ def unwrap(value: Any, which: str | None, path: pathlib.Path, budget: Budget, pr
     if prefix is not None and len(choices) == 1:
         marks[next(iter(choices))] = prefix
     sets = Sets(
-        {name: _names(chosen) for name, chosen in choices.items()},
+        _all_names(choices, budget),
         {name: search.rank(chosen) for name, chosen in choices.items()},
         {name for name, chosen in choices.items() if is_module(chosen)},
         lambda place: _at(value, place),
@@ -154,7 +154,19 @@ def _of_both(
 def _has_inner(chosen: Any, path: pathlib.Path, budget: Budget) -> bool:
     """Whether a state dict has an average among its own entries."""
     names = averages.peeled(collect(chosen, path, budget) if is_module(chosen) else _names(chosen))
+    budget.spend(steps=20 * len(names))
     return averages.find_inner(names) is not None or averages.has_mmcv_buffers(names)
+
+
+def _all_names(choices: Mapping[str, Any], budget: Budget) -> dict[str, list[str]]:
+    """The entries of each state dict; one list where several paths lead to one mapping."""
+    lists: dict[int, list[str]] = {}
+    for chosen in choices.values():
+        budget.spend(steps=60)  # for what its path says
+        if id(chosen) not in lists:
+            lists[id(chosen)] = _names(chosen)
+            budget.spend(memory=70 * len(lists[id(chosen)]), steps=20 * len(lists[id(chosen)]))
+    return {name: lists[id(chosen)] for name, chosen in choices.items()}
 
 
 def _names(chosen: Any) -> list[str]:

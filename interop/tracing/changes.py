@@ -56,11 +56,7 @@ class Changes:
             tensors = isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
             return tensors and (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
 
-        bound = [
-            change
-            for change in self._changes
-            if change.table == "buffer" and follows(change.old, change.new)
-        ]
+        bound = [change for change in self._changes if change.table == "buffer" and follows(change.old, change.new)]
         if not bound:
             return result
         old = {private.storage(change.old) for change in bound}
