@@ -241,6 +241,7 @@ class Search:
                 self.budget.spend(len(inner) * (150 + len(key)) + sum(map(len, inner)), 10 * len(inner))
                 found |= {f"{key}/{name}" if name else key: state for name, state in inner.items()}
         rank = self.rank(value)
+        self.budget.spend(steps=30 * len(found) + sum(map(len, found)) // 8)  # for what their names say
         if rank == 0 or any(name in MODEL_KEYS or is_average(name) for name in found):
             return found
         dotted = rank == 2 and found and any("." in key and _rank({key: item}) == 2 for key, item in items.items())
