@@ -185,14 +185,14 @@ def explained(module: torch.nn.Module, mode: str, error: Exception) -> str:
         name = "" if constant[1].startswith("lifted_tensor") else f" {constant[1]}"
         text = f"forward writes to the tensor{name}, which is neither a parameter nor a buffer"
         advice = "Make it a buffer (register_buffer): a graph has no other state."
-    place = _users_line(error)
+    place = users_line(error)
     return (
         f"torch.export cannot record {type(module).__name__} in {mode} mode{place}\n{type(error).__name__}: {text}\n"
         f"{advice}"
     )
 
 
-def _users_line(error: BaseException | None) -> str:
+def users_line(error: BaseException | None) -> str:
     """Where the module's own code was when it happened: the innermost line that is no other's."""
     # Other code that may be on the way there.
     packages = [sys.modules[name] for name in ("torch", "interop", "jaxtyping") if name in sys.modules]
