@@ -48,7 +48,8 @@ def check(arrays: Mapping[str, np.ndarray]) -> None:
 
 def to_jax(array: np.ndarray) -> jax.Array:
     """A copy on JAX's side; 64-bit integers become 32-bit ones unless jax_enable_x64 is set."""
-    return jnp.array(array, dtype=jax.dtypes.canonicalize_dtype(array.dtype), copy=True)
+    # jnp.array would compile a copy for each shape.
+    return jax.device_put(np.array(array, dtype=jax.dtypes.canonicalize_dtype(array.dtype), copy=True))
 
 
 def to_numpy(variable: nnx.Variable[Any]) -> np.ndarray:
