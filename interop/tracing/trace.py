@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interop.arrays import dtype_name
 from interop.errors import TraceError
 from interop.program import structure
 from interop.program.nodes import Model, Node, Program
@@ -147,6 +148,7 @@ def trace(
         train=programs["train"],
         eval=programs["eval"],
         torch=torch.__version__,
+        default_dtype=dtype_name(torch.get_default_dtype()),
     )
     return model, arrays
 
