@@ -147,7 +147,7 @@ def _row(found: jaxnorm.Plan) -> list[str]:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """A bar whose clock goes on while the compiler works, or a line a program where no terminal is; gives the function to
+    """A bar whose clock goes on while the compiler works; a line a program where no terminal is. Gives the function to
     call before each piece of work."""
     tqdm = require("tqdm").tqdm
     ended = threading.Event()
