@@ -484,9 +484,15 @@ def test_torchscript_is_refused_by_name():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a deprecation
         scripted = torch.jit.script(torch.nn.Sequential(torch.nn.ReLU()))
+        traced = torch.jit.trace(conv_bn().double().eval(), normal(2, 3, 6, 6))
     module[1] = scripted
-    with pytest.raises(interop.TraceError, match=r"TorchScript cannot be traced by torch.export: 1, 1\.0\. Give the"):
+    with pytest.raises(
+        interop.TraceError, match=r"TorchScript cannot be traced.*: 1 \(of the class Sequential\)\. Give"
+    ):
         interop.from_torch(module, normal(2, 3, 6, 6))
+    for root in (scripted, traced):
+        with pytest.raises(interop.TraceError, match=r"TorchScript.*: the module \(of the class Sequential\)\. Give"):
+            interop.from_torch(root, normal(2, 3, 6, 6))
 
 
 def test_shapes_that_depend_on_values_are_refused_in_training_and_named_in_eval(caplog):

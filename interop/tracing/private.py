@@ -139,6 +139,11 @@ def is_script_object(value: object) -> bool:
     return isinstance(value, torch.ScriptObject)
 
 
+@_needed("to name the class that TorchScript was made of")
+def scripted_class(layer: torch.jit.ScriptModule) -> str:
+    return str(layer.original_name)
+
+
 # Tensors
 
 
