@@ -169,6 +169,8 @@ def all_in_float64(torch):
 
     class Wider(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
+            if (kwargs or {}).get("device") == "meta":  # PyTorch's own shadow of a tensor, which has its dtype
+                return func(*args, **kwargs)
             func = torch.Tensor.double if func is torch.Tensor.float else func
             args = [torch.float64 if x is torch.float32 else x for x in args]
             kwargs = {k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()}

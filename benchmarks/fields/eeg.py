@@ -144,7 +144,7 @@ class EEGNetConstraint(nn.Module):
         return self.dense(x.view(x.size()[0], -1))
 
 
-@model("eeg", source="https://github.com/xuyxu/torcheeg and others' Conv2dWithConstraint: weight.data renormed in forward")
+@model("eeg", source="torcheeg, models/cnn/eegnet.py: weight.data renormed in forward")
 def eegnet_constraint():
     return EEGNetConstraint(), (normal(4, CHANNELS, 128),)
 
