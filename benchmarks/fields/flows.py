@@ -173,7 +173,8 @@ class LogProbs(nn.Module):
         loss = -self.flow.log_probs(inputs, *cond_inputs).mean()
         if not self.inverse:
             return loss
-        samples, _ = self.flow(inputs.flip(0), *cond_inputs, mode="inverse")
+        with torch.no_grad():
+            samples, _ = self.flow(inputs.flip(0), *cond_inputs, mode="inverse")
         return loss, samples
 
 
