@@ -428,19 +428,3 @@ class Glow(nn.Module):
 @model("flows", source="https://github.com/rosinality/glow-pytorch, model.py, with BatchNorm in the coupling networks")
 def glow():
     return Glow(), (normal(6, 1, 8, 8),)
-
-
-class GlowFirst(Glow):
-    """Before its first batch, `initialized` is 0 and forward sets the parameters."""
-
-    def __init__(self):
-        super().__init__()
-        for actnorm in self.actnorms:
-            actnorm.initialized.zero_()
-
-
-@model(
-    "flows", source="https://github.com/rosinality/glow-pytorch, model.py before its first batch, which sets parameters"
-)
-def glow_before_first_batch():
-    return GlowFirst(), (normal(6, 1, 8, 8),)
