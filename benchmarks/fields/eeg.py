@@ -46,7 +46,7 @@ def tsception():
 
 @model("eeg", source="braindecode, models/eegconformer.py")
 def eeg_conformer():
-    return braindecode("EEGConformer", n_filters_time=10, num_layers=2, num_heads=2)
+    return braindecode("EEGConformer", n_filters_time=10, num_layers=2, num_heads=2, att_drop_prob=0.0)
 
 
 @model("eeg", source="braindecode, models/atcnet.py")

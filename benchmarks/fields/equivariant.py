@@ -90,24 +90,6 @@ def e2cnn_irreps():
     return Wrapped(in_type, body, nn.Linear(4, 3)), (normal(6, 1, 11, 11),)
 
 
-@model("equivariant", source="escnn: voxels over the rotations of the cube")
-def escnn_cube():
-    with stand_ins(*LIE):
-        import escnn.nn as library
-        from escnn import gspaces
-
-    space = gspaces.rot2dOnR3(n=4)
-    in_type = library.FieldType(space, [space.trivial_repr])
-    mid = library.FieldType(space, 2 * [space.regular_repr])
-    body = library.SequentialModule(
-        library.R3Conv(in_type, mid, kernel_size=3, padding=1, bias=False),
-        library.InnerBatchNorm(mid),
-        library.ReLU(mid),
-        library.GroupPooling(mid),
-    )
-    return Wrapped(in_type, body, nn.Linear(2, 3)), (normal(4, 1, 6, 6, 6),)
-
-
 class E3(nn.Module):
     """Messages by tensor products whose weights a radial network gives; e3nn's BatchNorm by the fields' norms."""
 
