@@ -72,6 +72,8 @@ def din():
     history = SparseFeat("hist_item", 8, embedding_dim=4, embedding_name="item")
     columns += [VarLenSparseFeat(history, maxlen=6, length_name="length")]
     net = DIN(columns, ["item"], dnn_hidden_units=(16, 8), att_hidden_size=(8, 4), dnn_use_bn=True, init_std=0.3)
+    for linear in net.dnn.linears:  # drawn with a deviation of 1e-4, which BatchNorm's eps would drown
+        nn.init.normal_(linear.weight, std=0.3)
     length = 1 + integers(6, 7, 1, seed=3)
     items = integers(7, 7, 6, seed=2) + 1
     items[torch.arange(6) >= length] = 0

@@ -67,7 +67,7 @@ def simsiam():
 class MoCo(nn.Module):
     """https://github.com/facebookresearch/moco, moco/builder.py, on one device (no shuffling between several)."""
 
-    def __init__(self, dim=6, K=16, m=0.9, T=0.07):
+    def __init__(self, dim=6, K=64, m=0.9, T=0.07):
         super().__init__()
         self.K, self.m, self.T = K, m, T
         self.encoder_q = nn.Sequential(Backbone(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, dim))
