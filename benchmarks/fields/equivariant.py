@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import integers, model, normal
-from ._absent import stand_ins
 
 
 class Wrapped(nn.Module):
@@ -19,21 +18,14 @@ class Wrapped(nn.Module):
 
     def forward(self, x):
         import e2cnn.nn
-        import escnn.nn
 
-        library = escnn.nn if type(self.in_type).__module__.startswith("escnn") else e2cnn.nn
-        x = library.GeometricTensor(x, self.in_type)
+        x = e2cnn.nn.GeometricTensor(x, self.in_type)
         x = self.body(x).tensor
         return self.head(x.flatten(2).mean(2))
 
 
-LIE = ("lie_learn.representations.SO3.wigner_d", "lie_learn.representations.SO3", "lie_learn.representations")
-LIE += ("lie_learn.spaces", "lie_learn", "py3nj")
-
-
-def e2(library, gspaces, space, fields, hidden=2):
+def e2(nn_, space, hidden=2):
     """Two steerable convolutions over regular fields."""
-    nn_ = library
     in_type = nn_.FieldType(space, [space.trivial_repr])
     mid = nn_.FieldType(space, hidden * [space.regular_repr])
     body = nn_.SequentialModule(
@@ -55,39 +47,7 @@ def e2cnn_regular():
     import e2cnn.nn
     from e2cnn import gspaces
 
-    return e2(e2cnn.nn, gspaces, gspaces.Rot2dOnR2(N=4), "regular")
-
-
-@model("equivariant", source="escnn, README's example over rotations and reflections")
-def escnn_regular():
-    with stand_ins(*LIE):
-        import escnn.nn
-        from escnn import gspaces
-
-    return e2(escnn.nn, gspaces, gspaces.flipRot2dOnR2(N=4), "regular")
-
-
-@model(
-    "equivariant", source="e2cnn: irreps of SO(2), NormBatchNorm, gated and norm non-linearities (harmonic networks)"
-)
-def e2cnn_irreps():
-    import e2cnn.nn as library
-    from e2cnn import gspaces
-
-    space = gspaces.Rot2dOnR2(N=-1, maximum_frequency=2)
-    in_type = library.FieldType(space, [space.trivial_repr])
-    irreps = [space.irrep(k) for k in (1, 2)]
-    mid = library.FieldType(space, irreps * 2)
-    last = library.FieldType(space, [space.trivial_repr] * 4)
-    body = library.SequentialModule(
-        library.R2Conv(in_type, mid, kernel_size=5, padding=2, bias=False),
-        library.NormBatchNorm(mid),
-        library.NormNonLinearity(mid, function="n_relu"),
-        library.R2Conv(mid, last, kernel_size=3, padding=1, bias=False),
-        library.InnerBatchNorm(last),
-        library.ELU(last),
-    )
-    return Wrapped(in_type, body, nn.Linear(4, 3)), (normal(6, 1, 11, 11),)
+    return e2(e2cnn.nn, gspaces.Rot2dOnR2(N=4))
 
 
 class E3(nn.Module):

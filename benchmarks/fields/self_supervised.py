@@ -378,7 +378,7 @@ def sinkhorn(out, iterations=3, epsilon=0.05):
 class SwAV(nn.Module):
     """Crops of several sizes, prototypes renormalised in forward, a queue of past embeddings that moves on."""
 
-    def __init__(self, dim=6, prototypes=5, queue=8):
+    def __init__(self, dim=6, prototypes=5, queue=32):
         super().__init__()
         self.backbone = Backbone()
         self.projection_head = mlp(8, 12, dim)
