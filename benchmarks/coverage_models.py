@@ -100,7 +100,7 @@ def prepare(module, torch):
     return module
 
 
-def randomise_statistics(module, images, torch):
+def randomise_statistics(module, inputs, torch):
     """Running statistics about those of what each layer is given in eval mode: means off by up to 0.3 deviations,
     variances by up to a half.
 
@@ -122,12 +122,27 @@ def randomise_statistics(module, images, torch):
     for layer in layers:
         draw(layer, torch.tensor([-1.0, 1.0]).to(layer.running_mean).expand(layer.num_features, 2))  # not called, maybe
         hooks.append(layer.register_forward_pre_hook(lambda m, args: draw(m, args[0].transpose(0, 1).flatten(1))))
-    more = torch.randn(3 * len(images), *images.shape[1:], generator=generator, dtype=images.dtype)
     if layers:
         with torch.no_grad():
-            module.eval()(torch.cat([images, more]))
+            module.eval()(*more_examples(inputs, generator, torch))
     for hook in hooks:
         hook.remove()
+
+
+def more_examples(inputs, generator, torch):
+    """Four times as many examples. Integers and a number an example (a length) come again, others are drawn: normal,
+    or its absolute value where none of the input is negative. The inputs themselves where the first dimension is no
+    batch, as in graphs."""
+    if len({len(x) if x.dim() else 0 for x in inputs}) > 1:
+        return inputs
+
+    def more(x):
+        if x.dim() < 2 or not x.is_floating_point():
+            return torch.cat([x] * 4) if x.dim() else x
+        drawn = torch.randn(3 * len(x), *x.shape[1:], generator=generator, dtype=x.dtype)
+        return torch.cat([x, drawn.abs() if x.min() >= 0 else drawn])
+
+    return tuple(map(more, inputs))
 
 
 def calm(module, torch):
@@ -154,6 +169,8 @@ def all_in_float64(torch):
 
     class Wider(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
+            if (kwargs or {}).get("device") == "meta":  # PyTorch's own shadow of a tensor, which has its dtype
+                return func(*args, **kwargs)
             func = torch.Tensor.double if func is torch.Tensor.float else func
             args = [torch.float64 if x is torch.float32 else x for x in args]
             kwargs = {k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()}
