@@ -88,13 +88,13 @@ def _hooked(tensor: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor | 
             return x.clone()
 
         @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
             changed = hook(gradient)
             return gradient if changed is None else changed
 
     if tensor.is_leaf or tensor._is_view():
         _refuse_hook()
-    tensor.copy_(Hooked.apply(tensor))  # type: ignore[no-untyped-call]
+    tensor.copy_(Hooked.apply(tensor))
     return _Handle()
 
 
