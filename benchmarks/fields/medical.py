@@ -61,30 +61,18 @@ def densenet3d():
     return module, (normal(2, 1, 32, 32, 32),)
 
 
-@model("medical", source="monai, networks/nets/hovernet.py")
-def hovernet_decoder():
-    from monai.networks.nets.hovernet import _DecoderBranch
+@model("medical", source="monai, networks/nets/highresnet.py")
+def highresnet():
+    from monai.networks.nets import HighResNet
 
-    class Decoded(nn.Module):
-        """HoVerNet's decoder on features of a small encoder: the network itself has 37 M parameters."""
-
-        def __init__(self):
-            super().__init__()
-            self.stem = nn.Sequential(nn.Conv2d(3, 256, 3, padding=1), nn.BatchNorm2d(256), nn.ReLU(inplace=True))
-            self.downs = nn.ModuleList(
-                nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
-                for i, o in ((256, 512), (512, 1024), (1024, 1024))
-            )
-            self.branches = nn.ModuleDict({"np": _DecoderBranch(decode_config=(1, 1), same_padding=True)})
-
-        def forward(self, x):
-            short_cuts = [self.stem(x)]
-            for down in self.downs:
-                short_cuts.append(down(short_cuts[-1]))
-            x = short_cuts.pop()
-            return {name: branch(x, short_cuts[:-1]) for name, branch in self.branches.items()}
-
-    return Decoded(), (normal(2, 3, 32, 32),)
+    layers = (
+        {"name": "conv_0", "n_features": 8, "kernel_size": 3},
+        {"name": "res_1", "n_features": 8, "kernels": (3, 3), "repeat": 2},
+        {"name": "res_2", "n_features": 16, "kernels": (3, 3), "repeat": 1},
+        {"name": "conv_1", "n_features": 12, "kernel_size": 1},
+        {"name": "conv_2", "kernel_size": 1},
+    )
+    return HighResNet(3, 1, 3, layer_params=layers), (normal(2, 1, 12, 12, 12),)
 
 
 @model("medical", source="segmentation-models-pytorch, decoders/unet with encoders/mobilenet.py")
@@ -95,7 +83,7 @@ def smp_unet():
         "mobilenet_v2",
         encoder_weights=None,
         decoder_attention_type="scse",
-        decoder_channels=(32, 16, 16, 8, 8),
+        decoder_channels=(32, 16, 16, 16, 16),
         aux_params={"classes": 3, "pooling": "avg", "dropout": 0.0},
     )
     return module, (normal(2, 3, 64, 64),)

@@ -11,7 +11,7 @@ from . import model, normal
 def osnet():
     from torchreid.reid.models.osnet import OSBlock, OSNet
 
-    module = OSNet(10, [OSBlock] * 3, [1, 1, 1], [16, 24, 32, 48], loss="triplet", feature_dim=32)
+    module = OSNet(10, [OSBlock] * 3, [1, 1, 1], [16, 64, 96, 128], loss="triplet", feature_dim=32)
     return module, (normal(4, 3, 64, 32),)
 
 
@@ -20,7 +20,7 @@ def osnet_ain():
     from torchreid.reid.models.osnet_ain import OSBlock, OSBlockINin, OSNet
 
     blocks = [[OSBlockINin], [OSBlock], [OSBlockINin]]
-    module = OSNet(10, blocks, [1, 1, 1], [16, 24, 32, 48], feature_dim=32, conv1_IN=True)
+    module = OSNet(10, blocks, [1, 1, 1], [16, 64, 96, 128], feature_dim=32, conv1_IN=True)
     return module, (normal(4, 3, 64, 32),)
 
 
