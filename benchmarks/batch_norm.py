@@ -207,7 +207,7 @@ def main() -> None:
         f"# BatchNorm on {device.platform}",
         "",
         f"{kind}, {os.cpu_count()} cores; jax {jax.__version__}, flax {flax.__version__}, torch {torch.__version__}.",
-        "Times in ms; then bytes accessed and temporary memory, both in inputs. Bytes of ours in float32 are with those of",
+        "Times in ms; then bytes accessed and temporary memory, both in inputs. In float32 ours are with those of",
         "both branches of its second look, of which a usual step takes neither.",
         "",
         "| shape | dtype | pass | ours | flax fast | flax | torch NHWC | torch NCHW | ours / flax fast | copy "

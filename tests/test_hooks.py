@@ -107,3 +107,41 @@ def test_a_hook_on_the_gradient_of_a_result_is_recorded(function):
 
     module, x = torch.nn.Sequential(*network(), Hooked()).double().train(), normal(4, 3, 5, 5)
     assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-10)
+
+
+def test_a_hook_on_what_a_batch_norm_layer_gives_is_recorded():
+    """Whose weights are no inputs of its node: `requires_grad` says what PyTorch says."""
+
+    class Guarded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.norm(x)
+            assert not x.requires_grad
+            if y.requires_grad:
+                y.register_hook(lambda grad: grad * 0.25)
+            return y.tanh()
+
+    module, x = Guarded().double().train(), normal(4, 3, 5, 5)
+    assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-10)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_gradient_taken_in_forward_is_a_constant_unless_it_has_a_graph(create_graph):
+    class Inner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc = torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2)
+
+        def forward(self, x, y):
+            x, weight = self.norm(x), self.fc.weight
+            with torch.enable_grad():
+                loss = ((x @ weight.t() - y) ** 2).mean()
+                (grad,) = torch.autograd.grad(loss, [weight], create_graph=create_graph)
+            return x @ (weight - 0.1 * grad).t()
+
+    module, inputs = Inner().double().train(), (normal(6, 3), normal(6, 2, seed=1))
+    model = interop.from_torch(module, *inputs)
+    assert_same_step(jax_step(model, *map(to_jax, inputs)), torch_step(module, *inputs), 1e-10)

@@ -932,6 +932,42 @@ def test_gradients_are_those_that_autograd_sees(function):
     assert_same_step(found, expected, 1e-9)
 
 
+def variable_of_zeros(self, x):
+    y, cost = self.fc(x), torch.autograd.Variable(torch.FloatTensor(x.size(0), 2, 3).zero_().to(x))
+    for i in range(2):
+        cost[:, i] = y * (i + 1)
+    return cost
+
+
+def data_of_zeros(self, x):
+    cost = torch.zeros(x.size(0), 2, 3, dtype=x.dtype).data
+    cost[:, 0] = self.fc(x)
+    return cost.contiguous() * 2
+
+
+def detached_alone(self, x):
+    part = (self.fc(x).detach() * 2).detach()
+    part[:, 0] = self.fc(x)[:, 1]
+    return part
+
+
+@pytest.mark.parametrize("function", [variable_of_zeros, data_of_zeros, detached_alone])
+def test_what_is_written_to_a_detached_tensor_keeps_its_gradient(function):
+    module, x = Wrapped(function, fc=torch.nn.Linear(3, 3)).double().train(), normal(4, 3)
+    assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-10)
+
+
+def test_a_tensor_with_two_names_and_two_gradients_is_refused():
+    def forward(self, x):
+        y = self.fc(x)
+        part = y.detach()
+        part[:, 0] = self.fc(x)[:, 1]
+        return part + y
+
+    with pytest.raises(interop.TraceError, match=r"by both names: .*test_trace\.py:\d+: part\[:, 0\] = "):
+        interop.from_torch(Wrapped(forward, fc=torch.nn.Linear(3, 3)).double().train(), normal(4, 3))
+
+
 def layer_twice(self, x):
     with torch.no_grad():
         target = self.norm(self.fc(x * 2))

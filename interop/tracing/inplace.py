@@ -14,9 +14,10 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import interop.ops
+from interop.errors import TraceError
 from interop.program.operations import BATCH_NORM, DROPPED, GRADIENT_OF, RUN
 from interop.tracing import private
-from interop.tracing.graph import operation_name, written_by
+from interop.tracing.graph import operation_name, source_line, written_by
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +120,7 @@ def stop_gradients(graph_module: torch.fx.GraphModule) -> None:
     `detach()`, changes its values and nothing about its gradient.
     """
     unseen = _inlined(graph_module)
+    carrying = _drop_detached(graph_module.graph, unseen)
     for node in unseen:
         targets = written_by(node)
         for item in node.all_input_nodes:
@@ -131,8 +133,83 @@ def stop_gradients(graph_module: torch.fx.GraphModule) -> None:
             node.replace_all_uses_with(detached, lambda user, detached=detached: user is not detached)
     for node in list(graph_module.graph.nodes):
         for tensor in _inexact_written(node):
+            if node not in unseen and any(item in carrying for item in node.all_input_nodes if item is not tensor):
+                _refuse_two_gradients(node, tensor)
             _write_unseen(node, tensor, unseen)
     graph_module.recompile()
+
+
+def _drop_detached(graph: torch.fx.Graph, unseen: Container[torch.fx.Node]) -> set[torch.fx.Node]:
+    """Leaves out a `detach()` of what has no gradient, and is read by the detached name alone from there on.
+
+    `cost = torch.autograd.Variable(torch.zeros(n))` detaches, as `.data` does. What is written to `cost` has its
+    gradient in what reads `cost`, and none in what reads the tensor that it was made of: with one memory for both
+    names, a graph has the one or the other. Gives the nodes that may have a gradient.
+    """
+    import torch
+
+    nodes = list(graph.nodes)
+    carrying: set[torch.fx.Node] = set()  # a gradient
+    memories: set[int] = set()  # what carries one
+    for index, node in enumerate(nodes):
+        if node.op == "placeholder" and _is_inexact(node):
+            carrying.add(node)
+        is_detach = node.target is torch.ops.aten.detach.default
+        if node.op != "call_function" or node in unseen:
+            continue
+        if not is_detach and any(item in carrying for item in node.all_input_nodes):
+            if _is_inexact(node) or isinstance(node.meta.get("val"), (tuple, list)):
+                carrying.add(node)
+            memories.update(memory for target in written_by(node) for memory in storages(target))
+        if not is_detach and memories.intersection(storages(node)):
+            carrying.add(node)
+        if is_detach and _is_inexact(node):
+            _without_detach(node, nodes[index + 1 :], carrying, memories)
+    return carrying
+
+
+def _refuse_two_gradients(node: torch.fx.Node, tensor: torch.fx.Node) -> None:
+    """A write of what has a gradient to a tensor that was detached, whose name is read afterwards.
+
+    Raises:
+        TraceError: since PyTorch's detached name then has that gradient, and the other name of the memory has not.
+    """
+    import torch
+
+    names: set[torch.fx.Node] = {node}  # those that come of the detached one
+    part: torch.fx.Node | None = tensor
+    while part is not None and part.target is not torch.ops.aten.detach.default:
+        part = _viewed(part)
+    if part is None:
+        return
+    seen = False
+    for other in node.graph.nodes:
+        if other is part or (_viewed(other) in names and other is not part):
+            names.add(other)
+        if seen and other not in names and names.intersection(other.all_input_nodes):
+            raise TraceError(
+                f"forward writes something that has a gradient to a tensor that it has detached, and reads the tensor "
+                f"by both names: {source_line(node)}. In PyTorch each name has a gradient of its own. Write to a copy "
+                "(x.detach().clone())"
+            )
+        seen = seen or other is node
+
+
+def _without_detach(
+    node: torch.fx.Node, later: list[torch.fx.Node], carrying: Container[torch.fx.Node], memories: set[int]
+) -> None:
+    """Replaces one `detach()` by what it is given, if that is the same; see `_drop_detached`."""
+    source = node.args[0]
+    if source in carrying or memories.intersection(storages(source)) or _root(source).op == "placeholder":
+        return
+    of_it = {node}
+    for other in later:
+        shares = [item for item in other.all_input_nodes if set(storages(item)).intersection(storages(node))]
+        if any(item in of_it for item in shares) and set(storages(other)).intersection(storages(node)):
+            of_it.add(other)
+        if any(item not in of_it for item in shares):
+            return
+    node.replace_all_uses_with(source)
 
 
 def _inlined(graph_module: torch.fx.GraphModule) -> dict[torch.fx.Node, None]:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from interop.program.operations import BATCH_NORM
 from interop.tracing import private
 from interop.tracing.answers import Answers, StandIns
 from interop.tracing.caught import UnrecordedError
@@ -39,6 +40,8 @@ def rewritten(answers: Answers) -> Iterator[None]:
         torch.Tensor.data.__set__: _assign_data,
         torch.nn.functional.instance_norm: _instance_norm,
         torch.Tensor.register_hook: _hooked,
+        torch.Tensor.requires_grad.__get__: _requires_grad,
+        torch.autograd.grad: _gradients,
         torch.Tensor.register_post_accumulate_grad_hook: _refuse_hook,
         **Recurrent(answers.checks).stand_ins(),
         **answers.stand_ins(),
@@ -78,6 +81,34 @@ def rewritten(answers: Answers) -> Iterator[None]:
         inference_mode.__enter__, inference_mode.__exit__ = entered, left
 
 
+def _requires_grad(tensor: torch.Tensor) -> bool:
+    """Also of what a BatchNorm layer gives, whose weights are no inputs of its node."""
+    import torch
+
+    if tensor.requires_grad or not torch.is_grad_enabled() or not tensor.is_floating_point():
+        return bool(tensor.requires_grad)
+    node = private.recorded_as(tensor)
+    waiting, seen = [node] if node is not None else [], set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node.op != "call_function" or node.target is torch.ops.aten.detach.default:
+            continue
+        if str(node.target) == BATCH_NORM:
+            return True
+        seen.add(node)
+        waiting += node.all_input_nodes
+    return False
+
+
+def _gradients(*args: Any, **kwargs: Any) -> Any:
+    """torch.autograd.grad, whose results are constants unless it is told to create a graph (its fifth argument)."""
+    import torch
+
+    found = torch.autograd.grad(*args, **kwargs)
+    create_graph = kwargs.get("create_graph", args[4] if len(args) > 4 else False)
+    return found if create_graph else tuple(None if g is None else g.detach() for g in found)
+
+
 def _hooked(tensor: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> _Handle:
     """What follows reads the tensor as the result of a function whose backward is the hook."""
     import torch
@@ -92,7 +123,8 @@ def _hooked(tensor: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor | 
             changed = hook(gradient)
             return gradient if changed is None else changed
 
-    if tensor.is_leaf or private.is_view(tensor):
+    node = private.recorded_as(tensor)
+    if node is None or node.op != "call_function" or private.is_view(tensor):
         _refuse_hook()
     tensor.copy_(Hooked.apply(tensor))
     return _Handle()
