@@ -43,12 +43,8 @@ SLOW_TO_RUN = 0.3  # seconds of PyTorch's step above which compiled code has to 
 
 def measure(name):
     """One row: what was found for one model."""
-    import numpy as np
     import parity_tools as tools
     import torch
-
-    import interop
-    from interop.tracing import private
 
     row = {"model": name, "stage": "build", "ok": False}
     watch = Watch(row)
@@ -63,72 +59,85 @@ def measure(name):
             module.load_state_dict(initial)
             del initial
             row["input"] = list(shape)
-            row["batch_norms"] = sum(isinstance(m, private.batch_norm_class()) for m in module.modules())
-            images = tools.normal(*shape)
-            models.randomise_statistics(module, images, torch)
-            row["weights"] = WEIGHTS
-        row["calmed"] = rounding(tools, module.eval(), images, torch) > TOLERANCE_FLOAT32 / 5
-        with models.all_in_float64(torch):
-            if row["calmed"]:
-                models.calm(module, torch)
-                models.randomise_statistics(module, images, torch)
-            module.train()
-
-            watch.start("import")
-            model = interop.from_torch(module, images)
-            watch.start("export")
-            exported = interop.state_dict(model)
-            expected = module.state_dict()
-            assert list(exported) == list(expected), "the names differ"
-            for key, value in expected.items():
-                assert exported[key].tobytes() == value.numpy().tobytes(), f"{key} differs"
-            for key, value in exported.items():
-                expected[key] = torch.from_numpy(np.array(value))
-            # A state dict with the versions of its layers, which some ask for.
-            module.load_state_dict(expected, strict=True)
-            del exported, expected, value
-
-            watch.start("torch")
-            wanted = buffers_alone(tools.torch_step(module, images))
-            tools.FAST["xla_backend_optimization_level"] = int(watch.so_far() > SLOW_TO_RUN)
-            moved = buffers_alone(tools.torch_step(module, nudged(images, torch)))
-            row["condition"] = differences(moved, wanted, tools, np)
-            del moved
-            watch.start("eval")
-            module.eval(), model.eval()
-            with torch.no_grad():
-                nudge = zip(tools.flat(module(nudged(images, torch))), tools.flat(module(images)), strict=True)
-            row["condition"]["eval"] = max(float(tools.relative(a, b)) for a, b in nudge)
-            row["eval"] = compare(tools, module, model, images, torch)
-            assert row["eval"] < TOLERANCE, (
-                f"eval outputs differ by {row['eval']:.1e}; {by_itself(row['condition']['eval'])}"
-            )
-
-        watch.start("train")
-        module = module.float()  # of half the size
-        model.train()
-        row |= differences(tools.jax_step(model, tools.to_jax(images)), wanted, tools, np)
-        for key in ("loss", "gradients", "statistics"):
-            assert row[key] < TOLERANCE, (
-                f"{key} differ by {row[key]:.1e}{', ' + row['worst'] if key == 'gradients' else ''}; "
-                f"{by_itself(row['condition'][key])}"
-            )
-
-        watch.start("float32")
-        del model, wanted
-        single = interop.from_torch(module, images.float())
-        row["eval32"] = compare(tools, module, single, images.float(), torch)
-        assert row["eval32"] < TOLERANCE_FLOAT32, (
-            f"eval outputs in float32 differ by {row['eval32']:.1e}; "
-            f"PyTorch's own differ from its float64 by {rounding(tools, module, images, torch):.1e}"
-        )
-        row |= {"stage": "done", "ok": True}
+        check(row, watch, module, (tools.normal(*shape),))
     except Exception as error:
         row["reason"] = f"{type(error).__name__}: {error}"[:2000]
         row["trace"] = traceback.format_exc()[-3000:]
     watch.stop()
     row["memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
+
+
+def check(row, watch, module, inputs):
+    """Fills the row of a prepared module from its import onwards; raises at the first thing that is not as it should
+    be. `inputs` is a tuple of tensors, floating ones in float64."""
+    import numpy as np
+    import parity_tools as tools
+    import torch
+
+    import interop
+    from interop.tracing import private
+
+    with models.all_in_float64(torch):
+        row["batch_norms"] = sum(isinstance(m, private.batch_norm_class()) for m in module.modules())
+        models.randomise_statistics(module, inputs, torch)
+        row["weights"] = WEIGHTS
+    row["calmed"] = rounding(tools, module.eval(), inputs, torch) > TOLERANCE_FLOAT32 / 5
+    with models.all_in_float64(torch):
+        if row["calmed"]:
+            models.calm(module, torch)
+            models.randomise_statistics(module, inputs, torch)
+        module.train()
+
+        watch.start("import")
+        model = interop.from_torch(module, *inputs)
+        watch.start("export")
+        exported = interop.state_dict(model)
+        expected = module.state_dict()
+        assert list(exported) == list(expected), "the names differ"
+        for key, value in expected.items():
+            assert exported[key].tobytes() == value.numpy().tobytes(), f"{key} differs"
+        for key, value in exported.items():
+            expected[key] = torch.from_numpy(np.array(value))
+        # A state dict with the versions of its layers, which some ask for.
+        module.load_state_dict(expected, strict=True)
+        del exported, expected, value
+
+        watch.start("torch")
+        wanted = buffers_alone(tools.torch_step(module, *inputs))
+        tools.FAST["xla_backend_optimization_level"] = int(watch.so_far() > SLOW_TO_RUN)
+        moved = buffers_alone(tools.torch_step(module, *nudged(inputs, torch)))
+        row["condition"] = differences(moved, wanted, tools, np)
+        del moved
+        watch.start("eval")
+        module.eval(), model.eval()
+        with torch.no_grad():
+            nudge = zip(tools.flat(module(*nudged(inputs, torch))), tools.flat(module(*inputs)), strict=True)
+        row["condition"]["eval"] = max(float(tools.relative(a, b)) for a, b in nudge)
+        row["eval"] = compare(tools, module, model, inputs, torch)
+        assert row["eval"] < TOLERANCE, (
+            f"eval outputs differ by {row['eval']:.1e}; {by_itself(row['condition']['eval'])}"
+        )
+
+    watch.start("train")
+    module = module.float()  # of half the size
+    model.train()
+    row |= differences(tools.jax_step(model, *map(tools.to_jax, inputs)), wanted, tools, np)
+    for key in ("loss", "gradients", "statistics"):
+        assert row[key] < TOLERANCE, (
+            f"{key} differ by {row[key]:.1e}{', ' + row['worst'] if key == 'gradients' else ''}; "
+            f"{by_itself(row['condition'][key])}"
+        )
+
+    watch.start("float32")
+    del model, wanted
+    single = interop.from_torch(module, *in_float32(inputs))
+    row["eval32"] = compare(tools, module, single, in_float32(inputs), torch)
+    assert row["eval32"] < TOLERANCE_FLOAT32, (
+        f"eval outputs in float32 differ by {row['eval32']:.1e}; "
+        f"PyTorch's own differ from its float64 by {rounding(tools, module, inputs, torch):.1e}"
+    )
+    row |= {"stage": "done", "ok": True}
 
 
 def by_itself(difference):
@@ -155,7 +164,7 @@ def measure_torchax(name):
             shape = models.smallest_input(module, shapes, torch)
             module.load_state_dict(initial)
             images = tools.normal(*shape)
-            models.randomise_statistics(module, images, torch)
+            models.randomise_statistics(module, (images,), torch)
             module.train()
             wanted = tools.torch_step(module, images)
             with torch.no_grad():
@@ -224,25 +233,35 @@ class Watch:
         self.stage = None
 
 
-def compare(tools, module, model, images, torch):
+def compare(tools, module, model, inputs, torch):
     with torch.no_grad():
-        expected = tools.flat(module(images))
-    found = tools.flat(tools.jax_eval(model, tools.to_jax(images)))
+        expected = tools.flat(module(*inputs))
+    found = tools.flat(tools.jax_eval(model, *map(tools.to_jax, inputs)))
     assert len(found) == len(expected), f"{len(found)} outputs instead of {len(expected)}"
     return max(float(tools.relative(a, b)) for a, b in zip(found, expected, strict=True))
 
 
-def nudged(images, torch):
-    """The images with each number moved to a neighbour: what PyTorch then computes says how well it is determined."""
-    up = torch.rand(images.shape, generator=torch.Generator().manual_seed(2)) < 0.5
-    return torch.nextafter(images, torch.where(up, torch.inf, -torch.inf).to(images.dtype))
+def nudged(inputs, torch):
+    """The inputs with each floating number moved to a neighbour: what PyTorch then computes says how well it is
+    determined."""
+
+    def moved(x):
+        up = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+        return torch.nextafter(x, torch.where(up, torch.inf, -torch.inf).to(x.dtype))
+
+    return tuple(moved(x) if x.is_floating_point() else x for x in inputs)
 
 
-def rounding(tools, module, images, torch):
+def in_float32(inputs):
+    """The inputs, floating ones in float32."""
+    return tuple(x.float() if x.is_floating_point() else x for x in inputs)
+
+
+def rounding(tools, module, inputs, torch):
     """How far PyTorch's float32 outputs are from its float64 ones."""
     with torch.no_grad():
-        single = tools.flat(copy.deepcopy(module).float()(images.float()))
-        double = tools.flat(module.double()(images))
+        single = tools.flat(copy.deepcopy(module).float()(*in_float32(inputs)))
+        double = tools.flat(module.double()(*inputs))
     return max(float(tools.relative(a, b)) for a, b in zip(single, double, strict=True))
 
 

@@ -100,7 +100,7 @@ def prepare(module, torch):
     return module
 
 
-def randomise_statistics(module, images, torch):
+def randomise_statistics(module, inputs, torch):
     """Running statistics about those of what each layer is given in eval mode: means off by up to 0.3 deviations,
     variances by up to a half.
 
@@ -117,17 +117,32 @@ def randomise_statistics(module, images, torch):
         layer.running_var.copy_(variance * uniform(variance, 0.5, 1.5, generator))
 
     layers = [m for m in module.modules() if isinstance(m, private.batch_norm_class())]
-    layers = [layer for layer in layers if layer.running_mean is not None]
+    layers = [m for m in layers if m.running_mean is not None and len(m.running_mean) == m.num_features]  # not ghosts'
     hooks = []
     for layer in layers:
         draw(layer, torch.tensor([-1.0, 1.0]).to(layer.running_mean).expand(layer.num_features, 2))  # not called, maybe
         hooks.append(layer.register_forward_pre_hook(lambda m, args: draw(m, args[0].transpose(0, 1).flatten(1))))
-    more = torch.randn(3 * len(images), *images.shape[1:], generator=generator, dtype=images.dtype)
     if layers:
         with torch.no_grad():
-            module.eval()(torch.cat([images, more]))
+            module.eval()(*more_examples(inputs, generator, torch))
     for hook in hooks:
         hook.remove()
+
+
+def more_examples(inputs, generator, torch):
+    """Four times as many examples. Integers and a number an example (a length) come again, others are drawn: normal,
+    or its absolute value where none of the input is negative. The inputs themselves where the first dimension is no
+    batch, as in graphs."""
+    if len({len(x) if x.dim() else 0 for x in inputs}) > 1:
+        return inputs
+
+    def more(x):
+        if x.dim() < 2 or not x.is_floating_point():
+            return torch.cat([x] * 4) if x.dim() else x
+        drawn = torch.randn(3 * len(x), *x.shape[1:], generator=generator, dtype=x.dtype)
+        return torch.cat([x, drawn.abs() if x.min() >= 0 else drawn])
+
+    return tuple(map(more, inputs))
 
 
 def calm(module, torch):
@@ -155,9 +170,11 @@ def all_in_float64(torch):
     class Wider(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             func = torch.Tensor.double if func is torch.Tensor.float else func
-            args = [torch.float64 if x is torch.float32 else x for x in args]
-            kwargs = {k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()}
+            args = [wider.get(x, x) if isinstance(x, torch.dtype) else x for x in args]
+            kwargs = {k: wider.get(x, x) if isinstance(x, torch.dtype) else x for k, x in (kwargs or {}).items()}
             return func(*args, **kwargs)
+
+    wider = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
