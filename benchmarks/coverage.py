@@ -261,7 +261,8 @@ def rounding(tools, module, inputs, torch):
     """How far PyTorch's float32 outputs are from its float64 ones."""
     with torch.no_grad():
         single = tools.flat(copy.deepcopy(module).float()(*in_float32(inputs)))
-        double = tools.flat(module.double()(*inputs))
+        with models.all_in_float64(torch):
+            double = tools.flat(module.double()(*inputs))
     return max(float(tools.relative(a, b)) for a, b in zip(single, double, strict=True))
 
 

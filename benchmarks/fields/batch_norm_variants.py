@@ -1,4 +1,5 @@
 """Variants of batch normalisation, each in a small network."""
+# ruff: noqa: B905, C416, E266, RUF005, SIM102, SIM108, RET  (as the sources have it)
 
 import torch
 from torch import nn
@@ -108,7 +109,9 @@ def ghost_by_chunks():
 
 
 class SwitchNorm2d(nn.Module):
-    def __init__(self, num_features, eps=1e-5, momentum=0.9, using_moving_average=True, using_bn=True, last_gamma=False):
+    def __init__(
+        self, num_features, eps=1e-5, momentum=0.9, using_moving_average=True, using_bn=True, last_gamma=False
+    ):
         super().__init__()
         self.eps = eps
         self.momentum = momentum
@@ -378,7 +381,9 @@ class MABN2d(nn.Module):
         return r * x + self.bias.view(1, -1, 1, 1)
 
 
-@model(FIELD, source="https://github.com/megvii-model/MABN, MABN.py (the forward average; every second norm a BatchNorm2d)")
+@model(
+    FIELD, source="https://github.com/megvii-model/MABN, MABN.py (the forward average; every second norm a BatchNorm2d)"
+)
 def moving_average():
     made = []
 
@@ -504,12 +509,17 @@ def weight_standardisation():
     return with_standardised_weights(Small(nn.BatchNorm2d)), (normal(4, 3, 8, 8),)
 
 
-@model(FIELD, source="https://github.com/joe-siyuan-qiao/Batch-Channel-Normalization, README.md (BCNorm with BatchNorm2d)")
+@model(
+    FIELD, source="https://github.com/joe-siyuan-qiao/Batch-Channel-Normalization, README.md (BCNorm with BatchNorm2d)"
+)
 def batch_channel():
     return with_standardised_weights(Small(lambda n: BCNorm(n, estimate=False))), (normal(4, 3, 8, 8),)
 
 
-@model(FIELD, source="https://github.com/joe-siyuan-qiao/Batch-Channel-Normalization, README.md (EstBN: .item() of a buffer)")
+@model(
+    FIELD,
+    source="https://github.com/joe-siyuan-qiao/Batch-Channel-Normalization, README.md (EstBN: .item() of a buffer)",
+)
 def batch_channel_estimated():
     return with_standardised_weights(Small(BCNorm)), (normal(4, 3, 8, 8),)
 
@@ -673,7 +683,7 @@ class ComplexBatchNorm2d(nn.Module):
             mean_i = input.imag.mean([0, 2, 3]).type(input.dtype)
             mean = mean_r + 1j * mean_i
         else:
-            mean = self.running_mean
+            mean = self.running_mean.to(input.dtype)
         if self.training:
             with torch.no_grad():
                 self.running_mean = (
