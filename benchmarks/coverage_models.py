@@ -172,6 +172,9 @@ def all_in_float64(torch):
 
     class Wider(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.startswith(("torch._subclasses", "torch._export", "torch.export")):  # its copies of constants
+                return func(*args, **(kwargs or {}))
             func = torch.Tensor.double if func is torch.Tensor.float else func
             args = [wider.get(x, x) if isinstance(x, torch.dtype) else x for x in args]
             kwargs = {k: wider.get(x, x) if isinstance(x, torch.dtype) else x for k, x in (kwargs or {}).items()}

@@ -158,7 +158,7 @@ def pruned():
     return net, (normal(*IMAGES),)
 
 
-@model(FIELD, source="torch.utils.checkpoint of blocks, use_reentrant False and True, checkpoint_sequential")
+@model(FIELD, source="torch.utils.checkpoint of blocks, use_reentrant False and True, checkpoint_sequential (PyTorch's backward moves statistics again)")
 def checkpointed():
     from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
@@ -313,7 +313,6 @@ def hooked():
     class Hooked(nn.Module):
         def __init__(self):
             super().__init__()
-            self.features = {}
             self.net = nn.Sequential(
                 OrderedDict(
                     conv1=nn.Conv2d(3, 6, 3, padding=1),
@@ -330,14 +329,14 @@ def hooked():
 
         def keep(self, name):
             def hook(module, args, output):
-                self.features[name] = output
+                module.kept = {name: output}
 
             return hook
 
         def forward(self, x):
-            self.features.clear()
             y = self.net(x)
-            gram = [torch.einsum("nchw,ndhw->ncd", f, f) / f[0, 0].numel() for f in self.features.values()]
+            features = {k: v for m in self.net.modules() if hasattr(m, "kept") for k, v in m.__dict__.pop("kept").items()}
+            gram = [torch.einsum("nchw,ndhw->ncd", f, f) / f[0, 0].numel() for f in features.values()]
             return y, gram
 
     return Hooked(), (normal(*IMAGES),)
