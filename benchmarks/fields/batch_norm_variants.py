@@ -1,5 +1,5 @@
 """Variants of batch normalisation, each in a small network."""
-# ruff: noqa: B905, C416, E266, RUF005, SIM102, SIM108, RET  (as the sources have it)
+# ruff: noqa: B905, RUF059, SIM102, SIM108  (as the sources have it)
 
 import torch
 from torch import nn
@@ -962,7 +962,7 @@ class VBNDiscriminator(nn.Module):
 
     def features(self, x, stats):
         new = []
-        for i, (conv, vbn) in enumerate(zip(self.convs, self.vbns)):  # noqa: B905
+        for i, (conv, vbn) in enumerate(zip(self.convs, self.vbns)):
             x, mean, mean_sq = vbn(conv(x), *(stats[i] if stats else (None, None)))
             new.append((mean, mean_sq))
             x = F.leaky_relu(x, 0.2)

@@ -1,4 +1,5 @@
 """Depth and optical flow: cost volumes, warps, iterated lookups."""
+# ruff: noqa: B905, RUF059  (as the sources have it)
 
 import numpy as np
 import torch
@@ -71,13 +72,17 @@ class MonoDepth2(nn.Module):
         super().__init__()
         self.num_ch_enc = np.array([6, 8, 10])
         self.encoder = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(int(a), int(b), 3, 2, 1, bias=False), nn.BatchNorm2d(int(b)), nn.ReLU(inplace=False))
+            nn.Sequential(
+                nn.Conv2d(int(a), int(b), 3, 2, 1, bias=False), nn.BatchNorm2d(int(b)), nn.ReLU(inplace=False)
+            )
             for a, b in zip([3, 6, 8], self.num_ch_enc)
         )
         self.depth = DepthDecoder(self.num_ch_enc)
         self.pose = nn.Sequential(nn.Conv2d(6, 6, 3, 4, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1))
         meshgrid = np.meshgrid(range(w), range(h), indexing="xy")
-        self.id_coords = nn.Parameter(torch.from_numpy(np.stack(meshgrid, axis=0).astype(np.float32)), requires_grad=False)
+        self.id_coords = nn.Parameter(
+            torch.from_numpy(np.stack(meshgrid, axis=0).astype(np.float32)), requires_grad=False
+        )
         self.ones = nn.Parameter(torch.ones(1, 1, h * w), requires_grad=False)
         pix = torch.unsqueeze(torch.stack([self.id_coords[0].view(-1), self.id_coords[1].view(-1)], 0), 0)
         self.pix_coords = nn.Parameter(torch.cat([pix, self.ones], 1), requires_grad=False)
@@ -177,10 +182,15 @@ class PSMNet(nn.Module):
         self.dres0 = nn.Sequential(convbn_3d(8, 6, 3, 1, 1), nn.ReLU(inplace=True))
         self.hg1 = nn.Sequential(convbn_3d(6, 8, 3, 2, 1), nn.ReLU(inplace=True))
         self.hg2 = nn.Sequential(
-            nn.ConvTranspose3d(8, 6, kernel_size=3, padding=1, output_padding=1, stride=2, bias=False), nn.BatchNorm3d(6)
+            nn.ConvTranspose3d(8, 6, kernel_size=3, padding=1, output_padding=1, stride=2, bias=False),
+            nn.BatchNorm3d(6),
         )
-        self.classif1 = nn.Sequential(convbn_3d(6, 6, 3, 1, 1), nn.ReLU(True), nn.Conv3d(6, 1, 3, padding=1, bias=False))
-        self.classif2 = nn.Sequential(convbn_3d(6, 6, 3, 1, 1), nn.ReLU(True), nn.Conv3d(6, 1, 3, padding=1, bias=False))
+        self.classif1 = nn.Sequential(
+            convbn_3d(6, 6, 3, 1, 1), nn.ReLU(True), nn.Conv3d(6, 1, 3, padding=1, bias=False)
+        )
+        self.classif2 = nn.Sequential(
+            convbn_3d(6, 6, 3, 1, 1), nn.ReLU(True), nn.Conv3d(6, 1, 3, padding=1, bias=False)
+        )
 
     def feature(self, x):
         output = self.firstconv(x)
@@ -232,7 +242,10 @@ class PSMNet(nn.Module):
         return pred2
 
 
-@model(FIELD, source="https://github.com/JiaRenChang/PSMNet, models/stackhourglass.py, submodule.py (cost volume by slices)")
+@model(
+    FIELD,
+    source="https://github.com/JiaRenChang/PSMNet, models/stackhourglass.py, submodule.py (cost volume by slices)",
+)
 def psmnet():
     return PSMNet(), (normal(2, 3, 32, 32), normal(2, 3, 32, 32, seed=1))
 
@@ -563,6 +576,9 @@ class AdaBins(nn.Module):
         return bin_edges, pred, 10 * torch.sqrt(Dg), points
 
 
-@model(FIELD, source="https://github.com/shariqfarooq123/AdaBins, models/unet_adaptive_bins.py, loss.py (boolean mask of pixels)")
+@model(
+    FIELD,
+    source="https://github.com/shariqfarooq123/AdaBins, models/unet_adaptive_bins.py, loss.py (boolean mask of pixels)",
+)
 def adabins():
     return AdaBins(), (normal(2, 3, 16, 16), normal(2, 1, 16, 16, seed=1).abs() + 0.05)

@@ -1,4 +1,5 @@
 """Detectors: backbones, necks and heads with BatchNorm, small."""
+# ruff: noqa: B905  (as the sources have it)
 
 import math
 from collections import OrderedDict
@@ -213,7 +214,9 @@ class CenterNet(nn.Module):
         return ret
 
 
-@model(FIELD, source="https://github.com/xingyizhou/CenterNet, networks/msra_resnet.py and models/decode.py (ctdet_decode)")
+@model(
+    FIELD, source="https://github.com/xingyizhou/CenterNet, networks/msra_resnet.py and models/decode.py (ctdet_decode)"
+)
 def centernet():
     return CenterNet(), (normal(2, 3, 32, 32),)
 
@@ -541,7 +544,10 @@ def efficientdet():
     return EfficientDet(), (normal(2, 3, 32, 32),)
 
 
-@model(FIELD, source="torchvision (package): ops.FeaturePyramidNetwork with BatchNorm and RetinaNet's heads, anchors and all")
+@model(
+    FIELD,
+    source="torchvision (package): ops.FeaturePyramidNetwork with BatchNorm and RetinaNet's heads, anchors and all",
+)
 def retinanet():
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.image_list import ImageList

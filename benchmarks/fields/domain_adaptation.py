@@ -1,4 +1,5 @@
 """Domain adaptation: gradient reversal, BatchNorm by domain, discrepancies between source and target."""
+# ruff: noqa: E712  (as the sources have it)
 
 import numpy as np
 import torch
@@ -453,7 +454,10 @@ class CDAN(nn.Module):
         return self.fc(feature), loss / torch.sum(weight).detach().item()
 
 
-@model(FIELD, source="https://github.com/thuml/CDAN, pytorch/network.py and loss.py (Tensor.register_hook reverses gradients)")
+@model(
+    FIELD,
+    source="https://github.com/thuml/CDAN, pytorch/network.py and loss.py (Tensor.register_hook reverses gradients)",
+)
 def cdan():
     return CDAN(random=False), (normal(8, 6),)
 
@@ -468,7 +472,9 @@ class AFN(nn.Module):
 
     def __init__(self, weight=0.05, delta_r=1.0):
         super().__init__()
-        self.fc1 = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12, affine=True), nn.ReLU(inplace=True), nn.Dropout(0.5))
+        self.fc1 = nn.Sequential(
+            nn.Linear(6, 12), nn.BatchNorm1d(12, affine=True), nn.ReLU(inplace=True), nn.Dropout(0.5)
+        )
         self.fc2 = nn.Linear(12, 5)
         self.weight_L2norm = weight
         self.delta_r = delta_r
@@ -476,7 +482,7 @@ class AFN(nn.Module):
 
     def get_L2norm_loss_self_driven(self, x):
         radius = x.norm(p=2, dim=1).detach()
-        assert radius.requires_grad == False  # noqa: E712
+        assert radius.requires_grad == False
         radius = radius + self.delta_r
         loss = ((x.norm(p=2, dim=1) - radius) ** 2).mean()
         return self.weight_L2norm * loss

@@ -1,4 +1,5 @@
 """Meta-learning and architecture search: transductive BatchNorm, inner loops, mixed operations, shared weights."""
+# ruff: noqa: B905  (as the sources have it)
 
 import copy
 from collections import OrderedDict
@@ -21,7 +22,9 @@ def conv_block(in_channels, out_channels):
 class ProtoNet(nn.Module):
     def __init__(self, x_dim=1, hid_dim=6, z_dim=8):
         super().__init__()
-        self.encoder = nn.Sequential(conv_block(x_dim, hid_dim), conv_block(hid_dim, hid_dim), conv_block(hid_dim, z_dim))
+        self.encoder = nn.Sequential(
+            conv_block(x_dim, hid_dim), conv_block(hid_dim, hid_dim), conv_block(hid_dim, z_dim)
+        )
 
     def embed(self, x):
         x = self.encoder(x)
@@ -47,13 +50,16 @@ class ProtoNet(nn.Module):
         return loss_val, log_p_y, acc_val
 
 
-@model(FIELD, source="https://github.com/jakesnell/prototypical-networks, protonets/models/few_shot.py; utils conv_block of orobix")
+@model(
+    FIELD,
+    source="https://github.com/jakesnell/prototypical-networks, protonets/models/few_shot.py",
+)
 def prototypical():
     return ProtoNet(), (normal(4, 2, 1, 16, 16), normal(4, 3, 1, 16, 16, seed=1))
 
 
 class MAMLNet(nn.Module):
-    """Learner of a list of parameters, BatchNorm by F.batch_norm in training mode always; the inner steps in forward."""
+    """Learner of a list of parameters, BatchNorm by F.batch_norm, always in training mode."""
 
     def __init__(self, config, update_lr=0.1, update_step=2):
         super().__init__()
@@ -131,6 +137,7 @@ class MAMLForward(MAMLNet):
 
 
 class MAML(MAMLNet):
+    @torch.enable_grad()
     def forward(self, x_spt, y_spt, x_qry):
         logits = self.learner(x_spt)
         loss = F.cross_entropy(logits, y_spt)
@@ -365,9 +372,7 @@ class DARTS(nn.Module):
 
 @model(FIELD, source="https://github.com/quark0/darts, cnn/model_search.py, operations.py (alphas a plain leaf tensor)")
 def darts():
-    net = DARTS()
-    net.alphas_normal = net.alphas_normal.detach()  # a leaf that requires gradients cannot be deep-copied into export
-    return net, (normal(4, 3, 8, 8),)
+    return DARTS(), (normal(4, 3, 8, 8),)
 
 
 class SwitchableBatchNorm2d(nn.Module):
@@ -434,7 +439,9 @@ class Slimmable(nn.Module):
         return full, torch.stack(losses)
 
 
-@model(FIELD, source="https://github.com/JiahuiYu/slimmable_networks, models/slimmable_ops.py (attributes set in forward)")
+@model(
+    FIELD, source="https://github.com/JiahuiYu/slimmable_networks, models/slimmable_ops.py (attributes set in forward)"
+)
 def slimmable():
     return Slimmable(), (normal(4, 3, 8, 8),)
 
@@ -503,7 +510,9 @@ class BNCalibrated(nn.Module):
         return self.head(x.mean((2, 3))), acc_latency, F.mse_loss(x, wanted)
 
 
-@model(FIELD, source="FBNet: https://github.com/AnnaAraslanova/FBNet, supernet_functions/model_supernet.py; momentum=None")
+@model(
+    FIELD, source="FBNet: https://github.com/AnnaAraslanova/FBNet, supernet_functions/model_supernet.py; momentum=None"
+)
 def fbnet_supernet():
     return BNCalibrated(), (normal(4, 3, 8, 8),)
 
@@ -541,7 +550,9 @@ class CNAPs(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.set_encoder = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.set_encoder = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        )
         self.gamma, self.beta = nn.Linear(6, 8), nn.Linear(6, 8)
         self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), TaskNorm(8)
 
@@ -561,6 +572,8 @@ class CNAPs(nn.Module):
         return -distance
 
 
-@model(FIELD, source="https://github.com/cambridge-mlg/cnaps, src/normalization_layers.py (TaskNormI), Simple CNAPS's head")
+@model(
+    FIELD, source="https://github.com/cambridge-mlg/cnaps, src/normalization_layers.py (TaskNormI), Simple CNAPS's head"
+)
 def task_norm():
     return CNAPs(), (normal(6, 3, 8, 8), normal(6, 3, 8, 8, seed=1))

@@ -1,4 +1,5 @@
 """Human pose: heat maps, stacked hourglasses, lifting to three dimensions."""
+# ruff: noqa: RUF059, SIM108  (as the sources have it)
 
 import math
 
@@ -484,7 +485,9 @@ class GraphConv(nn.Module):
         return F.relu(self.bn(output.transpose(1, 2)).transpose(1, 2))
 
 
-@model(FIELD, source="https://github.com/garyzhao/SemGCN, models/sem_graph_conv.py (masked assignment into an adjacency)")
+@model(
+    FIELD, source="https://github.com/garyzhao/SemGCN, models/sem_graph_conv.py (masked assignment into an adjacency)"
+)
 def sem_gcn():
     adj = torch.eye(5)
     for child, parent in ((1, 0), (2, 1), (3, 0), (4, 3)):
@@ -536,6 +539,9 @@ class SixD(nn.Module):
         return posed[..., :2] * pred_cam[:, None, :1] + pred_cam[:, None, 1:], angle
 
 
-@model(FIELD, source="https://github.com/nkolot/SPIN, models/hmr.py, utils/geometry.py (rot6d_to_rotmat), smplx's lbs chain")
+@model(
+    FIELD,
+    source="https://github.com/nkolot/SPIN, models/hmr.py, utils/geometry.py (rot6d_to_rotmat), smplx's lbs chain",
+)
 def hmr():
     return SixD(), (normal(8, 10),)

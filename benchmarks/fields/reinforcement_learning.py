@@ -1,4 +1,5 @@
 """Reinforcement learning: policies, values, critics and world models with BatchNorm."""
+# ruff: noqa: B905, RUF005, UP031  (as the sources have it)
 
 import math
 
@@ -20,7 +21,7 @@ class AlphaZeroNet(nn.Module):
         self.conv = nn.Conv2d(planes, channels, 3, stride=1, padding=1)
         self.bn1 = nn.BatchNorm2d(channels)
         for block in range(blocks):
-            setattr(self, "res_%i" % block, ResBlock(channels, channels))  # noqa: UP031
+            setattr(self, "res_%i" % block, ResBlock(channels, channels))
         self.blocks = blocks
         self.value_conv = nn.Conv2d(channels, 3, kernel_size=1)
         self.value_bn = nn.BatchNorm2d(3)
@@ -34,7 +35,7 @@ class AlphaZeroNet(nn.Module):
     def forward(self, s, mask):
         s = F.relu(self.bn1(self.conv(s)))
         for block in range(self.blocks):
-            s = getattr(self, "res_%i" % block)(s)  # noqa: UP031
+            s = getattr(self, "res_%i" % block)(s)
         v = F.relu(self.value_bn(self.value_conv(s)))
         v = v.view(-1, 3 * self.board_x * self.board_y)
         v = F.relu(self.fc1(v))
@@ -180,7 +181,9 @@ class MuZeroResidualNetwork(nn.Module):
         return predictions, rewards
 
 
-@model(FIELD, source="https://github.com/werner-duvaud/muzero-general, models.py and trainer.py (hooks halve gradients)")
+@model(
+    FIELD, source="https://github.com/werner-duvaud/muzero-general, models.py and trainer.py (hooks halve gradients)"
+)
 def muzero():
     return MuZeroResidualNetwork(), (normal(4, 3, 5, 5), integers(4, 4, 2))
 
@@ -295,7 +298,9 @@ class CrossQCritic(nn.Module):
         return q, 0.5 * F.mse_loss(q, (0.99 * target).expand_as(q), reduction="sum")
 
 
-@model(FIELD, source="CrossQ: https://github.com/Stable-Baselines-Team/stable-baselines3-contrib, common/torch_layers.py")
+@model(
+    FIELD, source="CrossQ: https://github.com/Stable-Baselines-Team/stable-baselines3-contrib, common/torch_layers.py"
+)
 def crossq():
     return CrossQCritic(), (normal(8, 6), normal(8, 2, seed=1), normal(8, 6, seed=2), normal(8, 2, seed=3))
 
@@ -364,7 +369,9 @@ class IMPALA(nn.Module):
         return {"policy_logits": policy_logits.view(T, B, -1), "baseline": baseline.view(T, B)}
 
 
-@model(FIELD, source="https://github.com/facebookresearch/torchbeast, polybeast_learner.py (Net), BatchNorm as Procgen's")
+@model(
+    FIELD, source="https://github.com/facebookresearch/torchbeast, polybeast_learner.py (Net), BatchNorm as Procgen's"
+)
 def impala():
     return IMPALA(), (normal(2, 3, 3, 12, 12), integers(4, 2, 3), normal(2, 3, seed=1), integers(2, 2, 3, seed=2))
 
@@ -517,7 +524,9 @@ class WorldModel(nn.Module):
         return F.mse_loss(decoded, images, reduction="none").sum((2, 3, 4)), torch.stack(kls, 1)
 
 
-@model(FIELD, source="STORM / DreamerV2: https://github.com/weipu-zhang/STORM, sub_models/world_models.py; mode for sample")
+@model(
+    FIELD, source="STORM / DreamerV2: https://github.com/weipu-zhang/STORM, sub_models/world_models.py; mode for sample"
+)
 def world_model():
     return WorldModel(), (normal(3, 3, 3, 8, 8), normal(3, 3, 2, seed=1))
 

@@ -1,4 +1,5 @@
 """Semantic segmentation: dilated backbones, pyramids, decoders, attention over regions."""
+# ruff: noqa: B905  (as the sources have it)
 
 import torch
 from torch import nn
@@ -27,7 +28,9 @@ def smp_deeplab():
 def smp_manet():
     import segmentation_models_pytorch as smp
 
-    net = smp.MAnet("resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(16, 12, 8), decoder_pab_channels=8)
+    net = smp.MAnet(
+        "resnet18", encoder_weights=None, encoder_depth=3, decoder_channels=(16, 12, 8), decoder_pab_channels=8
+    )
     return net, (normal(2, 3, 32, 32),)
 
 
@@ -54,7 +57,9 @@ def torchvision_deeplab():
             x = self.a(x)
             return {"aux": x, "out": self.b(x)}
 
-    head = nn.Sequential(ASPP(12, [2, 4, 6], 8), nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    head = nn.Sequential(
+        ASPP(12, [2, 4, 6], 8), nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    )
     return _SimpleSegmentationModel(Backbone(), head.append(nn.Conv2d(8, 3, 1)), FCNHead(8, 3)), (normal(*IMAGES),)
 
 
@@ -228,7 +233,9 @@ class OCR(nn.Module):
     def __init__(self, classes=3, mid=8, key=6):
         super().__init__()
         self.stem = conv_bn(3, 6, s=2)
-        self.transition = nn.ModuleList([conv_bn(6, 6), conv_bn(6, 8, s=2), nn.Sequential(conv_bn(6, 8, s=2), conv_bn(8, 10, s=2))])
+        self.transition = nn.ModuleList(
+            [conv_bn(6, 6), conv_bn(6, 8, s=2), nn.Sequential(conv_bn(6, 8, s=2), conv_bn(8, 10, s=2))]
+        )
         self.stage = HighResolutionModule()
         self.aux_head = nn.Sequential(conv_bn(24, 24, 1), nn.Conv2d(24, classes, 1))
         self.conv3x3 = conv_bn(24, mid)
@@ -243,7 +250,9 @@ class OCR(nn.Module):
         x = self.stem(x)
         x = self.stage([t(x) for t in self.transition])
         h, w = x[0].size(2), x[0].size(3)
-        feats = torch.cat([x[0], *[F.interpolate(y, size=(h, w), mode="bilinear", align_corners=True) for y in x[1:]]], 1)
+        feats = torch.cat(
+            [x[0], *[F.interpolate(y, size=(h, w), mode="bilinear", align_corners=True) for y in x[1:]]], 1
+        )
         out_aux = self.aux_head(feats)
         feats = self.conv3x3(feats)
         # spatial gather
@@ -298,9 +307,13 @@ class UpsamplingBottleneck(nn.Module):
     def __init__(self, in_channels, out_channels, internal_ratio=2):
         super().__init__()
         internal = in_channels // internal_ratio
-        self.main_conv1 = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        self.main_conv1 = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+        )
         self.main_unpool1 = nn.MaxUnpool2d(kernel_size=2)
-        self.ext_conv1 = nn.Sequential(nn.Conv2d(in_channels, internal, 1, bias=False), nn.BatchNorm2d(internal), nn.ReLU())
+        self.ext_conv1 = nn.Sequential(
+            nn.Conv2d(in_channels, internal, 1, bias=False), nn.BatchNorm2d(internal), nn.ReLU()
+        )
         self.ext_tconv1 = nn.ConvTranspose2d(internal, internal, kernel_size=2, stride=2, bias=False)
         self.ext_bn = nn.BatchNorm2d(internal)
         self.ext_conv2 = nn.Sequential(nn.Conv2d(internal, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
@@ -432,7 +445,10 @@ class SegFormer(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(d) for d in dims])
         self.srs = nn.ModuleList([nn.Conv2d(dims[0], dims[0], 2, 2), nn.Identity()])
         self.attns = nn.ModuleList([nn.MultiheadAttention(d, 2, batch_first=True) for d in dims])
-        self.ffns = nn.ModuleList([nn.ModuleList([nn.Linear(d, 2 * d), nn.Conv2d(2 * d, 2 * d, 3, 1, 1, groups=2 * d), nn.Linear(2 * d, d)]) for d in dims])  # fmt: skip
+        self.ffns = nn.ModuleList(
+            nn.ModuleList([nn.Linear(d, 2 * d), nn.Conv2d(2 * d, 2 * d, 3, 1, 1, groups=2 * d), nn.Linear(2 * d, d)])
+            for d in dims
+        )
         self.linear_c = nn.ModuleList([nn.Linear(d, emb) for d in dims])
         self.linear_fuse = conv_bn(emb * 2, emb, 1)
         self.dropout = nn.Dropout2d(0.1)
@@ -460,7 +476,9 @@ class SegFormer(nn.Module):
         return self.linear_pred(self.dropout(self.linear_fuse(torch.cat(c[::-1], dim=1))))
 
 
-@model(FIELD, source="https://github.com/NVlabs/SegFormer, mmseg/models/decode_heads/segformer_head.py, mix_transformer.py")
+@model(
+    FIELD, source="https://github.com/NVlabs/SegFormer, mmseg/models/decode_heads/segformer_head.py, mix_transformer.py"
+)
 def segformer():
     return SegFormer(), (normal(2, 3, 32, 32),)
 
@@ -504,6 +522,8 @@ class PointRend(nn.Module):
         return up.reshape(R, -1, H * W).scatter_(2, idx, logits).view(R, -1, H, W)
 
 
-@model(FIELD, source="https://github.com/facebookresearch/detectron2, projects/PointRend/point_rend (point_features.py)")
+@model(
+    FIELD, source="https://github.com/facebookresearch/detectron2, projects/PointRend/point_rend (point_features.py)"
+)
 def point_rend():
     return PointRend(), (normal(2, 3, 32, 32),)

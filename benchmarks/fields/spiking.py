@@ -1,4 +1,5 @@
 """Spiking networks: neurons with a state over time steps, surrogate gradients, BatchNorm before the threshold."""
+# ruff: noqa: B007, RUF005, SIM114  (as the sources have it)
 
 import torch
 from torch import nn
@@ -126,7 +127,9 @@ def spikingjelly_sew_resnet():
     return Net(), (normal(4, 3, 8, 8),)
 
 
-@model(FIELD, source="spikingjelly (package): model.spiking_vgg's blocks over encoding.PoissonEncoder's place, PSN neurons")
+@model(
+    FIELD, source="spikingjelly (package): model.spiking_vgg's blocks over encoding.PoissonEncoder's place, PSN neurons"
+)
 def spikingjelly_psn():
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
@@ -278,7 +281,10 @@ class SCNN(nn.Module):
         return h2_sumspike / self.time_window, h2_mem
 
 
-@model(FIELD, source="https://github.com/yjwu17/STBP-for-training-SpikingNN, spiking_model.py, with BatchNorm; += on aliased zeros")
+@model(
+    FIELD,
+    source="https://github.com/yjwu17/STBP-for-training-SpikingNN, spiking_model.py; += on aliased zeros",
+)
 def stbp():
     return SCNN(), (normal(4, 1, 8, 8),)
 
@@ -311,8 +317,7 @@ class TdBatchNorm(nn.BatchNorm2d):
                 )
                 # update running_var with unbiased var
                 self.running_var = (
-                    exponential_average_factor * var * n / (n - 1)
-                    + (1 - exponential_average_factor) * self.running_var
+                    exponential_average_factor * var * n / (n - 1) + (1 - exponential_average_factor) * self.running_var
                 )
         else:
             mean = self.running_mean
@@ -436,7 +441,9 @@ class SNN_BNTT(nn.Module):
         mem_fc2 = torch.zeros(batch_size, self.num_cls, dtype=inp.dtype)
         for t in range(self.num_steps):
             # a Poisson generator in the original
-            out_prev = torch.mul(torch.le(torch.full_like(inp, 0.3) * (t + 1) / 2, torch.abs(inp)).to(inp.dtype), inp.sign())
+            out_prev = torch.mul(
+                torch.le(torch.full_like(inp, 0.3) * (t + 1) / 2, torch.abs(inp)).to(inp.dtype), inp.sign()
+            )
             for i in range(len(self.conv_list)):
                 mem_conv_list[i] = self.leak_mem * mem_conv_list[i] + self.bntt_list[i][t](self.conv_list[i](out_prev))
                 mem_thr = (mem_conv_list[i] / self.conv_list[i].threshold) - 1.0
@@ -462,6 +469,9 @@ class SNN_BNTT(nn.Module):
         return out_voltage
 
 
-@model(FIELD, source="https://github.com/Intelligent-Computing-Lab-Yale/BNTT-Batch-Normalization-Through-Time, model.py (SNN_VGG9_BNTT)")
+@model(
+    FIELD,
+    source="https://github.com/Intelligent-Computing-Lab-Yale/BNTT-Batch-Normalization-Through-Time, model.py",
+)
 def bntt():
     return SNN_BNTT(), (normal(4, 3, 8, 8),)

@@ -1,4 +1,5 @@
 """The same small networks inside what people wrap networks in."""
+# ruff: noqa: B905  (as the sources have it)
 
 import functools
 from collections import OrderedDict
@@ -158,7 +159,10 @@ def pruned():
     return net, (normal(*IMAGES),)
 
 
-@model(FIELD, source="torch.utils.checkpoint of blocks, use_reentrant False and True, checkpoint_sequential (PyTorch's backward moves statistics again)")
+@model(
+    FIELD,
+    source="torch.utils.checkpoint, reentrant and not (PyTorch's backward moves statistics once more)",
+)
 def checkpointed():
     from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
@@ -251,7 +255,9 @@ class LayerScale(nn.Module):
         return self.fn(x, **kwargs) * self.scale
 
 
-@model(FIELD, source="lucidrains' Residual/LayerScale wrappers: scaled in eval only, __getattr__ that forwards, lambdas")
+@model(
+    FIELD, source="lucidrains' Residual/LayerScale wrappers: scaled in eval only, __getattr__ that forwards, lambdas"
+)
 def residual_wrappers():
     class Lambda(nn.Module):
         def __init__(self, fn):
@@ -335,7 +341,9 @@ def hooked():
 
         def forward(self, x):
             y = self.net(x)
-            features = {k: v for m in self.net.modules() if hasattr(m, "kept") for k, v in m.__dict__.pop("kept").items()}
+            features = {
+                k: v for m in self.net.modules() if hasattr(m, "kept") for k, v in m.__dict__.pop("kept").items()
+            }
             gram = [torch.einsum("nchw,ndhw->ncd", f, f) / f[0, 0].numel() for f in features.values()]
             return y, gram
 
@@ -356,7 +364,9 @@ def jit_traced_submodule():
     return net.train(), (normal(*IMAGES),)
 
 
-@model(FIELD, source="torch.nn.SyncBatchNorm.convert_sync_batchnorm, without a process group; autocast off inside forward")
+@model(
+    FIELD, source="torch.nn.SyncBatchNorm.convert_sync_batchnorm, without a process group; autocast off inside forward"
+)
 def sync_batch_norm():
     class Cast(nn.Module):
         def __init__(self):
