@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -48,7 +47,8 @@ def check(arrays: Mapping[str, np.ndarray]) -> None:
 
 def to_jax(array: np.ndarray) -> jax.Array:
     """A copy on JAX's side; 64-bit integers become 32-bit ones unless jax_enable_x64 is set."""
-    return jnp.array(array, dtype=jax.dtypes.canonicalize_dtype(array.dtype), copy=True)
+    # jnp.array would compile a copy for each shape.
+    return jax.device_put(np.array(array, dtype=jax.dtypes.canonicalize_dtype(array.dtype), copy=True))
 
 
 def to_numpy(variable: nnx.Variable[Any]) -> np.ndarray:

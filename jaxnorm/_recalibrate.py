@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxnorm import _checks as check
 from jaxnorm._models import Collections, LinenDefinition, NnxDefinition, take_apart
 from jaxnorm.moments import Moments, merge, moments
 from jaxnorm.replicas import unreplicate
-from jaxnorm.sync import SyncBatchNorm
+from jaxnorm.sync import SyncBatchNorm, unshared_statistics
 from jaxnorm.train import TrainState
 
 Forward = Callable[[Any, Any], Any]
@@ -58,6 +59,8 @@ def recalibrate(
     **Returns:** what was given, with `mean` and `var` set (`var` unbiased where the layer tracks it so), and
     `num_batches_tracked`, where there is one, the number of batches.
 
+    **Warns:** `UserWarning` for buffers that a module names by `unshared_statistics()`: they stay as they are.
+
     **Raises:** `ValueError` where there is no batch, or no layer with running statistics; `TypeError` where the batches
     can be run through only once and `layer_by_layer` needs more.
     """
@@ -74,6 +77,7 @@ def recalibrate(
     if layer_by_layer and isinstance(batches, Iterator):
         raise TypeError("layer_by_layer goes through the batches once for each layer: give a list or a loader")
 
+    unshared = unshared_statistics(model) if isinstance(model, nnx.Module) else []
     definition, collections = take_apart(model)
     collect = _collector(definition, forward or _first_entry)
     corrections: dict[Path, float] = {}
@@ -87,9 +91,16 @@ def recalibrate(
         if total is None:
             raise ValueError("there are no batches to take statistics from")
         if not total:
-            raise ValueError("the model called no BatchNorm layer with running statistics")
+            own = f"; it moves others by arithmetic of its own: {', '.join(unshared)}" if unshared else ""
+            raise ValueError(f"the model called no BatchNorm layer with running statistics{own}")
         return total, count
 
+    if unshared:
+        warnings.warn(
+            f"left as they are, since the model moves them by arithmetic of its own: {', '.join(unshared)}",
+            UserWarning,
+            stacklevel=2,
+        )
     if not layer_by_layer:
         total, count = run("recalibrate", batch_mode=True)
         done = list(total)

@@ -41,7 +41,9 @@ def convert_sync_batchnorm(
         ValueError: for `axis_index_groups` that are no groups.
 
     Warns:
-        UserWarning: if the model has no BatchNorm layer (a Linen model says so when it is called).
+        UserWarning: if the model has no BatchNorm layer (a Linen model says so when it is called), and for the buffers
+            that stay each replica's own: those that a module names by a method `unshared_statistics()`, as models of
+            `interop` do for what forward computes from the batch by its own arithmetic.
     """
     check.axis_name(axis_name)
     groups = check.groups(axis_index_groups)
@@ -57,7 +59,25 @@ def convert_sync_batchnorm(
         layer.axis_name, layer.axis_index_groups = axis_name, groups
         return layer
 
-    return _map_layers(synchronise, model)
+    mapped = _map_layers(synchronise, model)
+    if unshared := unshared_statistics(model):
+        warnings.warn(
+            f"not synchronised, since the model moves them by arithmetic of its own: {', '.join(unshared)}. Under an "
+            "axis name each replica moves its own; under jit with a sharded batch they are the whole batch's",
+            UserWarning,
+            stacklevel=2,
+        )
+    return mapped
+
+
+def unshared_statistics(model: Any) -> list[str]:
+    """What modules say that they keep of a batch beside the statistics of BatchNorm layers, by path."""
+    found = []
+    for path, module in nnx.iter_graph(model):
+        named = getattr(type(module), "unshared_statistics", None)
+        if named is not None:
+            found += [".".join(map(str, (*path, name))) for name in named(module)]
+    return found
 
 
 def revert_sync_batchnorm(model: Any) -> Any:
@@ -161,7 +181,7 @@ def _map_layers(change: Callable[[Any], Any], model: Any) -> Any:
         return changed
 
     mapped = nnx.recursive_map(visit, model)
-    if not found:
+    if not found and not unshared_statistics(model):
         warnings.warn(f"{type(model).__name__} has no BatchNorm layer to convert", UserWarning, stacklevel=3)
     return mapped
 

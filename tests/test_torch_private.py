@@ -353,6 +353,38 @@ def test_the_truth_of_a_number_that_depends_on_values_is_answered():
         exported(Net(), torch.zeros(3, 2))
 
 
+def test_errors_of_values_are_seen_when_they_are_made():
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    made = []
+    with private.made_instances(private.value_errors(), made.append), pytest.raises(Exception, match="data-dependent"):
+        exported(Net(), torch.zeros(3, 2))
+    assert made
+    before = len(made)
+    with pytest.raises(Exception, match="data-dependent"):
+        exported(Net(), torch.zeros(3, 2))
+    assert len(made) == before  # the classes are as they were
+
+
+def test_a_layer_that_ends_by_an_error_is_left():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(5, 5)
+
+        def forward(self, x):
+            try:
+                return self.inner(x)
+            except RuntimeError:
+                return -x
+
+    with private.layers_left_on_errors():
+        targets = [node.target for node in exported(Net(), torch.zeros(3, 2)).graph.nodes]
+    assert torch.ops.aten.neg.default in targets
+
+
 def test_a_size_that_a_mask_chooses_has_its_symbol():
     class Net(torch.nn.Module):
         def forward(self, x):

@@ -484,9 +484,13 @@ def test_torchscript_is_refused_by_name():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a deprecation
         scripted = torch.jit.script(torch.nn.Sequential(torch.nn.ReLU()))
+        traced = torch.jit.trace(conv_bn().double().eval(), normal(2, 3, 6, 6))
     module[1] = scripted
-    with pytest.raises(interop.TraceError, match=r"TorchScript cannot be traced by torch.export: 1, 1\.0\. Give the"):
+    with pytest.raises(interop.TraceError, match=r"TorchScript cannot.*: 1 \(of the class Sequential\)\. Give"):
         interop.from_torch(module, normal(2, 3, 6, 6))
+    for root in (scripted, traced):
+        with pytest.raises(interop.TraceError, match=r"TorchScript.*: the module \(of the class Sequential\)\. Give"):
+            interop.from_torch(root, normal(2, 3, 6, 6))
 
 
 def test_shapes_that_depend_on_values_are_refused_in_training_and_named_in_eval(caplog):
@@ -926,6 +930,40 @@ def test_gradients_are_those_that_autograd_sees(function):
     found, expected = jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x)
     found.state["fc.weight"] = expected.state["fc.weight"]  # `jax_step` returns parameters as they were before
     assert_same_step(found, expected, 1e-9)
+
+
+def layer_twice(self, x):
+    with torch.no_grad():
+        target = self.norm(self.fc(x * 2))
+    return self.norm(self.fc(x)) * target
+
+
+def layer_in_a_switch(self, x):
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    target = self.norm(x).tanh()
+    torch.set_grad_enabled(before)
+    return self.fc(x) * target
+
+
+def gradients_inside(self, x):
+    with torch.no_grad():
+        target = self.norm(x)
+        with torch.enable_grad():
+            more = self.norm(x)
+    return self.fc(x) * target * more
+
+
+@pytest.mark.parametrize("function", [layer_twice, layer_in_a_switch, gradients_inside])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_batch_norm_layer_without_gradients_gives_its_weights_none(function, frozen):
+    module, x = Wrapped(function, fc=torch.nn.Linear(3, 3), norm=torch.nn.BatchNorm1d(3)).double().train(), normal(4, 3)
+    module.norm.train(not frozen)
+    found, expected = jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x)
+    for name in dict(module.named_parameters()):
+        wanted = expected.grads.get(name)
+        wanted = np.zeros_like(found.grads[name]) if wanted is None else wanted.numpy()
+        np.testing.assert_allclose(found.grads[name], wanted, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
 def test_data_of_another_shape_is_refused():

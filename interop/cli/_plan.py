@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -146,12 +147,13 @@ def _row(found: jaxnorm.Plan) -> list[str]:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """A bar whose clock goes on while the compiler works; gives the function to call before each piece of work."""
+    """A bar whose clock goes on while the compiler works; a line a program where no terminal is. Gives the function to
+    call before each piece of work."""
     tqdm = require("tqdm").tqdm
     ended = threading.Event()
     begun = 0
 
-    with tqdm(total=total, desc="compiling", unit="program") as bar:
+    with tqdm(total=total, desc="compiling", unit="program", disable=None) as bar:
 
         def tick() -> None:
             while not ended.wait(1):
@@ -161,7 +163,10 @@ def _progress(total: int) -> Iterator[Any]:
             nonlocal begun
             bar.update(min(begun, 1))
             begun += 1
-            bar.set_postfix_str(what)
+            if bar.disable:
+                print(f"compiling {what}", file=sys.stderr, flush=True)
+            else:
+                bar.set_postfix_str(what)
 
         clock = threading.Thread(target=tick, daemon=True)
         clock.start()

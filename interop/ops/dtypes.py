@@ -8,6 +8,9 @@ aten/src/ATen/native/TypeProperties.cpp (result_type, combine_categories).
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any, overload
 
 import jax
@@ -39,9 +42,27 @@ def jax_dtype(dtype: DType | DTypeLike) -> np.dtype:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
+_default_float: contextvars.ContextVar[str] = contextvars.ContextVar("default_float", default="float32")
+
+
 def default_float() -> DTypeLike:
     """What PyTorch makes of a Python float among integers: torch.get_default_dtype()."""
-    return jnp.float32
+    return jax_dtype(jnp.dtype(_default_float.get()))
+
+
+def default_complex() -> DTypeLike:
+    """What it makes of a Python complex number."""
+    return jnp.result_type(default_float(), jnp.complex64)
+
+
+@contextlib.contextmanager
+def default_float_of(name: str) -> Iterator[None]:
+    """For the time in which a program runs: the default type when it was recorded."""
+    token = _default_float.set(name)
+    try:
+        yield
+    finally:
+        _default_float.reset(token)
 
 
 def is_float(dtype: DTypeLike) -> bool:
@@ -81,7 +102,7 @@ def _number_dtype(x: Number) -> DTypeLike:
         return jnp.bool_
     if isinstance(x, int):
         return jax_dtype(jnp.int64)
-    return default_float() if isinstance(x, float) else jnp.complex64
+    return default_float() if isinstance(x, float) else default_complex()
 
 
 def _merged(dtypes: list[DTypeLike]) -> DTypeLike:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from interop.ops.dtypes import Number, Operand, as_array, default_float, jax_dtype
+from interop.ops.dtypes import Number, Operand, as_array, default_complex, default_float, jax_dtype
 from interop.ops.registry import register
 from interop.program.guards import Size
 from interop.program.nodes import DType
@@ -19,7 +19,7 @@ def _chosen(dtype: DType | None, *numbers: Number) -> DTypeLike:
     if dtype is not None:
         return jax_dtype(dtype)
     if any(isinstance(n, complex) for n in numbers):
-        return jnp.complex64
+        return default_complex()
     if numbers and all(isinstance(n, bool) for n in numbers):
         return jnp.bool_
     return jax_dtype(jnp.int64) if numbers and all(isinstance(n, int) for n in numbers) else default_float()

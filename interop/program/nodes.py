@@ -187,7 +187,8 @@ class Model:
 
     `modules` maps the path of every module to its training flag at import. `torch` is the version of PyTorch that
     recorded the programs, whose rules hold in them (see `interop.ops.registry`). A file that does not say is of the
-    time when 2.13.0 was the only one, and one of 2.13.0 does not say.
+    time when 2.13.0 was the only one, and one of 2.13.0 does not say. `default_dtype` was torch.get_default_dtype()
+    then: what Python's floats are among integers.
     """
 
     name: str
@@ -197,6 +198,7 @@ class Model:
     train: Program
     eval: Program
     torch: str = dataclasses.field(default="2.13.0", metadata={"written": "where it is not the default"})
+    default_dtype: str = dataclasses.field(default="float32", metadata={"written": "where it is not the default"})
 
     @functools.cached_property
     def digest(self) -> str:
@@ -276,7 +278,7 @@ _RECORDS: dict[str, type] = {
 
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path", "torch"), str),
+    **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path", "torch", "default_dtype"), str),
     **dict.fromkeys(
         ("args", "shape", "inputs", "nodes", "entries", "batch_norms", "guards", "gradients", "results"), tuple
     ),
@@ -392,6 +394,8 @@ def validate(model: Model) -> None:
         release(model.torch)
     except ValueError as error:
         faults.append(f"torch: {error}")
+    if model.default_dtype not in ("float64", "float32", "bfloat16", "float16"):
+        faults.append(f"default_dtype: {model.default_dtype!r} is no floating-point type")
     entries = {entry.name for entry in _typed(model.entries, Entry, "entries", faults)}
     for entry in model.entries:
         if isinstance(entry, Entry):

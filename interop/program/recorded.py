@@ -28,7 +28,7 @@ def other_values(model: Model, arrays: Mapping[str, np.ndarray]) -> list[str]:
         f"{entry.name} is {arrays[entry.name].tolist()}, and the code of {model.name} has read it as the number "
         f"{entry.fixed}, for which alone the record holds. Load the values into the PyTorch module, and import that"
         for entry in model.entries
-        if entry.name in arrays and not entry.holds(arrays[entry.name].tolist())
+        if entry.fixed is not None and entry.name in arrays and not entry.holds(arrays[entry.name].tolist())
     ]
 
 

@@ -26,7 +26,7 @@ class TracedBatchNorm(jaxnorm.nnx.BatchNorm):
         if momentum is None and "running_mean" in arrays and "num_batches_tracked" not in arrays:
             momentum = 0.0  # nothing to average by, as in torch/nn/modules/batchnorm.py (_BatchNorm.forward)
         super().__init__(
-            layer.num_features,
+            1,  # for the time being: the arrays are the model's, and none is made (compiled, for each size) in vain
             use_running_average=not layer.training,
             axis=1,
             momentum=flax_momentum(momentum),
@@ -38,6 +38,7 @@ class TracedBatchNorm(jaxnorm.nnx.BatchNorm):
             count_batches="num_batches_tracked" in arrays,
             rngs=rngs,
         )
+        self.num_features = layer.num_features
         self.track_running_stats = layer.track_running_stats
         self.affine = layer.affine
         self.frozen = layer.frozen

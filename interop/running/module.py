@@ -19,6 +19,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from interop.conventions import FLAX_NAMES
+from interop.program.dependence import moved_by_inputs
 from interop.program.nodes import Entry, Model, Program
 from interop.program.recorded import Recorded, other_values
 from interop.running.arguments import bind
@@ -130,6 +131,12 @@ class TracedModule(Layer):
             shown = ", ".join(repr(path) for path in paths if path and "." not in path)
             raise ValueError(f"no layer's path matches {unknown}; the model's own layers are {shown}")
         self._interop = dataclasses.replace(self._interop, recompute=tuple(patterns), policy=policy)
+
+    def unshared_statistics(self) -> tuple[str, ...]:
+        """The buffers that forward moves in training by arithmetic of its own, from what it is called with: running
+        statistics of `F.batch_norm` and of normalisations written out, queues, centres. Axis names make no difference
+        to them: `jaxnorm.convert_sync_batchnorm` names them."""
+        return tuple(moved_by_inputs(self._interop.model.train))
 
     def _program(self) -> Program:
         model: Model = self._interop.model

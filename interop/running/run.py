@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 
 import interop.ops
+from interop.ops.dtypes import default_float_of
 from interop.ops.layout import plain
 from interop.program import structure
 from interop.program.nodes import Model, Program, every_node
@@ -54,6 +55,11 @@ def run(program: Program, inputs: Mapping[str, jax.Array], root: TracedModule, m
 
     `mask` says which examples count; see `TracedModule.__call__`.
     """
+    with default_float_of(root._interop.model.default_dtype):
+        return _run(program, inputs, root, mask)
+
+
+def _run(program: Program, inputs: Mapping[str, jax.Array], root: TracedModule, mask: ArrayLike | None) -> Any:
     recorded = root._interop
     dtype = recorded.compute_dtype
     read: dict[str, jax.Array] = {}

@@ -32,11 +32,13 @@ class Answers:
     Attributes:
         known: the values that were told.
         checks: the checks that were passed.
+        failed: the errors of those that asked for values which are not known.
     """
 
     def __init__(self, module: torch.nn.Module | None = None) -> None:
         self.known = None if module is None else Known(module)
         self.checks = Checks()
+        self.failed: list[Exception] = []
 
     @property
     def read(self) -> dict[str, str]:
@@ -84,7 +86,11 @@ class Answers:
         def read(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             value = self._value(tensor)
             if value is None:
-                return function(tensor, *args, **kwargs)
+                try:
+                    return function(tensor, *args, **kwargs)
+                except Exception as error:
+                    self.failed.append(error)
+                    raise
             with private.outside_the_trace():
                 return function(value, *args, **kwargs)
 

@@ -47,9 +47,10 @@ def _operation() -> Callable[[torch.Tensor, str], torch.Tensor]:
 
 
 def unshare(root: torch.nn.Module) -> None:
-    """Leaves a shared layer that holds BatchNorm at its first place, and puts a stand-in that calls it at every other.
+    """Leaves a shared layer that holds BatchNorm or buffers at its first place, and puts a stand-in that calls it at
+    every other.
 
-    torch.export cannot make a graph functional in which the buffers of a BatchNorm layer have two names.
+    torch.export cannot make a graph functional in which buffers that forward writes have two names.
     """
     import torch
 
@@ -66,11 +67,13 @@ def unshare(root: torch.nn.Module) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(vars(self)["layer"], name)
 
-    batch_norm = private.batch_norm_class()
+    def keeps(part: torch.nn.Module) -> bool:
+        return isinstance(part, private.batch_norm_class()) or bool(private.buffers(part))
+
     seen: set[torch.nn.Module] = set()
     for parent in list(root.modules()):
         for name, layer in private.children(parent).items():
-            if layer is not None and layer in seen and any(isinstance(part, batch_norm) for part in layer.modules()):
+            if layer is not None and layer in seen and any(map(keeps, layer.modules())):
                 private.children(parent)[name] = StandIn(layer)
             seen.add(layer)
 

@@ -52,7 +52,7 @@ class Changes:
         """
         import torch
 
-        def follows(old: object, new: object) -> bool:
+        def follows(old: Any, new: Any) -> bool:
             tensors = isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
             return tensors and (old.shape, old.dtype, old.device) == (new.shape, new.dtype, new.device)
 

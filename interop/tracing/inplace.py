@@ -14,7 +14,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import interop.ops
-from interop.program.operations import DROPPED, GRADIENT_OF, RUN
+from interop.program.operations import BATCH_NORM, DROPPED, GRADIENT_OF, RUN
 from interop.tracing import private
 from interop.tracing.graph import operation_name, written_by
 
@@ -125,6 +125,10 @@ def stop_gradients(graph_module: torch.fx.GraphModule) -> None:
             if item not in unseen and item not in targets and _is_inexact(item):
                 with node.graph.inserting_before(node):
                     node.replace_input_with(item, _detached(item, node))
+        if operation_name(node.target) == BATCH_NORM:  # whose weight and bias are no inputs of the node
+            with node.graph.inserting_after(node):
+                detached = _detached(node, node)
+            node.replace_all_uses_with(detached, lambda user, detached=detached: user is not detached)
     for node in list(graph_module.graph.nodes):
         for tensor in _inexact_written(node):
             _write_unseen(node, tensor, unseen)

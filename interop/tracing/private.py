@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -137,6 +137,11 @@ def is_script_object(value: object) -> bool:
     import torch
 
     return isinstance(value, torch.ScriptObject)
+
+
+@_needed("to name the class that TorchScript was made of")
+def scripted_class(layer: torch.jit.ScriptModule) -> str:
+    return str(layer.original_name)
 
 
 # Tensors
@@ -422,6 +427,65 @@ def symbolic_truth(answer: Callable[[], bool | None]) -> Iterator[None]:
 
     with _replaced(holder, "__bool__", truth):
         yield
+
+
+@_needed("to know errors that only a record raises")
+def value_errors() -> tuple[type[Exception], ...]:
+    """Where code asks for values, for sizes that depend on them, or for what no stand-in of a tensor can do."""
+    from torch._dynamo.exc import UserError
+    from torch._subclasses import fake_tensor
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return (
+        GuardOnDataDependentSymNode,
+        UserError,
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+        fake_tensor.UnsupportedFakeTensorException,
+        fake_tensor.UnsupportedOperatorException,
+    )
+
+
+@contextlib.contextmanager
+def made_instances(classes: Sequence[type[Exception]], note: Callable[[Exception], None]) -> Iterator[None]:
+    """Each exception of these classes that is made goes to `note`."""
+
+    def noting(original: Callable[..., None]) -> Callable[..., None]:
+        def init(self: Exception, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            note(self)
+
+        return init
+
+    with contextlib.ExitStack() as stack:
+        for cls in classes:
+            stack.enter_context(_replaced(cls, "__init__", noting(cls.__init__)))
+        yield
+
+
+@contextlib.contextmanager
+def layers_left_on_errors() -> Iterator[None]:
+    """The stack of layers that a tracer keeps loses a layer that ends by an error, which torch forgets."""
+    holder, original = _tracer()
+
+    def call_module(self: Any, *args: Any, **kwargs: Any) -> Any:
+        depth = len(self.module_stack)
+        try:
+            return original(self, *args, **kwargs)
+        except Exception:
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem(last=True)
+            raise
+
+    with _replaced(holder, "call_module", call_module):
+        yield
+
+
+@_needed("to record code that catches a layer's error")
+def _tracer() -> tuple[type, Callable[..., Any]]:
+    import torch.fx
+
+    return torch.fx.Tracer, torch.fx.Tracer.call_module
 
 
 @_needed("to record code that checks values")

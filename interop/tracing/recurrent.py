@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from interop.tracing import private
+from interop.tracing.caught import UnrecordedError
 from interop.tracing.checks import Checks, asking_frame, line_of
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Recurrent:
     def _known(self, batch_sizes: torch.Tensor) -> _Packed:
         packed = self._packed.get(id(batch_sizes))
         if packed is None:
-            raise ValueError(
+            raise UnrecordedError(
                 "a PackedSequence that pack_padded_sequence did not make in forward: its shape depends on values. Give "
                 "the module padded sequences and their lengths, and pack them there"
             )

@@ -37,6 +37,8 @@ def refuse_other_arguments(
         raise TypeError(f"expected a torch.nn.Module, found the class {module.__qualname__}: make one of it")
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, found {kind}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TraceError(_scripted([("the module", module)]))
     if not vars(module).keys() >= private.TABLES.keys():
         raise TypeError(f"{kind} is no whole torch.nn.Module: its __init__ does not call super().__init__()")
     if isinstance(dynamic_dims, (str, bytes)) or not isinstance(dynamic_dims, Collection):
@@ -62,21 +64,29 @@ def refuse_other_arguments(
         ) from error
 
 
+def _scripted(layers: list[tuple[str, torch.jit.ScriptModule]]) -> str:
+    """Of TorchScript inside TorchScript the outermost."""
+    outer = [(path, layer) for path, layer in layers if not any(path.startswith(f"{other}.") for other, _ in layers)]
+    named = [f"{path} (of the class {private.scripted_class(layer)})" for path, layer in outer]
+    return (
+        f"TorchScript cannot be traced by torch.export: {some(named)}. Give the torch.nn.Module that was scripted or "
+        "traced, made of that class, and load the state dict into it"
+    )
+
+
 def refuse_untraceable(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """What torch.export would answer in words that do not help."""
     import torch
 
     problems = []
-    scripted = [path or "the module" for path, x in module.named_modules() if isinstance(x, torch.jit.ScriptModule)]
+    scripted = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, torch.jit.ScriptModule)]
     if scripted:
-        problems.append(
-            f"TorchScript cannot be traced by torch.export: {some(scripted)}. Give the torch.nn.Module that was "
-            "scripted, and load the weights into that"
-        )
+        problems.append(_scripted(scripted))
     packed = [
         path or "the module"
         for path, layer in module.named_modules()
-        if any(private.is_script_object(value) for value in vars(layer).values())
+        if not isinstance(layer, torch.jit.ScriptModule)
+        and any(private.is_script_object(value) for value in vars(layer).values())
     ]
     if packed:
         problems.append(
@@ -185,14 +195,14 @@ def explained(module: torch.nn.Module, mode: str, error: Exception) -> str:
         name = "" if constant[1].startswith("lifted_tensor") else f" {constant[1]}"
         text = f"forward writes to the tensor{name}, which is neither a parameter nor a buffer"
         advice = "Make it a buffer (register_buffer): a graph has no other state."
-    place = _users_line(error)
+    place = users_line(error)
     return (
         f"torch.export cannot record {type(module).__name__} in {mode} mode{place}\n{type(error).__name__}: {text}\n"
         f"{advice}"
     )
 
 
-def _users_line(error: BaseException | None) -> str:
+def users_line(error: BaseException | None) -> str:
     """Where the module's own code was when it happened: the innermost line that is no other's."""
     # Other code that may be on the way there.
     packages = [sys.modules[name] for name in ("torch", "interop", "jaxtyping") if name in sys.modules]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from interop.tracing import private
 from interop.tracing.answers import Answers, StandIns
+from interop.tracing.caught import UnrecordedError
 from interop.tracing.recurrent import Recurrent
 from interop.tracing.unsized import Unsized
 
@@ -76,7 +77,7 @@ def rewritten(answers: Answers) -> Iterator[None]:
 
 
 def _refuse_hook(*_: object) -> None:
-    raise ValueError(
+    raise UnrecordedError(
         "a hook on the gradient of a tensor inside forward is lost when the forward is recorded. Leave it out at "
         "import if it only observes, and write what changes the gradient as an operation"
     )
@@ -84,7 +85,7 @@ def _refuse_hook(*_: object) -> None:
 
 def _assign_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
     if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
-        raise ValueError(
+        raise UnrecordedError(
             f"assigns a {value.dtype} of shape {tuple(value.shape)} to the .data of a {tensor.dtype} of shape "
             f"{tuple(tensor.shape)}: a recorded tensor keeps its shape and dtype"
         )

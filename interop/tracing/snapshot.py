@@ -128,7 +128,8 @@ class _Memory:
     def __init__(self, storage: torch.UntypedStorage):
         self.key = private.storage_key(storage)
         self._storage, self._size = storage, storage.nbytes()
-        self._kept = self._bytes().to("cpu", copy=True)
+        self._now = self._bytes()
+        self._kept = self._now.numpy(force=True).copy()
 
     def _bytes(self) -> torch.Tensor:
         """All of it, in words of 8 bytes where it has an even number of these: such are quicker to compare."""
@@ -137,14 +138,15 @@ class _Memory:
 
     def moved(self) -> bool:
         """Whether it holds something else now."""
-        return self._storage.nbytes() != self._size or not torch.equal(self._bytes().cpu(), self._kept)
+        # NumPy's comparison: torch.equal waits for its threads, hundreds of times where others use the processor.
+        return self._storage.nbytes() != self._size or not np.array_equal(self._now.numpy(force=True), self._kept)
 
     def restore(self) -> None:
         """Writes the bytes where they differ."""
         if self.moved():
             if self._storage.nbytes() != self._size:
                 self._storage.resize_(self._size)
-            self._bytes().copy_(self._kept)
+            self._now.copy_(torch.from_numpy(self._kept))
 
 
 class _Tensor:

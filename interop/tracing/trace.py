@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interop.arrays import dtype_name
 from interop.errors import TraceError
 from interop.program import structure
 from interop.program.nodes import Model, Node, Program
@@ -29,6 +30,7 @@ from interop.tracing import private
 from interop.tracing.answers import Answers
 from interop.tracing.batch_norm import opaque_batch_norms
 from interop.tracing.batch_of_one import report_single
+from interop.tracing.caught import Caught
 from interop.tracing.changes import Changes
 from interop.tracing.custom_gradients import CustomGradientError, checked_gradients
 from interop.tracing.decompositions import decomposed
@@ -146,6 +148,7 @@ def trace(
         train=programs["train"],
         eval=programs["eval"],
         torch=torch.__version__,
+        default_dtype=dtype_name(torch.get_default_dtype()),
     )
     return model, arrays
 
@@ -186,8 +189,9 @@ def _record(
     by_argument = dict(signature.bind(*shapes[0], **shapes[1]).arguments)
     own_counters: set[str] = set()
     while True:
-        changes, answers = Changes(module, modes.found), Answers(module)
+        changes, answers, caught = Changes(module, modes.found), Answers(module), Caught()
         with (
+            caught.watched(),
             opaque_batch_norms(module, own_counters) as counters,
             _plain_results(module, signature, changes),
             rewritten(answers),
@@ -212,6 +216,10 @@ def _record(
             break
         own_counters |= counters.own
         modes.enter(mode)
+    try:
+        caught.refuse(answers.failed)
+    except TraceError as error:
+        raise TraceError(f"{type(module).__name__} in {mode} mode: {error}") from error
     refuse_unknown_shapes(module, exported, mode, without_unknown_sizes(exported))
     try:
         changes.report(exported, mode)
