@@ -51,7 +51,8 @@ def measure(name):
     try:
         watch.start("build")
         torch.manual_seed(0)
-        module, inputs = fields.listed()[name].build()
+        with coverage_models.all_in_float64(torch):  # tensors that are no buffers would stay in float32
+            module, inputs = fields.listed()[name].build()
         row["parameters"] = sum(p.numel() for p in module.parameters())
         row["packages"] = packages_of(module)
         module = coverage_models.prepare(module, torch)

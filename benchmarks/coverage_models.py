@@ -170,16 +170,10 @@ def all_in_float64(torch):
     Two runs in float32 differ by its rounding, so a comparison in float64 would say nothing of them.
     """
 
-    def callers(depth=8):
-        frame = sys._getframe(2)
-        while frame is not None and depth:
-            yield frame.f_globals.get("__name__", "")
-            frame, depth = frame.f_back, depth - 1
-
     class Wider(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
-            if any(caller.startswith("torch._subclasses") for caller in callers()):  # torch.export copies a constant
-                return func(*args, **(kwargs or {}))
+            if (kwargs or {}).get("device") == "meta":  # PyTorch's own shadow of a tensor, which has its dtype
+                return func(*args, **kwargs)
             func = torch.Tensor.double if func is torch.Tensor.float else func
             args = [wider.get(x, x) if isinstance(x, torch.dtype) else x for x in args]
             kwargs = {k: wider.get(x, x) if isinstance(x, torch.dtype) else x for k, x in (kwargs or {}).items()}
