@@ -23,7 +23,7 @@ import safetensors.numpy
 import torch
 
 import interop
-from interop.program.nodes import decode, encode
+from interop.program.encoding import decode, encode
 
 Files = dict[str, bytes]
 _NAMES = [

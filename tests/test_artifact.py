@@ -14,7 +14,7 @@ from flax import nnx
 import interop
 from interop.conventions import torch_momentum
 from interop.errors import ProgramError
-from interop.program.nodes import decode, decode_model, encode, encode_model
+from interop.program.encoding import decode, decode_model, encode, encode_model
 
 
 class Net(torch.nn.Module):

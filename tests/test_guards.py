@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import interop
 from interop.errors import ProgramError
+from interop.program.encoding import decode_model, encode_model
 from interop.program.guards import holds, sizes_in
-from interop.program.nodes import decode_model, encode_model
 
 
 class Branch(torch.nn.Module):

@@ -77,12 +77,33 @@ def test_hooks_on_gradients_are_named(caplog):
     assert "hooks on gradients are no part of the imported model (2, 0.weight, 0.bias)" in caplog.text
 
 
-def test_a_hook_on_a_gradient_inside_forward_is_refused():
+def test_a_hook_on_the_gradient_of_an_input_is_refused():
     class Halved(torch.nn.Module):
         def forward(self, x):
             x.register_hook(lambda grad: grad / 2)
             return x * 1
 
-    lost = r"test_hooks\.py:\d+: x\.register_hook(.|\n)*a hook on the gradient of a tensor inside forward is lost"
+    lost = r"test_hooks\.py:\d+: x\.register_hook(.|\n)*a hook on the gradient of a parameter, an input or a view"
     with pytest.raises(interop.TraceError, match=lost):
-        interop.from_torch(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), Halved()), torch.zeros(4, 3, 5, 5))
+        interop.from_torch(torch.nn.Sequential(Halved(), torch.nn.Conv2d(3, 4, 3)), torch.zeros(4, 3, 5, 5))
+
+
+def reversed_gradient(x):
+    x.register_hook(lambda grad: -0.5 * grad)
+    return x.tanh() + x**2
+
+
+def clipped_and_looked_at(x):
+    x.register_hook(lambda grad: grad.clamp(-0.1, 0.1))
+    x.register_hook(lambda grad: None)
+    return x * 3
+
+
+@pytest.mark.parametrize("function", [reversed_gradient, clipped_and_looked_at])
+def test_a_hook_on_the_gradient_of_a_result_is_recorded(function):
+    class Hooked(torch.nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    module, x = torch.nn.Sequential(*network(), Hooked()).double().train(), normal(4, 3, 5, 5)
+    assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-10)

@@ -180,3 +180,16 @@ def test_operations_that_pytorch_takes_apart_and_statistics_that_export_loses():
     module.eval(), model.eval()
     for found, wanted in zip(jax_eval(model, *converted), module(*inputs), strict=True):
         assert relative(found, wanted.detach()) < 1e-12
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 4), (3, 5, 2)])
+def test_householder_product(shape):
+    a = torch.from_numpy(np.random.default_rng(0).normal(size=shape))
+    x, tau = torch.geqrf(a)
+    check("aten.linalg_householder_product.default", jnp.asarray(x.numpy()), jnp.asarray(tau.numpy()), tolerance=1e-10)
+    check(
+        "aten.linalg_householder_product.default",
+        jnp.asarray(x.numpy()),
+        jnp.asarray(tau[..., :1].numpy()),
+        tolerance=1e-10,
+    )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 from jax.experimental import checkify
-from parity_tools import normal, relative
+from parity_tools import assert_same_step, jax_step, normal, relative, to_jax, torch_step
 from torch import nn
 from unrewritten import asserted
 
@@ -152,3 +152,30 @@ def test_distributions_in_forward_and_their_validation_afterwards(validate):
     x = normal(8, 4, seed=1)
     assert relative(model(x.numpy()), module(x).detach()) < 1e-12
     assert torch.distributions.Distribution._validate_args == before
+
+
+def divided_by_a_number(self, x):
+    weight = x.abs().sum(1)
+    return self.norm(x) * weight[:, None] / torch.sum(weight).item() + 0.5 * x.mean().detach().item()
+
+
+def scaled_by_an_integer(self, x):
+    return self.norm(x) * (x > 0).sum().item() + x.max().item() ** 2
+
+
+@pytest.mark.parametrize("function", [divided_by_a_number, scaled_by_an_integer])
+def test_a_number_that_the_code_computes_with_is_a_tensor(function):
+    """What `.item()` gives is no part of autograd's graph, there and here."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return function(self, x)
+
+    module, x = Net().double().train(), normal(5, 3)
+    model = interop.from_torch(module, x)
+    other = normal(5, 3, seed=4)
+    assert_same_step(jax_step(model, to_jax(other)), torch_step(module, other), 1e-10)

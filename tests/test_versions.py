@@ -16,7 +16,7 @@ import interop
 import interop.ops
 from interop.errors import ProgramError
 from interop.program import versions
-from interop.program.nodes import decode_model, encode_model
+from interop.program.encoding import decode_model, encode_model
 
 TABLE = pathlib.Path(__file__).parent.parent / versions.TABLE
 

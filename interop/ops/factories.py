@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from interop.ops.dtypes import Number, Operand, as_array, default_complex, default_float, jax_dtype
@@ -151,3 +151,9 @@ def rfftfreq(n: int, d: float = 1.0, *, dtype: DType | None = None, **_: object)
 @register("aten.hann_window.default")
 def hann_window(length: int, *, dtype: DType | None = None, **_: object) -> Array:
     return jnp.hanning(length + 1)[:-1].astype(_chosen(dtype))
+
+
+@register("aten._local_scalar_dense.default")
+def item(x: Array) -> Array:
+    """`x.item()`, where the code only computes with it: a number is no part of autograd's graph."""
+    return lax.stop_gradient(x).reshape(())

@@ -61,6 +61,25 @@ def solve_triangular(a: Array, b: Array, *, upper: bool, left: bool = True, unit
     return lax.linalg.triangular_solve(a, b, left_side=left, lower=not upper, unit_diagonal=unitriangular)
 
 
+@register("aten.linalg_householder_product.default", "aten.orgqr.default")
+def householder_product(x: Array, tau: Array) -> Array:
+    """The first columns of H_1 H_2 ... H_k, H_i = 1 - tau_i v_i v_i^H; v_i is 1 at i, and below x's column i.
+
+    Written out, since LAPACK's has no derivative in JAX.
+    """
+    rows, columns = x.shape[-2:]
+    vectors = jnp.tril(x, -1) + jnp.eye(rows, columns, dtype=x.dtype)
+    reflectors = jnp.moveaxis(vectors[..., : tau.shape[-1]], -1, 0), jnp.moveaxis(tau, -1, 0)
+
+    def reflect(q: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
+        v, scale = one
+        projected = jnp.einsum("...r,...rc->...c", v.conj(), q)
+        return q - scale[..., None, None] * v[..., :, None] * projected[..., None, :], None
+
+    start = jnp.broadcast_to(jnp.eye(rows, columns, dtype=x.dtype), x.shape)
+    return lax.scan(reflect, start, reflectors, reverse=True)[0]
+
+
 @register("aten.linalg_qr.default")
 def qr(a: Array, mode: str = "reduced") -> tuple[Array, Array]:
     if mode == "r":

@@ -24,7 +24,8 @@ from interop.files import safetensors_file, strict_json
 from interop.files.budget import Budget
 from interop.files.disk import CheckpointError, Data, files_in, kind, path_of
 from interop.files.replacing import clear, exclusive, put, settle, steady, target, temporary
-from interop.program.nodes import BatchNormLayer, Entry, Model, decode_model, encode_model
+from interop.program.encoding import decode_model, encode_model
+from interop.program.nodes import BatchNormLayer, Entry, Model
 from interop.program.recorded import other_values
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule

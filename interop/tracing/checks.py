@@ -208,7 +208,8 @@ class Checks:
             (True, "does so under jax.experimental.checkify.checkify alone"),
             (False, "does not"),
         ):
-            lines = [line for line, recorded in self._lines.items() if recorded is kept]
+            # Code that PyTorch writes, as for sizes that depend on values, has no file.
+            lines = [line for line, recorded in self._lines.items() if recorded is kept and not line.startswith("<")]
             if lines:
                 shown = "; ".join(lines)
                 logger.warning("forward in %s mode checks values; the imported model %s: %s", mode, fate, shown)

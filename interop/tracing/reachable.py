@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import collections
 import functools
+import inspect
 import random
 import sys
 import types
@@ -167,7 +168,8 @@ class _Walk:
                     self._table(private.TABLES[key], dotted, value)
                 else:
                     self.waiting.append((dotted(key), value))
-        slots = [slot for cls in kind.__mro__ for slot in _slots(cls)]
+        # A class may put a property in the place of a slot of its base.
+        slots = [slot for cls in kind.__mro__ for slot in _slots(cls) if _is_slot(inspect.getattr_static(kind, slot))]
         if slots:
             self._hold(
                 "item", item, dotted, functools.partial(_slotted, item, slots), functools.partial(_fill, item, slots)
@@ -326,7 +328,11 @@ def _fill_class(cls: type, content: Mapping[str, Any]) -> None:
 def _slots(cls: type) -> list[str]:
     slots = vars(cls).get("__slots__", ())
     names = [slots] if isinstance(slots, str) else list(slots)
-    return [name for name in names if isinstance(vars(cls).get(name), types.MemberDescriptorType)]
+    return [name for name in names if _is_slot(vars(cls).get(name))]
+
+
+def _is_slot(attribute: object) -> bool:
+    return isinstance(attribute, types.MemberDescriptorType)
 
 
 def _slotted(item: object, slots: list[str]) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def rewritten(answers: Answers) -> Iterator[None]:
       hint: the mask is applied either way.
     - Recurrent layers are one operation each (`recurrent.py`).
     - `torch.distributions` does not validate its arguments, which is a question about values too.
-    - Hooks on the gradient of a tensor inside `forward` are refused: a graph has no place for them.
+    - A hook on the gradient of a tensor inside `forward` is the backward of a function that gives the tensor again; one
+      on a parameter, an input or a view is refused.
     """
     import torch
 
@@ -37,7 +38,8 @@ def rewritten(answers: Answers) -> Iterator[None]:
         torch.Tensor.data.__get__: torch.Tensor.detach,
         torch.Tensor.data.__set__: _assign_data,
         torch.nn.functional.instance_norm: _instance_norm,
-        **dict.fromkeys((torch.Tensor.register_hook, torch.Tensor.register_post_accumulate_grad_hook), _refuse_hook),
+        torch.Tensor.register_hook: _hooked,
+        torch.Tensor.register_post_accumulate_grad_hook: _refuse_hook,
         **Recurrent(answers.checks).stand_ins(),
         **answers.stand_ins(),
         **Unsized(answers.checks).stand_ins(),
@@ -76,10 +78,37 @@ def rewritten(answers: Answers) -> Iterator[None]:
         inference_mode.__enter__, inference_mode.__exit__ = entered, left
 
 
+def _hooked(tensor: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> _Handle:
+    """What follows reads the tensor as the result of a function whose backward is the hook."""
+    import torch
+
+    class Hooked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            changed = hook(gradient)
+            return gradient if changed is None else changed
+
+    if tensor.is_leaf or tensor._is_view():
+        _refuse_hook()
+    tensor.copy_(Hooked.apply(tensor))
+    return _Handle()
+
+
+class _Handle:
+    """Of a hook that is in the record."""
+
+    def remove(self) -> None:
+        raise UnrecordedError("a hook that forward registers on the gradient of a tensor is recorded: it stays")
+
+
 def _refuse_hook(*_: object) -> None:
     raise UnrecordedError(
-        "a hook on the gradient of a tensor inside forward is lost when the forward is recorded. Leave it out at "
-        "import if it only observes, and write what changes the gradient as an operation"
+        "a hook on the gradient of a parameter, an input or a view inside forward is lost when the forward is "
+        "recorded. Leave it out at import if it only observes, and write what changes the gradient as an operation"
     )
 
 
