@@ -148,21 +148,18 @@ def edsr():
     return EDSR(), (normal(2, 3, 8, 8),)
 
 
-@model(FIELD, source="basicsr (package): archs.discriminator_arch.VGGStyleDiscriminator")
+@model(FIELD, source="basicsr (package): archs.discriminator_arch.VGGStyleDiscriminator128")
 def basicsr_discriminator():
-    from basicsr.archs.discriminator_arch import VGGStyleDiscriminator
+    from basicsr.archs.discriminator_arch import VGGStyleDiscriminator128
 
-    return VGGStyleDiscriminator(num_in_ch=3, num_feat=4, input_size=128), (normal(2, 3, 128, 128),)
+    return VGGStyleDiscriminator128(num_in_ch=3, num_feat=4), (normal(2, 3, 128, 128),)
 
 
-@model(
-    FIELD,
-    source="basicsr (package): archs.basicvsr_arch's RRDB by spectral UNetDiscriminatorSN, with BatchNorm in front",
-)
-def basicsr_unet_discriminator():
-    from basicsr.archs.discriminator_arch import UNetDiscriminatorSN
+@model(FIELD, source="basicsr (package): archs.tof_arch.TOFlow (SPyNet with BatchNorm, warps of seven frames)")
+def basicsr_toflow():
+    from basicsr.archs.tof_arch import TOFlow
 
-    return nn.Sequential(nn.BatchNorm2d(3), UNetDiscriminatorSN(3, num_feat=4)), (normal(2, 3, 16, 16),)
+    return TOFlow(adapt_official_weights=False), (normal(2, 7, 3, 16, 16),)
 
 
 class SRGANDiscriminator(nn.Module):
