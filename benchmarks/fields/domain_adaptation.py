@@ -186,13 +186,13 @@ def adabn():
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(3, 6, 3)
-            self.bn1 = adaptive_batch_norm.AdaptiveBatchNorm2d(6)
+            self.bn1 = adaptive_batch_norm.AdaptiveBatchNorm2d(6, affine_domain=0)
             self.fc = nn.Linear(6, 8)
-            self.bn2 = adaptive_batch_norm.AdaptiveBatchNorm1d(8)
+            self.bn2 = adaptive_batch_norm.AdaptiveBatchNorm2d(8)
 
         def branch(self, x, domain):
             x = F.relu(self.bn1(self.conv(x), domain)).mean((2, 3))
-            return self.bn2(self.fc(x), domain)
+            return self.bn2(self.fc(x)[..., None, None], domain).flatten(1)
 
         def forward(self, source, target):
             return self.branch(source, 0), self.branch(target, 1)

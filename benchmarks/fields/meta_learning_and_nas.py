@@ -138,7 +138,7 @@ class MAMLForward(MAMLNet):
 
 class MAML(MAMLNet):
     @torch.enable_grad()
-    def forward(self, x_spt, y_spt, x_qry):
+    def adapt(self, x_spt, y_spt):
         logits = self.learner(x_spt)
         loss = F.cross_entropy(logits, y_spt)
         grad = torch.autograd.grad(loss, list(self.vars))
@@ -147,7 +147,10 @@ class MAML(MAMLNet):
             loss = F.cross_entropy(self.learner(x_spt, fast_weights), y_spt)
             grad = torch.autograd.grad(loss, fast_weights)
             fast_weights = [p[1] - self.update_lr * p[0] for p in zip(grad, fast_weights)]
-        return self.learner(x_qry, fast_weights)
+        return fast_weights
+
+    def forward(self, x_spt, y_spt, x_qry):
+        return self.learner(x_qry, self.adapt(x_spt, y_spt))
 
 
 @model(FIELD, source="https://github.com/dragen1860/MAML-Pytorch, learner.py (running statistics as parameters)")
