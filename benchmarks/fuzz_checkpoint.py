@@ -21,6 +21,7 @@ Beside them there are the well-formed files of `fuzz_structures.py`, which descr
 """
 
 import argparse
+import contextlib
 import functools
 import io
 import json
@@ -315,12 +316,29 @@ def check(format: str, files: dict[str, bytes], folder: pathlib.Path, traced: bo
     return result
 
 
-def run(format: str, first: int, count: int, keep: pathlib.Path | None = None) -> dict[str, int]:
+@contextlib.contextmanager
+def at_most(memory: int | None) -> Iterator[None]:
+    """The process may ask for so many bytes of address space more; None: for any number."""
+    used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def run(
+    format: str, first: int, count: int, keep: pathlib.Path | None = None, memory: int | None = None
+) -> dict[str, int]:
     """Runs cases; the numbers of those read, refused and failed. The files of failed ones are kept in `keep`."""
     results = {"read": 0, "refused": 0, "failed": 0}
     with tempfile.TemporaryDirectory() as name:
         for number, files in cases(format, first, count):
-            result = check(format, files, pathlib.Path(name), traced=number % TRACED == 0)
+            # A few written files are large: these may take as much more.
+            allowed = None if memory is None else memory + 4 * sum(map(len, files.values()))
+            with at_most(allowed):
+                result = check(format, files, pathlib.Path(name), traced=number % TRACED == 0)
             if result in results:
                 results[result] += 1
                 continue
@@ -350,14 +368,11 @@ def main() -> int:
     failed = 0
     for format in options.format or FORMATS:
         run(format, 0, 20)  # imports and caches
-        used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
-        results = run(format, options.first, options.count, options.keep)
+        results = run(format, options.first, options.count, options.keep, MEMORY)
         each = (time.perf_counter() - start) / options.count * 1e6
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         print(
             f"{format:16} {options.count:8} {results['read']:8} {results['refused']:8} {results['failed']:8} "
             f"{each:8.0f} {grown:9.1f}",

@@ -899,3 +899,10 @@ def test_a_registered_operation_is_called_by_its_name():
         interop.register("twice")(twice)
     with pytest.raises((ValueError, TypeError), match="layout"):
         interop.register("mylib::thrice", layout="other")
+
+
+def test_a_number_of_a_tensor_has_no_gradient():
+    """aten._local_scalar_dense: x.item()."""
+    x = jnp.asarray([[3.5]])
+    assert call("aten._local_scalar_dense.default", x).shape == ()
+    assert float(jax.grad(lambda x: call("aten._local_scalar_dense.default", x) * x.sum())(x)[0, 0]) == 3.5

@@ -353,6 +353,12 @@ def test_the_truth_of_a_number_that_depends_on_values_is_answered():
         exported(Net(), torch.zeros(3, 2))
 
 
+def test_views_are_known():
+    x = torch.zeros(3)
+    assert private.is_view(x[1:])
+    assert not private.is_view(x)
+
+
 def test_errors_of_values_are_seen_when_they_are_made():
     class Net(torch.nn.Module):
         def forward(self, x):

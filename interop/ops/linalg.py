@@ -61,7 +61,7 @@ def solve_triangular(a: Array, b: Array, *, upper: bool, left: bool = True, unit
     return lax.linalg.triangular_solve(a, b, left_side=left, lower=not upper, unit_diagonal=unitriangular)
 
 
-@register("aten.linalg_householder_product.default", "aten.orgqr.default")
+@register("aten.linalg_householder_product.default")
 def householder_product(x: Array, tau: Array) -> Array:
     """The first columns of H_1 H_2 ... H_k, H_i = 1 - tau_i v_i v_i^H; v_i is 1 at i, and below x's column i.
 

@@ -6,6 +6,7 @@ Reading validates and executes nothing: an operation is a name, looked up in `in
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import sys
@@ -131,6 +132,11 @@ def _shown(data: Any) -> str:
 def encode_model(model: Model) -> dict[str, Any]:
     """The whole model as JSON, with the format's name and version."""
     return {"format": FORMAT, "version": VERSION, "model": encode(model)}
+
+
+def digest(model: Model) -> str:
+    """Tells models apart, in files too: equal digests, equal graphs and flags."""
+    return hashlib.sha256(json.dumps(encode(model), sort_keys=True).encode()).hexdigest()
 
 
 def decode_model(data: Any) -> Model:

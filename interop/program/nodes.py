@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -190,17 +189,16 @@ class Model:
     default_dtype: str = dataclasses.field(default="float32", metadata={"written": "where it is not the default"})
 
     @functools.cached_property
-    def digest(self) -> str:
-        """Tells models apart: equal digests, equal graphs and flags."""
-        from interop.program.encoding import encode
-
-        return hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
+    def _key(self) -> str:
+        """Of models with equal graphs and flags the same."""
+        parts = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def __hash__(self) -> int:
-        return hash(self.digest)
+        return hash(self._key)
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Model) and self.digest == other.digest)
+        return self is other or (isinstance(other, Model) and self._key == other._key)
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {len(self.entries)} entries, {len(self.train.nodes)} nodes)"

@@ -24,7 +24,7 @@ from interop.files import safetensors_file, strict_json
 from interop.files.budget import Budget
 from interop.files.disk import CheckpointError, Data, files_in, kind, path_of
 from interop.files.replacing import clear, exclusive, put, settle, steady, target, temporary
-from interop.program.encoding import decode_model, encode_model
+from interop.program.encoding import decode_model, digest, encode_model
 from interop.program.nodes import BatchNormLayer, Entry, Model
 from interop.program.recorded import other_values
 from interop.running.batch_norm import TracedBatchNorm
@@ -58,7 +58,7 @@ def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
     description = _current(model)
     arrays = {e.name: to_numpy(variable(model, e.name)) for e in description.entries if e.same_as is None}
     with temporary(path / _ARRAYS) as new, temporary(path / PROGRAM) as program:
-        metadata = {"format": "pt", "digest": description.digest, "save": new.token}
+        metadata = {"format": "pt", "digest": digest(description), "save": new.token}
         safetensors_file.write(new.path, arrays, metadata, path / _ARRAYS, share=False)
         settle(new.path)
         document = {
@@ -110,10 +110,10 @@ def _read(path: pathlib.Path) -> tuple[Model, dict[str, np.ndarray], bool, str |
         raise CheckpointError(path / PROGRAM, f"training is {training!r} and compute_dtype {compute_dtype!r}")
     try:
         model = decode_model(document)
-        digest = model.digest
+        expected = digest(model)
     except _BROKEN as error:
         raise CheckpointError(path / PROGRAM, f"{_kind(error)}{error}") from error
-    return model, _arrays(path, model, digest, token), training, compute_dtype
+    return model, _arrays(path, model, expected, token), training, compute_dtype
 
 
 def _current(module: TracedModule) -> Model:

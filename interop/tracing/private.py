@@ -153,6 +153,11 @@ def storage(tensor: torch.Tensor) -> int:
     return key
 
 
+@_needed("to know views")
+def is_view(tensor: torch.Tensor) -> bool:
+    return bool(tensor._is_view())
+
+
 @_needed("to tell storages apart")
 def storage_key(storage: torch.UntypedStorage) -> int:
     key: int = storage._cdata

@@ -92,7 +92,7 @@ def _hooked(tensor: torch.Tensor, hook: Callable[[torch.Tensor], torch.Tensor | 
             changed = hook(gradient)
             return gradient if changed is None else changed
 
-    if tensor.is_leaf or tensor._is_view():
+    if tensor.is_leaf or private.is_view(tensor):
         _refuse_hook()
     tensor.copy_(Hooked.apply(tensor))
     return _Handle()

@@ -81,6 +81,27 @@ def test_quantising_alone():
         np.testing.assert_array_equal(jax.grad(ours)(jnp.asarray(x)), leaf.grad.numpy())
 
 
+def test_the_masks_of_those_in_the_range():
+    x = np.linspace(-3, 3, 31, dtype=np.float32).reshape(1, 31)
+    scale, zero, off = np.array([0.02], np.float32), np.array([3], np.int32), np.array([0])
+    for name, args in {
+        "fake_quantize_per_tensor_affine_cachemask": (0.02, 3, -50, 50),
+        "fake_quantize_per_channel_affine_cachemask": (scale, zero, 0, -50, 50),
+        "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams": (scale, zero, off + 1, -50, 50),
+    }.items():
+        wanted = getattr(torch.ops.aten, name)(
+            torch.tensor(x), *(torch.tensor(a) if isinstance(a, np.ndarray) else a for a in args)
+        )
+        given = [jnp.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
+        found = call(f"aten.{name}.default", jnp.asarray(x), *given)
+        for a, b in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), b.numpy(), err_msg=name)
+    name = "aten._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default"
+    found, inside = call(name, jnp.asarray(x), *map(jnp.asarray, (scale, zero, off)), -50, 50)
+    np.testing.assert_array_equal(found, x)
+    assert bool(inside.all())
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
