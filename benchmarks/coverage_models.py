@@ -116,12 +116,15 @@ def randomise_statistics(module, inputs, torch):
         layer.running_mean.copy_(mean + uniform(mean, -0.3, 0.3, generator) * variance.sqrt())
         layer.running_var.copy_(variance * uniform(variance, 0.5, 1.5, generator))
 
+    def channels_first(layer, x):  # spiking networks have time steps before the examples
+        return (x if x.shape[1] == layer.num_features else x.flatten(0, 1)).transpose(0, 1).flatten(1)
+
     layers = [m for m in module.modules() if isinstance(m, private.batch_norm_class())]
-    layers = [layer for layer in layers if layer.running_mean is not None]
+    layers = [m for m in layers if m.running_mean is not None and len(m.running_mean) == m.num_features]  # not ghosts'
     hooks = []
     for layer in layers:
         draw(layer, torch.tensor([-1.0, 1.0]).to(layer.running_mean).expand(layer.num_features, 2))  # not called, maybe
-        hooks.append(layer.register_forward_pre_hook(lambda m, args: draw(m, args[0].transpose(0, 1).flatten(1))))
+        hooks.append(layer.register_forward_pre_hook(lambda m, args: draw(m, channels_first(m, args[0]))))
     if layers:
         with torch.no_grad():
             module.eval()(*more_examples(inputs, generator, torch))
@@ -172,9 +175,11 @@ def all_in_float64(torch):
             if (kwargs or {}).get("device") == "meta":  # PyTorch's own shadow of a tensor, which has its dtype
                 return func(*args, **kwargs)
             func = torch.Tensor.double if func is torch.Tensor.float else func
-            args = [torch.float64 if x is torch.float32 else x for x in args]
-            kwargs = {k: torch.float64 if x is torch.float32 else x for k, x in (kwargs or {}).items()}
+            args = [wider.get(x, x) if isinstance(x, torch.dtype) else x for x in args]
+            kwargs = {k: wider.get(x, x) if isinstance(x, torch.dtype) else x for k, x in (kwargs or {}).items()}
             return func(*args, **kwargs)
+
+    wider = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
