@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
-from parity_tools import FAST, assert_same_step, jax_step, normal, randomised, relative, torch_step
+from parity_tools import FAST, assert_same_step, jax_step, normal, randomised, relative, to_jax, torch_step
 from torch import nn
 
 import interop
@@ -143,3 +144,29 @@ def test_what_a_mask_chooses_is_computed_as_in_pytorch_for_other_masks_too(funct
 def test_what_needs_the_size_itself_is_refused_with_its_line(function, why):
     with pytest.raises(interop.TraceError, match=rf"(?s)test_masks\.py:\d+: .*No mask does in their place.*{why}"):
         interop.from_torch(Masked(function).double().train(), normal(8, 4))
+
+
+def test_a_mask_that_is_a_constant_of_the_module_chooses_places():
+    class Adjacency(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mask = torch.eye(3) > 0
+            self.weights = torch.nn.Parameter(torch.arange(3.0) + 1)
+            self.norm = torch.nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            adjacency = -9.0 * torch.ones(3, 3).to(x)
+            adjacency[self.mask] = self.weights
+            return self.norm(x @ torch.softmax(adjacency, dim=1))
+
+    module, x = Adjacency().double().train(), normal(6, 3)
+    assert_same_step(jax_step(interop.from_torch(module, x), to_jax(x)), torch_step(module, x), 1e-10)
+
+
+def test_values_for_another_number_of_places_are_no_numbers():
+    """An error in PyTorch; `jax.jit` has none for values."""
+    put = jax.jit(lambda x, mask, values: interop.ops.lookup("aten.index_put.default", torch.__version__).function(
+        x, [mask], values))  # fmt: skip
+    x, mask = jnp.zeros((2, 2)), jnp.asarray([[True, False], [True, True]])
+    np.testing.assert_array_equal(put(x, mask, jnp.asarray([1.0, 2.0, 3.0])), [[1, 0], [2, 3]])
+    assert np.isnan(put(x, mask, jnp.asarray([1.0, 2.0]))).all()

@@ -35,8 +35,19 @@ def index_put(x: Array, indices: Sequence[Array | None], values: Array, accumula
     if masks and len(indices) == 1 and values.size == 1:
         mask = masks[0].reshape(masks[0].shape + (1,) * (x.ndim - masks[0].ndim))
         return jnp.where(mask, x + values.reshape(()) if accumulate else values.reshape(()), x)
+    if masks and len(indices) == 1 and values.ndim == x.ndim - masks[0].ndim + 1 and is_inexact(x.dtype):
+        return _put_chosen(x, masks[0], values, accumulate)
     at = x.at[_index(indices)]
     return at.add(values) if accumulate else at.set(values)
+
+
+def _put_chosen(x: Array, mask: Array, values: Array, accumulate: bool) -> Array:
+    """x with a value for each place that the mask chooses. Where it chooses another number of them, an error in PyTorch,
+    the result is no number."""
+    count = len(values)
+    at = x.at[jnp.nonzero(mask, size=count, fill_value=mask.shape)]
+    result = at.add(values, mode="drop") if accumulate else at.set(values, mode="drop")
+    return jnp.where(jnp.sum(mask) == count, result, jnp.nan)
 
 
 @register("aten.nonzero_static.default")
