@@ -42,8 +42,10 @@ def index_put(x: Array, indices: Sequence[Array | None], values: Array, accumula
 
 
 def _put_chosen(x: Array, mask: Array, values: Array, accumulate: bool) -> Array:
-    """x with a value for each place that the mask chooses. Where it chooses another number of them, an error in PyTorch,
-    the result is no number."""
+    """x with a value for each place that the mask chooses.
+
+    Where it chooses another number of places, which is an error in PyTorch, the result is no number.
+    """
     count = len(values)
     at = x.at[jnp.nonzero(mask, size=count, fill_value=mask.shape)]
     result = at.add(values, mode="drop") if accumulate else at.set(values, mode="drop")
