@@ -10,8 +10,6 @@ import torch
 from parity_tools import jax_step, to_jax, torch_step
 from test_ops import call
 from torch import nn
-from torch.ao import quantization
-from torch.ao.quantization import quantize_fx
 
 import interop
 
@@ -112,12 +110,15 @@ class Net(nn.Module):
 
 
 def eager(x):
+    quantization = pytest.importorskip("torch.ao.quantization")  # which PyTorch means to give up for torchao
     module = nn.Sequential(quantization.QuantStub(), Net(), quantization.DeQuantStub()).train()
     module.qconfig = quantization.get_default_qat_qconfig("fbgemm")
     return quantization.prepare_qat(module)
 
 
 def graph(x):
+    quantization = pytest.importorskip("torch.ao.quantization")
+    quantize_fx = pytest.importorskip("torch.ao.quantization.quantize_fx")
     return quantize_fx.prepare_qat_fx(Net().train(), quantization.get_default_qat_qconfig_mapping("fbgemm"), (x,))
 
 
