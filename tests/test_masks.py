@@ -170,3 +170,5 @@ def test_values_for_another_number_of_places_are_no_numbers():
     x, mask = jnp.zeros((2, 2)), jnp.asarray([[True, False], [True, True]])
     np.testing.assert_array_equal(put(x, mask, jnp.asarray([1.0, 2.0, 3.0])), [[1, 0], [2, 3]])
     assert np.isnan(put(x, mask, jnp.asarray([1.0, 2.0]))).all()
+    row, rows = jnp.asarray([[1.0, 2.0]]), jnp.asarray([True, True])
+    np.testing.assert_array_equal(put(x, rows, row), [[1, 2], [1, 2]])  # one for every place

@@ -193,3 +193,8 @@ def test_householder_product(shape):
         jnp.asarray(tau[..., :1].numpy()),
         tolerance=1e-10,
     )
+
+
+def test_the_largest_rows_of_bags_without_any():
+    found = call("aten._embedding_bag.default", jnp.ones((3, 2)), jnp.zeros(0, int), jnp.zeros(2, int), False, 2)[0]
+    np.testing.assert_array_equal(found, np.zeros((2, 2)))

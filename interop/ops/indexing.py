@@ -47,6 +47,9 @@ def _put_chosen(x: Array, mask: Array, values: Array, accumulate: bool) -> Array
     Where it chooses another number of places, which is an error in PyTorch, the result is no number.
     """
     count = len(values)
+    if count == 1:  # for every place
+        chosen = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
+        return jnp.where(chosen, x + values[0] if accumulate else values[0], x)
     at = x.at[jnp.nonzero(mask, size=count, fill_value=mask.shape)]
     result = at.add(values, mode="drop") if accumulate else at.set(values, mode="drop")
     return jnp.where(jnp.sum(mask) == count, result, jnp.nan)
@@ -252,7 +255,9 @@ def embedding_bag(
         rows = rows * per_sample_weights[:, None]
     counts = jnp.ones(len(indices), bool) if padding_idx < 0 else indices != padding_idx
     sizes = jax.ops.segment_sum(counts.astype(indices.dtype), bag, bags)
-    if mode == 2:
+    if mode == 2 and not len(indices):
+        result = jnp.zeros((bags, rows.shape[1]), rows.dtype)
+    elif mode == 2:
         low = jax.lax.stop_gradient(jnp.where(counts[:, None], rows, -jnp.inf))
         order = jnp.lexsort((-low, jnp.broadcast_to(bag[:, None], low.shape)), axis=0)  # the first gets the derivative
         first = jnp.take(order, jnp.searchsorted(bag, jnp.arange(bags)), 0, mode="clip")
