@@ -99,6 +99,7 @@ def batch_norm(
     return y, Moments(count, found.mean.reshape(channels), found.m2.reshape(channels))
 
 
+@partial(jax.jit, static_argnums=(1, 2), static_argnames=("epsilon", "activation", "dtype"))
 def _normalised(
     arrays: tuple[Any, ...],
     reduced: tuple[int, ...],

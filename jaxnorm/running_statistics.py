@@ -9,8 +9,10 @@ PyTorch's does: the share kept is 1 - 1/n after n batches (`torch/nn/modules/bat
 `correction=1` tracks the unbiased variance as PyTorch does, `correction=0` the biased one as Flax does.
 """
 
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -27,6 +29,7 @@ def one_more(num_batches: Integer[Array, ""]) -> Integer[Array, ""]:
     return jnp.where(num_batches < jnp.iinfo(num_batches.dtype).max, num_batches + 1, num_batches)
 
 
+@partial(jax.jit, static_argnames=("momentum", "correction"))
 def update_running(
     mean: Inexact[Array, "*channels"],
     var: Float[Array, "*channels"],

@@ -106,3 +106,45 @@ def test_values_and_gradients_are_pytorchs(function, monkeypatch):
         np.testing.assert_allclose(y, wanted.detach().numpy(), rtol=1e-6)
         assert y.dtype.name == str(wanted.dtype).removeprefix("torch.")
     np.testing.assert_allclose(grad, given.grad.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [torch.nn.Dropout, torch.nn.Dropout2d, torch.nn.AlphaDropout, "stochastic depth"])
+def test_sampling_in_place_is_made_functional_without_a_second_record(dropout, monkeypatch):
+    """Running a graph three times over is what made an EfficientNet's import take twice as long."""
+
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("a second record")
+
+    class Depth(torch.nn.Module):
+        def forward(self, x):
+            noise = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype).bernoulli_(0.5)
+            return x * noise.div_(0.5) if self.training else x
+
+    layer = Depth() if dropout == "stochastic depth" else dropout(0.5, inplace=True)
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", refuse)
+    module = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.BatchNorm2d(3), layer).double().train()
+    x = normal(4, 2, 5, 5)
+    model = interop.from_torch(module, x)
+    model.eval()
+    np.testing.assert_allclose(model(to_jax(x)), module.eval()(x).detach(), rtol=1e-12, atol=1e-13)
+    model.train()
+    first, second = model(to_jax(x)), model(to_jax(x))
+    assert (np.asarray(first) != np.asarray(second)).any()
+
+
+def test_a_call_draws_once_from_the_models_stream_and_each_node_differently():
+    module = torch.nn.ModuleList([torch.nn.Dropout(0.5), torch.nn.Dropout(0.5)])
+
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = module
+
+        def forward(self, x):
+            return self.layers[0](x), self.layers[1](x)
+
+    model = interop.from_torch(Two().train(), torch.ones(2, 64))
+    x = np.ones((2, 64), np.float32)
+    drawn = [np.asarray(y) for _ in range(2) for y in model(x)]
+    assert len({y.tobytes() for y in drawn}) == 4
+    assert model._interop_rngs.default.count[...] == 2

@@ -408,7 +408,7 @@ def test_grouped_convolutions_are_those_of_xla():
 
     x, weight = draw(2, 9, 8, 12), draw(24, 3, 3, 2, seed=1)
     for groups, kernel in ((4, weight), (12, draw(24, 1, 3, 2, seed=1))):
-        found = convolution._convolution(x, kernel, (2, 1), [(1, 0), (2, 1)], (1, 2), groups)
+        found = convolution._convolution(x, kernel, (2, 1), ((1, 0), (2, 1)), (1, 2), groups)
         expected = jax.lax.conv_general_dilated(
             x, kernel, (2, 1), [(1, 0), (2, 1)], rhs_dilation=(1, 2), feature_group_count=groups,
             dimension_numbers=("NHWC", "OIHW", "NHWC"),

@@ -23,7 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 from interop.ops.layout import Tensor, arranged, channels_last, laid, plain
 from interop.ops.registry import register
 
-Padding = Sequence[tuple[int, int]]
+Padding = tuple[tuple[int, int], ...]
 PerDim = int | list[int] | tuple[int, ...]  # one number for all dimensions, or one for each
 
 
@@ -73,16 +73,17 @@ def _padding(padding: PerDim | Literal["valid", "same"], kernel: Sequence[int], 
         padding = 0
     if padding == "same":  # the odd one to the right, as aten/src/ATen/native/Convolution.cpp (_convolution_same)
         total = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
-        return [(n // 2, n - n // 2) for n in total]
-    return [(n, n) for n in per_dim(padding, len(kernel))]
+        return tuple((n // 2, n - n // 2) for n in total)
+    return tuple((n, n) for n in per_dim(padding, len(kernel)))
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _convolution(
     x: jax.Array, weight: jax.Array, stride: tuple[int, ...], pads: Padding, dilation: tuple[int, ...], groups: int
 ) -> jax.Array:
     """x (N, spatial..., C), weight (O, C / groups, spatial...)."""
     convolve = _whole if groups == 1 or not x.size else _grouped
-    return convolve(x, weight, stride, tuple(pads), dilation, groups)
+    return convolve(x, weight, stride, pads, dilation, groups)
 
 
 def _whole(
@@ -258,7 +259,7 @@ def conv_transpose(
     x = lax.pad(
         x, zero, [(0, 0, 0), *((low, high, s - 1) for (low, high), s in zip(pads, stride, strict=True)), (0, 0, 0)]
     )
-    y = _convolution(x, kernel, (1,) * spatial, [(0, 0)] * spatial, dilation, groups)
+    y = _convolution(x, kernel, (1,) * spatial, ((0, 0),) * spatial, dilation, groups)
     return laid(y if bias is None else y + plain(bias).astype(y.dtype), order)
 
 

@@ -101,7 +101,7 @@ def _dilated_max(a: Array, windows: _Windows) -> Array:
     a = lax.pad(
         a, jnp.asarray(lowest(a.dtype)), [(0, 0, 0), *((low, high, 0) for low, high in windows.pads), (0, 0, 0)]
     )
-    none = [(0, 0)] * len(windows.kernel)
+    none = ((0, 0),) * len(windows.kernel)
     seen = [w[..., 0, :] for _, w in cut_windows(a, windows.kernel, windows.stride, none, windows.dilation, 1)]
     stacked = jnp.stack(seen)
     best = jnp.argmax(lax.stop_gradient(stacked), 0, keepdims=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def _run(program: Program, inputs: Mapping[str, jax.Array], root: TracedModule, 
         return read[name]
 
     layer = functools.partial(module_at, root)
-    context = Context(program, state, layer, _keys(root), dtype, recorded.model.torch, masks={})
+    context = Context(program, state, layer, _keys(program, root), dtype, recorded.model.torch, masks={})
     values: dict[str, Any] = {name: computing(x, dtype) for name, x in inputs.items()}
     if mask is not None:
         examples = of_examples(program, inputs, mask)
@@ -100,17 +101,21 @@ def _uses_batch_statistics(program: Program, layer: Callable[[str], nnx.BatchNor
     return any(not norm.use_running_average or norm.mean is None for norm in layers)
 
 
-def _keys(root: TracedModule) -> Callable[[], jax.Array]:
-    """Draws from the model's random stream; replicas that share BatchNorm statistics draw differently."""
-    rngs = root._interop_rngs
+def _keys(program: Program, root: TracedModule) -> Callable[[], jax.Array]:
+    """Draws from the model's random stream, once a call: the draws of a call are its parts. Replicas that share
+    BatchNorm statistics draw differently."""
+    if not _is_random(program, root._interop.model.torch):
+        return root._interop_rngs.dropout
+    key = root._interop_rngs.dropout()
+    for axis in _axes(root):
+        key = jax.random.fold_in(key, lax.axis_index(axis))
+    parts = itertools.count()
+    return lambda: jax.random.fold_in(key, next(parts))
 
-    def draw() -> jax.Array:
-        key = rngs.dropout()
-        for axis in _axes(root):
-            key = jax.random.fold_in(key, lax.axis_index(axis))
-        return key
 
-    return draw
+def _is_random(program: Program, torch: str) -> bool:
+    operations = (interop.ops.lookup(node.operation, torch) for node in every_node(program.nodes))
+    return any(operation is not None and operation.random for operation in operations)
 
 
 def _axes(root: TracedModule) -> list[Hashable]:

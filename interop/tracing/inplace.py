@@ -61,9 +61,8 @@ def _functional_form(node: torch.fx.Node) -> torch.fx.node.Target | None:
         return node.target
     if schema is None or not schema.is_mutable:
         return node.target if interop.ops.lookup(name, torch.__version__) and name not in _WRITE_UNSEEN else None
-    library, base, overload = name.split(".")
-    packet = getattr(getattr(torch.ops, library), base.removesuffix("_"), None)
-    form = getattr(packet, overload, None) if base.endswith("_") else None
+    base = name.split(".")[1]
+    form = private.out_of_place(node.target)
     if form is None or private.schema(form).is_mutable or not interop.ops.lookup(str(form), torch.__version__):
         return None
     # An in-place operation keeps its tensor's type and shape, a functional one promotes and broadcasts.

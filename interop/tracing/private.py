@@ -247,6 +247,25 @@ def schema(operation: OpOverload) -> torch.FunctionSchema:
     return operation._schema
 
 
+@_needed("to make in-place operations functional")
+def out_of_place(operation: OpOverload) -> OpOverload | None:
+    """`aten.relu.default` of `aten.relu_.default`, `aten.bernoulli.p` of `aten.bernoulli_.float`: the overload of the
+    name without "_" that has the same arguments, whatever the first is called. None where there is none."""
+    import torch
+
+    library, name = operation._schema.name.split("::")
+    packet = getattr(getattr(torch.ops, library), name.removesuffix("_"), None)
+    if packet is None or not name.endswith("_"):
+        return None
+    named = [operation._overloadname, *packet.overloads()]  # the same name first
+    forms = (getattr(packet, overload, None) for overload in named)
+
+    def arguments(form: OpOverload) -> list[tuple[str, str]]:
+        return [(a.name if index else "", str(a.type)) for index, a in enumerate(form._schema.arguments)]
+
+    return next((form for form in forms if form is not None and arguments(form) == arguments(operation)), None)
+
+
 @_needed("to find the parts of a graph that are recorded without gradients")
 def is_gradient_region(node: torch.fx.Node) -> bool:
     """A call of the higher-order operation that stands for `torch.set_grad_enabled`: (enabled, graph, *inputs)."""
