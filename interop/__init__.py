@@ -10,11 +10,13 @@ from interop.ops import register
 from interop.optimizers._optax_from_torch import optax_from_torch
 from interop.optimizers.schedules import schedule_from_torch
 from interop.optimizers.state import load_optimizer_state, optimizer_state_dict
+from interop.running._features import features
 from interop.running.artifact import load, save
 from interop.running.module import TracedModule
 from interop.variables import Buffer, Constant, Frozen
 from interop.weights import layouts
 from interop.weights._config import apply_config, config, load_config
+from interop.weights._freeze import freeze, unfreeze
 from interop.weights._save_checkpoint import save_checkpoint
 from interop.weights._state_dict import load_state_dict, state_dict
 from interop.weights._suggest_rename import Suggestion, suggest_rename
@@ -32,6 +34,8 @@ __all__ = [
     "TracedModule",
     "apply_config",
     "config",
+    "features",
+    "freeze",
     "from_torch",
     "layouts",
     "lint",
@@ -49,4 +53,5 @@ __all__ = [
     "state_dict",
     "suggest_rename",
     "to_torch",
+    "unfreeze",
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from interop.program import versions
+from interop.running.dtypes import refuse_other_dtypes
 from interop.running.module import TracedModule
 
 if TYPE_CHECKING:
@@ -68,17 +68,7 @@ def from_torch(
 
     if not isinstance(rngs, nnx.Rngs | None):
         raise TypeError(f"rngs is a flax.nnx.Rngs or None, found {type(rngs).__module__}.{type(rngs).__qualname__}")
-    if compute_dtype is not None:
-        _refuse_other_dtypes(compute_dtype)
+    refuse_other_dtypes(compute_dtype)
     versions.warn_untried()
     model, arrays = trace(module, example_inputs, example_kwargs, dynamic_dims)
     return TracedModule(model, arrays, training=module.training, rngs=rngs, compute_dtype=compute_dtype)
-
-
-def _refuse_other_dtypes(compute_dtype: DTypeLike) -> None:
-    try:
-        known = jnp.issubdtype(jnp.dtype(compute_dtype), jnp.floating)
-    except TypeError:
-        known = False
-    if not known:
-        raise ValueError(f"compute_dtype is a floating dtype of JAX (jnp.bfloat16, say), found {compute_dtype!r}")

@@ -117,6 +117,7 @@ PUBLIC = """
 Buffer Checkpoint CheckpointError Constant Finding Frozen ProgramError Suggestion TraceError TracedModule apply_config
 config from_torch layouts lint load load_checkpoint load_config load_optimizer_state load_state_dict optax_from_torch
 optimizer_state_dict register save save_checkpoint schedule_from_torch state_dict suggest_rename to_torch
+unfreeze
 """
 
 

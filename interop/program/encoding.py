@@ -44,9 +44,8 @@ _RECORDS: dict[str, type] = {
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("name", "operation", "module", "source", "dtype", "kind", "path", "torch", "default_dtype"), str),
-    **dict.fromkeys(
-        ("args", "shape", "inputs", "nodes", "entries", "batch_norms", "guards", "gradients", "results"), tuple
-    ),
+    **dict.fromkeys(("args", "shape", "inputs", "nodes", "entries", "batch_norms", "guards"), tuple),
+    **dict.fromkeys(("gradients", "results", "repeats"), tuple),
     **dict.fromkeys(("kwargs", "signature", "updates", "modules"), dict),
     **dict.fromkeys(("persistent", "affine", "track_running_stats", "training", "frozen", "counts"), bool),
     **dict.fromkeys(("train", "eval"), Program),

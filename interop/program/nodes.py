@@ -40,7 +40,11 @@ class DType:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One application of an operation. `module` and `source` say where in the user's model it comes from."""
+    """One application of an operation.
+
+    `module` and `source` say where in the user's model it comes from; `repeats` which calls of the modules around it
+    were not their first: `layer1.0.relu@2` is the third call of that layer.
+    """
 
     name: str
     operation: str
@@ -48,6 +52,7 @@ class Node:
     kwargs: Mapping[str, Any]
     module: str = ""
     source: str = ""
+    repeats: tuple[str, ...] = dataclasses.field(default=(), metadata={"written": "where it is not the default"})
 
 
 @dataclasses.dataclass(frozen=True)

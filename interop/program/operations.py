@@ -13,7 +13,10 @@ nowhere else. A `torch.autograd.Function`."""
 GRADIENT_OF = "jaxnorm.gradient_of.default"
 """In a record of torch.export only: the stand-in for the gradient of a value."""
 
-RUN = frozenset({BATCH_NORM, CUSTOM_GRADIENT})
+MODULE = "jaxnorm.module.default"
+"""The call of a module that took the place of one that was recorded: `(x, path)`. Never in a record."""
+
+RUN = frozenset({BATCH_NORM, CUSTOM_GRADIENT, MODULE})
 """Operations that `interop.running` runs itself; every other has a function in `interop.ops`."""
 
 # Checks and hints that compute nothing.

@@ -30,7 +30,8 @@ from interop.program.recorded import other_values
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.module import TracedModule
 from interop.running.places import module_at, variable
-from interop.variables import to_numpy
+from interop.running.surgery import replaced_paths
+from interop.variables import Frozen, to_numpy
 
 PROGRAM, _ARRAYS = "program.json", "model.safetensors"
 _BROKEN = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)  # of a changed program
@@ -50,6 +51,12 @@ def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
     """
     if not isinstance(model, TracedModule):
         raise TypeError(f"expected a model from interop.from_torch, found {type(model).__name__}")
+    if changed := list(replaced_paths(model, model._interop.model)):
+        raise TypeError(
+            f"{', '.join(map(repr, changed))} of the model was replaced by a Flax module, of which an artifact has no "
+            "program: save its state (interop.save_checkpoint, jaxnorm.Checkpoints), or import the PyTorch module with "
+            "that layer replaced"
+        )
     path = target(path_of(directory))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -121,8 +128,12 @@ def _current(module: TracedModule) -> Model:
     model: Model = module._interop.model
 
     def entry(e: Entry) -> Entry:
-        value = to_numpy(variable(module, e.name))
-        return dataclasses.replace(e, shape=tuple(value.shape), dtype=value.dtype.name)
+        found = variable(module, e.name)
+        value = to_numpy(found)
+        kind = e.kind
+        if kind in ("parameter", "frozen"):
+            kind = "frozen" if isinstance(found, Frozen) else "parameter"
+        return dataclasses.replace(e, kind=kind, shape=tuple(value.shape), dtype=value.dtype.name)
 
     def layer(described: BatchNormLayer) -> BatchNormLayer:
         node = module_at(module, described.path)

@@ -24,8 +24,9 @@ from interop.program.nodes import (
     state_names,
     value_names,
 )
-from interop.program.operations import BATCH_NORM, CUSTOM_GRADIENT
+from interop.program.operations import BATCH_NORM, CUSTOM_GRADIENT, MODULE
 from interop.running.batch_norm import TracedBatchNorm
+from interop.running.foreign import call_module
 from interop.running.values import parts
 from jaxnorm.nnx import write
 
@@ -61,6 +62,9 @@ def evaluate(node: Node, values: Mapping[str, Any], context: Context) -> Any:
             return _batch_norm(context.layer(args[1]), args[0], context.masks.get(node.name), *args[2:])
         if node.operation == CUSTOM_GRADIENT:
             return custom_gradient(args[0], args[1], args[2], values, context)
+        if node.operation == MODULE:
+            y = call_module(context.layer(args[1]), args[0])
+            return laid(computing(array_of(y), context.dtype), order_of(y))
         result = _apply(node.operation, args, kwargs, context)
     except Exception as error:
         error.add_note(f"in the operation {node.operation} of {place(node)}")

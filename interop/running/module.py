@@ -20,24 +20,20 @@ from jax.typing import DTypeLike
 
 from interop.conventions import FLAX_NAMES
 from interop.program.dependence import moved_by_inputs
-from interop.program.nodes import Entry, Model, Program
+from interop.program.nodes import Entry, Model, Node, Program
 from interop.program.recorded import Recorded, other_values
 from interop.running.arguments import bind
 from interop.running.batch_norm import TracedBatchNorm
+from interop.running.dtypes import refuse_other_dtypes
+from interop.running.layer import Layer, Place
 from interop.running.run import run, unsupported
 from interop.running.segments import matches
+from interop.running.surgery import program_of
 from interop.variables import Buffer, Constant, Frozen, check, to_jax
 
 logger = logging.getLogger("interop")
 _CLASSES = {"parameter": nnx.Param, "frozen": Frozen, "buffer": Buffer, "constant": Constant}
-_MODES = ("deterministic", "use_running_average")
-
-
-class Layer(nnx.Module):
-    """A place in the tree.
-
-    Holds variables and layers under PyTorch's names. It runs as part of the whole model only.
-    """
+_MODES = ("deterministic", "use_running_average", "_interop_place")
 
 
 class TracedModule(Layer):
@@ -73,7 +69,7 @@ class TracedModule(Layer):
             raise ValueError("\n".join(problems))
         # A model that is itself a BatchNorm layer is not an `nnx.BatchNorm`: the graph has all that it does.
         model = dataclasses.replace(model, batch_norms=tuple(layer for layer in model.batch_norms if layer.path))
-        self.deterministic = not training
+        super().__init__(training=training)
         self._interop = Recorded(model, None if compute_dtype is None else jnp.dtype(compute_dtype))
         self._interop_rngs = nnx.Rngs(0) if rngs is None else rngs
         _build(self, model, arrays)
@@ -130,7 +126,7 @@ class TracedModule(Layer):
         if unknown:
             shown = ", ".join(repr(path) for path in paths if path and "." not in path)
             raise ValueError(f"no layer's path matches {unknown}; the model's own layers are {shown}")
-        self._interop = dataclasses.replace(self._interop, recompute=tuple(patterns), policy=policy)
+        self._describe(dataclasses.replace(self._interop, recompute=tuple(patterns), policy=policy))
 
     def unshared_statistics(self) -> tuple[str, ...]:
         """The buffers that forward moves in training by arithmetic of its own, from what it is called with: running
@@ -138,9 +134,31 @@ class TracedModule(Layer):
         to them: `jaxnorm.convert_sync_batchnorm` names them."""
         return tuple(moved_by_inputs(self._interop.model.train))
 
+    @property
+    def compute_dtype(self) -> Any:
+        """What parameters and inputs are cast to for the run; None for the arrays' own types."""
+        return self._interop.compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: DTypeLike | None) -> None:
+        refuse_other_dtypes(dtype)
+        self._describe(dataclasses.replace(self._interop, compute_dtype=None if dtype is None else jnp.dtype(dtype)))
+
+    def nodes(self) -> tuple[Node, ...]:
+        """The operations of the current mode, in order: each node's name, operation, layer and line of PyTorch code."""
+        return self._program().nodes
+
+    def _describe(self, recorded: Recorded) -> None:
+        """Gives the model another description, and its layers theirs."""
+        before = self._interop.model
+        self._interop = recorded
+        for _, layer in nnx.iter_graph(self):
+            place = getattr(layer, "_interop_place", None)
+            if isinstance(layer, Layer) and place is not None and place.recorded.model == before:
+                layer._interop_place = Place(recorded, place.path)
+
     def _program(self) -> Program:
-        model: Model = self._interop.model
-        return model.eval if self.deterministic else model.train
+        return program_of(self, self._interop.model)
 
 
 def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -> None:
@@ -155,11 +173,11 @@ def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -
         if layer.same_as is not None:
             by_path[layer.path] = by_path[layer.same_as]
     for path in (*model.modules, *by_path):
-        _place(by_path, path)
+        _place(by_path, path, root)
     variables: dict[str, nnx.Variable[Any]] = {}
     for entry in model.entries:
         parent, _, name = entry.name.rpartition(".")
-        holder = _place(by_path, parent)
+        holder = _place(by_path, parent, root)
         mapped = isinstance(holder, nnx.BatchNorm) and name in FLAX_NAMES
         name = FLAX_NAMES[name] if mapped else name
         if entry.same_as is None:
@@ -171,13 +189,13 @@ def _build(root: TracedModule, model: Model, arrays: Mapping[str, np.ndarray]) -
             _put(holder, name, value, entry.name)
 
 
-def _place(by_path: dict[str, nnx.Module], path: str) -> nnx.Module:
+def _place(by_path: dict[str, nnx.Module], path: str, root: TracedModule) -> nnx.Module:
     """The node at `path`, made with all above it where there is none yet."""
     if path not in by_path:
-        by_path[path] = Layer()
+        by_path[path] = Layer(Place(root._interop, path), training=not root.deterministic)
     if path:
         parent, _, name = path.rpartition(".")
-        _put(_place(by_path, parent), name, by_path[path], path)
+        _put(_place(by_path, parent, root), name, by_path[path], path)
     return by_path[path]
 
 

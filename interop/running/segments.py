@@ -12,7 +12,7 @@ from flax import nnx
 
 import interop.ops
 from interop.program.nodes import Program, every_node, state_names, value_names
-from interop.program.operations import BATCH_NORM
+from interop.program.operations import BATCH_NORM, MODULE
 from interop.running.evaluate import Context, evaluate
 from interop.running.values import parts
 
@@ -55,7 +55,7 @@ def recomputed(part: range, values: dict[str, Any], context: Context, policy: Ca
     gone = {name for index in part for name in program.last_use.get(index, ())}
     taken = {n: values[n] for node in nodes for n in value_names((node.args, node.kwargs)) if n not in inside}
     entries = {name: context.state(name) for node in nodes for name in state_names((node.args, node.kwargs))}
-    norms = {node.args[1]: context.layer(node.args[1]) for node in nodes if node.operation == BATCH_NORM}
+    norms = {n.args[1]: context.layer(n.args[1]) for n in nodes if n.operation in (BATCH_NORM, MODULE)}
     split = {path: nnx.split(layer) for path, layer in norms.items()}
     operations = [interop.ops.lookup(node.operation, context.torch) for node in every_node(nodes)]
     keys = [context.key() for operation in operations if operation is not None and operation.random]
@@ -75,7 +75,7 @@ def recomputed(part: range, values: dict[str, Any], context: Context, policy: Ca
             here[node.name] = evaluate(node, here, inner)
         arrays, join = parts({name: here[name] for name in inside - gone})
         result_of[:] = [join]
-        return arrays, {path: nnx.state(copy, nnx.BatchStat) for path, copy in copies.items()}
+        return arrays, {path: nnx.state(copy, nnx.Not(nnx.Param)) for path, copy in copies.items()}
 
     states = {path: state for path, (_, state) in split.items()}
     arrays, moved = jax.checkpoint(compute, policy=policy)(given, entries, states, keys)

@@ -121,6 +121,7 @@ class GraphReader:
                 kwargs={key: self._argument(item) for key, item in node.kwargs.items() if key not in _STORAGE},
                 module=module_path(node),
                 source=source_line(node),
+                repeats=repeats(node),
             )
         )
 
@@ -208,6 +209,20 @@ def module_path(node: torch.fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = next((entry[0] for entry in reversed(list(stack.values()))), "")
     return path() if callable(path) else str(path)
+
+
+def repeats(node: torch.fx.Node) -> tuple[str, ...]:
+    """The modules on the node's stack that are not called for the first time, as `path@number` of the call.
+
+    torch.export numbers calls in the keys of the stack: `L__self__layer1.0.relu@2` (`_ModuleStackTracer` in
+    torch/fx/experimental/proxy_tensor.py).
+    """
+    found = []
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+        _, at, number = str(key).rpartition("@")
+        if at and number.isdecimal() and int(number):
+            found.append(f"{path() if callable(path) else path}@{number}")
+    return tuple(found)
 
 
 def source_line(node: torch.fx.Node) -> str:

@@ -24,8 +24,9 @@ import numpy as np
 from interop.arrays import dtype_name
 from interop.errors import TraceError
 from interop.program import structure
-from interop.program.nodes import Model, Node, Program
-from interop.program.operations import BATCH_NORM, CHECK
+from interop.program.nodes import Model, Program
+from interop.program.operations import BATCH_NORM
+from interop.program.regions import live
 from interop.tracing import private
 from interop.tracing.answers import Answers
 from interop.tracing.batch_norm import opaque_batch_norms
@@ -307,24 +308,11 @@ def _program(
     return Program(
         inputs=tuple(reader.inputs),
         signature=_signature(module, exported, reader, args, kwargs),
-        nodes=_live(nested(reader.nodes), (reader.output, reader.updates)),
+        nodes=live(nested(reader.nodes), (reader.output, reader.updates)),
         output=reader.output,
         updates=reader.updates,
         guards=guards,
     )
-
-
-def _live(nodes: list[Node], results: Any) -> tuple[Node, ...]:
-    """The nodes that the results depend on, checks, and BatchNorm layers, whose statistics move whoever uses their
-    output."""
-    from interop.program.nodes import value_names
-
-    wanted, kept = set(value_names(results)), []
-    for node in reversed(nodes):
-        if node.name in wanted or node.operation in (BATCH_NORM, CHECK):
-            wanted.update(value_names((node.args, node.kwargs)))
-            kept.append(node)
-    return tuple(reversed(kept))
 
 
 def _signature(
