@@ -6,8 +6,10 @@ from jaxnorm._plan import Plan, plan
 from jaxnorm._recalibrate import recalibrate
 from jaxnorm.checkpoints import Checkpoints
 from jaxnorm.ema import Ema, EmaState
+from jaxnorm.evaluation import eval_step, evaluate
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, pad_batch
+from jaxnorm.metrics import Confusion, in_top_k
 from jaxnorm.moments import Moments, merge, moments
 from jaxnorm.parallel import data_parallel
 from jaxnorm.processes import join_processes
@@ -17,6 +19,7 @@ from jaxnorm.train import TrainState, train_step
 
 __all__ = [
     "Checkpoints",
+    "Confusion",
     "Ema",
     "EmaState",
     "LossScale",
@@ -27,6 +30,9 @@ __all__ = [
     "batch_norm",
     "convert_sync_batchnorm",
     "data_parallel",
+    "eval_step",
+    "evaluate",
+    "in_top_k",
     "join_processes",
     "linen",
     "merge",

@@ -13,6 +13,7 @@ from flax import linen, nnx
 from jaxnorm import _checks as check
 from jaxnorm._models import Collections, LinenDefinition, NnxDefinition, take_apart
 from jaxnorm.moments import Moments, merge, moments
+from jaxnorm.progress import shown
 from jaxnorm.replicas import unreplicate
 from jaxnorm.sync import SyncBatchNorm, unshared_statistics
 from jaxnorm.train import TrainState
@@ -84,7 +85,7 @@ def recalibrate(
 
     def run(described: str, *, batch_mode: bool) -> tuple[dict[Path, Moments], int]:
         total, count = None, 0
-        for batch in _shown(batches, described, progress):
+        for batch in shown(batches, described, progress):
             found = collect(collections, batch, batch_mode, corrections)
             total = found if total is None else _merge_all(total, found)
             count += 1
@@ -233,13 +234,3 @@ def _run_linen(
         module = module.inner
     with linen.intercept_methods(listen):
         forward(LinenDefinition(module).build(collections, None), batch)
-
-
-def _shown(batches: Iterable[Any], described: str, progress: bool) -> Iterable[Any]:
-    if not progress:
-        return batches
-    try:
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-    except ImportError:
-        return batches
-    return tqdm(batches, desc=described, unit="batch")

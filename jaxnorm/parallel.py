@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from jaxnorm import _checks as check
 from jaxnorm._typing import PyTree
+from jaxnorm.evaluation import EvalStep, ParallelEvaluation
 from jaxnorm.global_arrays import share
 from jaxnorm.memory_layouts import PreferredLayouts
 from jaxnorm.replicas import _layer, own_values
@@ -17,15 +18,18 @@ from jaxnorm.train import Metrics, TrainState, TrainStep, stepped, steps_of, var
 
 
 def data_parallel(
-    step: TrainStep,
+    step: TrainStep | EvalStep,
     how: str = "shard_map",
     *,
     axis_name: str = "batch",
     devices: Sequence[jax.Device] | None = None,
     donate: bool = False,
     check_vma: bool = True,
-) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, PyTree], Any]:
     """`train_step`'s step over devices: (state, global batch) -> (state, metrics). The same numbers in all three ways.
+
+    `eval_step`'s likewise: (state, global batch) -> totals of the metrics, for `evaluate`. There the state may be
+    replicated or not in all three, and `donate` and `check_vma` have no part.
 
     ```python
     step = jaxnorm.data_parallel(jaxnorm.train_step(loss_fn), how="pmap", axis_name="batch")
@@ -68,12 +72,14 @@ def data_parallel(
     name (statistics are global there already: convert the model back), and under shard_map with a state as it is, for
     running statistics that differ between replicas.
     """
-    check.instance("step", step, TrainStep, "what train_step gave")
+    check.instance("step", step, TrainStep | EvalStep, "what train_step or eval_step gave")
     check.one_of("how", how, ("pmap", "shard_map", "jit"))
     check.instance("axis_name", axis_name, str, "the name of an axis")
     check.flag("donate", donate)
     check.flag("check_vma", check_vma)
     devices = check.devices(devices)
+    if isinstance(step, EvalStep):
+        return ParallelEvaluation(step, how, devices, axis_name)
     if how == "pmap" and jax.process_count() > 1:
         # jax.pmap's own arrays are each process's by themselves: neither saved nor compared as one state.
         return _ShardMap(step, axis_name, devices, donate, check_vma=False, how='how="pmap"')

@@ -119,6 +119,15 @@ class TrainState:
             average = place_like(average, _averaged(state))
         return self.definition.rebuild(_collections(state)._replace(**average))
 
+    def averaged(self) -> "TrainState":
+        """This state with the averaged arrays in the place of its own, and without an average: to evaluate.
+
+        **Raises:** `ValueError` for a state without an EMA, and for replicas that differ.
+        """
+        _, collections = take_apart(self.ema_model())
+        arrays = collections._asdict()
+        return _single(self).replace(**arrays, ema=None, ema_state=None)
+
     def with_ema_model(self, model: Any, *, updates: int | None = None) -> "TrainState":
         """The state with the arrays of `model` as its average: one trained elsewhere, timm's `state_dict_ema`.
 

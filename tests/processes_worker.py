@@ -134,6 +134,19 @@ def loss_fn(model, batch):
     return losses.mean(), {"accuracy": (logits.argmax(-1) == batch["y"]).mean()}
 
 
+def metrics_fn(model, batch):
+    import optax
+
+    import jaxnorm
+
+    logits = model(batch["x"])
+    return {
+        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]),
+        "top2": jaxnorm.in_top_k(logits, batch["y"], 2),
+        "confusion": jaxnorm.Confusion.of(logits, batch["y"]),
+    }
+
+
 def arrays(state, metrics):
     """Parameters, running statistics, momentum, EMA, loss and metrics by name."""
     import jax
@@ -201,7 +214,17 @@ def in_every_way(folder):
         assert (step, found) == (2, {"position": 64})
     np.savez(folder / f"from_one{rank}.npz", **arrays(*run(state, "shard_map", data[2:])))
 
+    # Evaluation: 19 examples here and 16 + 5 + 16 there, so another number of batches too.
+    examples = {name: np.concatenate([batch[name] for batch in batches(2)])[:56] for name in ("x", "y")}
+    cuts = [(0, 19)] if rank == 0 else [(19, 35), (35, 40), (40, 56)]
+    parts = [{name: x[a:b] for name, x in examples.items()} for a, b in cuts]
+    found = jaxnorm.evaluate(jaxnorm.data_parallel(jaxnorm.eval_step(metrics_fn)), make(None), parts)
+    np.savez(folder / f"evaluated{rank}.npz", **found)
+
     for text, refused in {
+        "each process gives at least one batch": lambda: jaxnorm.evaluate(
+            jaxnorm.data_parallel(jaxnorm.eval_step(metrics_fn)), make(None), parts[:rank]
+        ),
         "these differ between processes: rng": lambda: run(make("batch", rng=rank), "shard_map", data),
         "not one directory for all processes": lambda: jaxnorm.Checkpoints(folder / f"own{rank}"),
         "4 replicas of this process": lambda: run(make("batch"), "shard_map", [{"x": data[0]["x"][:6]}]),

@@ -137,3 +137,14 @@ def test_the_launcher_refuses_what_is_no_number(capsys):
     with pytest.raises(SystemExit):
         launch.main(["--processes", "0", "train.py"])
     assert "0 is not a number of 1 or more" in capsys.readouterr().err
+
+
+def test_processes_with_other_numbers_of_examples_and_batches_evaluate_each_once(folder):
+    data = {name: np.concatenate([batch[name] for batch in batches(2)])[:56] for name in ("x", "y")}
+    expected = jaxnorm.evaluate(jaxnorm.eval_step(processes_worker.metrics_fn), make(None), [data])
+    for rank in range(2):
+        found = np.load(folder / f"evaluated{rank}.npz")
+        assert found["examples"] == 56
+        assert found["top2"] == expected["top2"]
+        np.testing.assert_array_equal(found["confusion"], expected["confusion"])
+        np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-13)

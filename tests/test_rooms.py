@@ -115,9 +115,9 @@ def test_a_room_knows_no_library_that_is_not_its_business():
 
 PUBLIC = """
 Buffer Checkpoint CheckpointError Constant Finding Frozen ProgramError Suggestion TraceError TracedModule apply_config
-config from_torch layouts lint load load_checkpoint load_config load_optimizer_state load_state_dict optax_from_torch
-optimizer_state_dict register save save_checkpoint schedule_from_torch state_dict suggest_rename to_torch
-unfreeze
+config features freeze from_torch layouts lint load load_checkpoint load_config load_optimizer_state load_state_dict
+optax_from_torch optimizer_state_dict register save save_checkpoint schedule_from_torch state_dict suggest_rename
+to_torch unfreeze
 """
 
 
