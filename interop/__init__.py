@@ -2,6 +2,8 @@
 
 from interop._from_torch import from_torch
 from interop.arrays import to_torch
+from interop.comparing._compare import compare
+from interop.comparing.report import Comparison, LayerDifference
 from interop.errors import ProgramError, TraceError
 from interop.files.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from interop.linting._lint import lint
@@ -25,14 +27,17 @@ __all__ = [
     "Buffer",
     "Checkpoint",
     "CheckpointError",
+    "Comparison",
     "Constant",
     "Finding",
     "Frozen",
+    "LayerDifference",
     "ProgramError",
     "Suggestion",
     "TraceError",
     "TracedModule",
     "apply_config",
+    "compare",
     "config",
     "features",
     "freeze",

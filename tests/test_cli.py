@@ -8,12 +8,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from torch import nn
 
 import interop
+import jaxnorm
 from interop.cli import main
 from interop.cli import models as named_models
 from interop.cli.output import size, table
@@ -42,6 +45,19 @@ class Net(nn.Module):
 class Shuffled(Net):
     def forward(self, x):
         return super().forward(x[torch.randperm(2)] if self.training else x)
+
+
+class FlaxNet(nnx.Module):
+    """Net by hand, with Flax's padding in the place of PyTorch's."""
+
+    def __init__(self):
+        self.conv = nnx.Conv(3, 8, (3, 3), use_bias=False, padding="SAME", rngs=nnx.Rngs(0))
+        self.bn = jaxnorm.nnx.BatchNorm(8, momentum=0.9, count_batches=True, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.bn(self.conv(x))).mean((1, 2))
+        return {"logits": self.head(x), "features": [x]}
 
 
 NOT_A_MODEL = 3
@@ -359,6 +375,20 @@ def test_verify_notices(run, toy, tmp_path):
     assert "\ndifferent: " in run("verify", "test_cli:Net", tmp_path / "other", "--input", "4,3,8,8", code=1)
     error = run("verify", "test_cli:Net", toy / "toy", "--input", "4,3,8,8", "--option", "classes=7", code=2)
     assert "size mismatch for fc.weight" in error
+
+
+def test_compare_names_the_layer_and_the_cause(run, toy):
+    options = ["--input", "4,3,8,8", "--option", "random=false"]
+    assert "They agree to 0.001." in run("compare", "test_cli:Net", toy / "toy", *options)
+    flax = ["test_cli:FlaxNet", "--rename", r"^fc=head"]
+    out = run("compare", "test_cli:Net", *flax, *options, code=1)
+    assert "Because: conv: padding is 'SAME' here, ((0, 0), (0, 0)) in PyTorch" in out
+    document = json.loads(run("compare", "test_cli:Net", *flax, *options, "--json", code=1))
+    assert document["first"] == "conv" and document["proved"] and not document["agrees"]
+    assert "unexpected keys: 'fc.weight', 'fc.bias'" in run(
+        "compare", "test_cli:Net", "test_cli:FlaxNet", *options, code=2
+    )
+    assert "PATTERN=REPLACEMENT" in run("compare", "test_cli:Net", *flax[:1], "--rename", "fc", *options, code=2)
 
 
 def test_verify_says_what_it_cannot_compare(run, toy, tmp_path):

@@ -20,7 +20,19 @@ USES = {
     "weights": {"program", "files"},
     "optimizers": {"program", "weights"},
     "linting": {"files", "weights"},
-    "cli": {"the door", "program", "ops", "running", "tracing", "files", "weights", "optimizers", "linting"},
+    "comparing": {"program", "running", "weights"},
+    "cli": {
+        "the door",
+        "program",
+        "ops",
+        "running",
+        "tracing",
+        "files",
+        "weights",
+        "optimizers",
+        "linting",
+        "comparing",
+    },
 }
 
 
@@ -114,10 +126,10 @@ def test_a_room_knows_no_library_that_is_not_its_business():
 
 
 PUBLIC = """
-Buffer Checkpoint CheckpointError Constant Finding Frozen ProgramError Suggestion TraceError TracedModule apply_config
-config features freeze from_torch layouts lint load load_checkpoint load_config load_optimizer_state load_state_dict
-optax_from_torch optimizer_state_dict register save save_checkpoint schedule_from_torch state_dict suggest_rename
-to_torch unfreeze
+Buffer Checkpoint CheckpointError Comparison Constant Finding Frozen LayerDifference ProgramError Suggestion
+TraceError TracedModule apply_config compare config features freeze from_torch layouts lint load load_checkpoint
+load_config load_optimizer_state load_state_dict optax_from_torch optimizer_state_dict register save save_checkpoint
+schedule_from_torch state_dict suggest_rename to_torch unfreeze
 """
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from interop.cli._compare import compare
 from interop.cli._convert import convert
 from interop.cli._diff import diff
 from interop.cli._export import export
@@ -26,6 +27,7 @@ def command() -> Any:
     app.command("import")(import_)
     app.command("export")(export)
     app.command("verify")(verify)
+    app.command("compare")(compare)
     app.command("plan")(plan)
     return typer.main.get_command(app)
 
@@ -45,7 +47,7 @@ def _options(
 ) -> None:
     """Checkpoints and models between PyTorch and JAX.
 
-    Exit codes: 0; 1 if diff or verify found a difference; 2 for an error, which is one line on stderr.
+    Exit codes: 0; 1 if diff, verify or compare found a difference; 2 for an error, which is one line on stderr.
 
     \b
     Examples:
@@ -55,5 +57,6 @@ def _options(
       jaxnorm import timm:resnet50 --weights resnet50.safetensors --out resnet50
       jaxnorm verify timm:resnet50 resnet50
       jaxnorm export resnet50 resnet50.pth
+      jaxnorm compare torchvision:resnet50 mypackage.resnet:build
       jaxnorm plan timm:resnet50 --topology v5e:4x4 --batch 2048
     """

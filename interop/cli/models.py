@@ -184,7 +184,18 @@ def _ultralytics(name: str, options: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def _imported(package: str, name: str, options: Mapping[str, Any]) -> Any:
-    """What `package.module:callable` gives; the current directory counts, as for `python -m`."""
+    """What `package.module:callable` gives."""
+    found = found_in(package, name)
+    is_module = hasattr(found, "state_dict") and not isinstance(found, type)
+    return found if is_module and not options else found(**options)
+
+
+def found_in(package: str, name: str) -> Any:
+    """What a module of Python's has under a name; the current directory counts, as for `python -m`.
+
+    Raises:
+        ImportError, ValueError: where there is no such module, or no such name.
+    """
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -195,5 +206,4 @@ def _imported(package: str, name: str, options: Mapping[str, Any]) -> Any:
         if not hasattr(found, part):
             raise ValueError(f"{package} has no {name!r}")
         found = getattr(found, part)
-    is_module = hasattr(found, "state_dict") and not isinstance(found, type)
-    return found if is_module and not options else found(**options)
+    return found
