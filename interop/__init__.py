@@ -10,6 +10,7 @@ from interop.linting._lint import lint
 from interop.linting.rules import Finding
 from interop.ops import register
 from interop.optimizers._optax_from_torch import optax_from_torch
+from interop.optimizers.plateau import Plateau, plateau_from_torch
 from interop.optimizers.schedules import schedule_from_torch
 from interop.optimizers.state import load_optimizer_state, optimizer_state_dict
 from interop.running._features import features
@@ -32,6 +33,7 @@ __all__ = [
     "Finding",
     "Frozen",
     "LayerDifference",
+    "Plateau",
     "ProgramError",
     "Suggestion",
     "TraceError",
@@ -51,6 +53,7 @@ __all__ = [
     "load_state_dict",
     "optax_from_torch",
     "optimizer_state_dict",
+    "plateau_from_torch",
     "register",
     "save",
     "save_checkpoint",

@@ -11,7 +11,8 @@ import optax
 
 from interop.optimizers import chains
 from interop.optimizers.parameters import Parameters
-from interop.optimizers.schedules import Schedule
+from interop.optimizers.plateau import Plateau
+from interop.optimizers.schedules import Schedule, TorchSchedule
 from interop.weights.linen_observe import Inputs
 from interop.weights.nnx_tree import Layouts
 from interop.weights.rename import Rename
@@ -29,7 +30,7 @@ def optax_from_torch(
     *,
     names: Names = None,
     model: Any = None,
-    learning_rate: Schedule | Sequence[Schedule] | None = None,
+    learning_rate: Schedule | Sequence[Schedule] | Plateau | None = None,
     rename: Rename | None = None,
     layouts: Layouts | None = None,
     inputs: Inputs = None,
@@ -65,7 +66,8 @@ def optax_from_torch(
       gradients, and is left alone. Needed unless the optimizer trains all parameters alike. `names` as in
       `load_optimizer_state`; `model` is what `TrainState.create` takes.
     - `learning_rate`: instead of the groups' `lr`, a schedule (number of steps so far -> rate), or one for each group.
-      Those of `schedule_from_torch` begin at their scheduler's position, whatever the optimizer counts.
+      Those of `schedule_from_torch` begin at their scheduler's position, whatever the optimizer counts, and with
+      `moving=True` bring momentum, betas and weight decay, which the chain follows. A `Plateau` is one for all groups.
     - `rename`, `layouts`, `inputs`: as in `load_state_dict`.
 
     A parameter that the loss does not depend on has no gradient in PyTorch, which leaves it alone, and one of zero in
@@ -82,9 +84,13 @@ def optax_from_torch(
         )
     groups = optimizer.param_groups
     kind = type(optimizer).__name__
-    chains.refuse_unknown(kind, groups)
     rates = chains.rates(groups, learning_rate)
-    parts = [chains.chain(kind, group, rate) for group, rate in zip(groups, rates, strict=True)]
+    moving = [rate if isinstance(rate, TorchSchedule) and rate.moved else None for rate in rates]
+    chains.refuse_unknown(kind, groups, moving=any(moving))
+    parts = [
+        chains.chain(kind, group, rate) if moved is None else chains.moving_chain(kind, group, moved)
+        for group, rate, moved in zip(groups, rates, moving, strict=True)
+    ]
     largest = optimizer.defaults.get("max_grad_norm") if kind == "Lamb" else None
     clip = optax.identity() if largest is None else optax.clip_by_global_norm(largest)
     alike = all(

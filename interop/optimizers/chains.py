@@ -1,13 +1,16 @@
 """The optax chain of a torch optimizer's parameter group: which parts, in which order, with which hyperparameters."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from interop.optimizers import rules
-from interop.optimizers.schedules import Schedule
+from interop.optimizers.plateau import Plateau
+from interop.optimizers.schedules import Schedule, TorchSchedule
+from jaxnorm._typing import Array, Int, PyTree
 
 _SHARED = {
     "params",
@@ -28,7 +31,11 @@ _SHARED = {
     "max_lr",
     "min_lr",
     "swa_lr",
+    "lr_scale",  # timm's layer decay, which its schedulers and factories have multiplied the rate by
+    "initial_weight_decay",
 }
+# What OneCycleLR and CyclicLR leave where they move momentum.
+_MOVING = {"base_momentum", "max_momentum"}
 # timm's optimizers have options without a counterpart here, fine where they are off.
 _OFF = {"caution": False, "corrected_weight_decay": False}
 _KNOWN: dict[str, tuple[set[str], dict[str, bool]]] = {
@@ -47,7 +54,7 @@ _KNOWN: dict[str, tuple[set[str], dict[str, bool]]] = {
 }  # fmt: skip
 
 
-def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]]) -> None:
+def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]], moving: bool = False) -> None:
     """Raises `ValueError` for an optimizer, or options of it (all at once), without a counterpart here."""
     if kind not in _KNOWN:
         raise ValueError(f"no optax counterpart of {kind} here; there are: {', '.join(_KNOWN)}")
@@ -56,48 +63,54 @@ def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]]) -> None:
         f"  group {i}: {key}={value!r}"
         for i, group in enumerate(groups)
         for key, value in group.items()
-        if (key in required and value != required[key]) or key not in options | _SHARED | required.keys()
+        if (key in required and value != required[key])
+        or key not in options | _SHARED | required.keys() | (_MOVING if moving else set())
     ]
     if wrong:
         moved = any("base_momentum" in group for group in groups)
-        hint = "\nmomentum that a scheduler moves: give OneCycleLR or CyclicLR cycle_momentum=False" if moved else ""
+        hint = (
+            "\nmomentum that a scheduler moves: give learning_rate=schedule_from_torch(scheduler, steps, moving=True), "
+            "or OneCycleLR and CyclicLR cycle_momentum=False"
+            if moved
+            else ""
+        )
         raise ValueError(f"{kind} options without a counterpart here:\n" + "\n".join(wrong) + hint)
 
 
 def chain(kind: str, group: Mapping[str, Any], rate: Schedule) -> optax.GradientTransformation:
     """The chain of a parameter group of an optimizer of class `kind`."""
-    decay = float(group.get("weight_decay", 0))
+    decay = _number(group.get("weight_decay", 0))
     decoupled = kind in ("AdamW", "Lion") or group.get("decoupled_weight_decay") or group.get("decoupled_decay")
     parts = [optax.scale(-1.0)] if group.get("maximize") else []
-    if decay and not decoupled and kind not in ("Lamb", "Adan"):
+    if _on(decay) and not decoupled and kind not in ("Lamb", "Adan"):
         parts.append(optax.add_decayed_weights(decay))
-    direction, momentum = _direction(kind, group), float(group.get("momentum", 0))
+    direction, momentum = _direction(kind, group), _number(group.get("momentum", 0))
     parts.append(direction)
-    if kind == "RMSprop" and momentum:
+    if kind == "RMSprop" and _on(momentum):
         parts.append(optax.trace(momentum))
-    if kind == "RMSpropTF" and momentum:
+    if kind == "RMSpropTF" and _on(momentum):
         if group["lr_in_momentum"]:
-            decayed = [rules.added_decay(rate, decay)] if decay and decoupled else []
+            decayed = [rules.added_decay(rate, decay)] if _on(decay) and decoupled else []
             return optax.chain(
                 *parts, rules.scale_by_rate(rate, 1.0), optax.trace(momentum), optax.scale(-1.0), *decayed
             )
         parts.append(optax.trace(momentum))
-    if decay and (decoupled or kind == "Lamb"):
+    if _on(decay) and (decoupled or kind == "Lamb"):
         parts.append(optax.add_decayed_weights(decay))
-    if kind == "Lamb" and (decay or group["always_adapt"]):
+    if kind == "Lamb" and (_on(decay) or group["always_adapt"]):
         parts.append(optax.scale_by_trust_ratio())
-    if kind == "Adan" and decay and group["no_prox"]:
+    if kind == "Adan" and _on(decay) and group["no_prox"]:
         parts.append(optax.add_decayed_weights(decay))
     parts.append(rules.scale_by_rate(rate))
-    if kind == "Adan" and decay and not group["no_prox"]:
+    if kind == "Adan" and _on(decay) and not group["no_prox"]:
         parts.append(rules.proximal_decay(rate, decay))
     return optax.chain(*parts)
 
 
 def _direction(kind: str, group: Mapping[str, Any]) -> optax.GradientTransformation:
     if kind == "SGD":
-        momentum, dampening, nesterov = float(group["momentum"]), float(group["dampening"]), bool(group["nesterov"])
-        if not momentum:
+        momentum, dampening, nesterov = _number(group["momentum"]), float(group["dampening"]), bool(group["nesterov"])
+        if not _on(momentum):
             return optax.identity()
         return rules.dampened_trace(momentum, dampening, nesterov) if dampening else optax.trace(momentum, nesterov)
     if kind in ("RMSprop", "RMSpropTF"):
@@ -108,7 +121,7 @@ def _direction(kind: str, group: Mapping[str, Any]) -> optax.GradientTransformat
         )
     if kind == "Adagrad":
         return rules.adagrad(group["lr_decay"], group["eps"], group["initial_accumulator_value"])
-    b1, b2, *rest = (float(b) for b in group["betas"])
+    b1, b2, *rest = (_number(b) for b in group["betas"])
     if kind == "Lion":
         return optax.scale_by_lion(b1, b2)
     eps = float(group["eps"])
@@ -121,12 +134,53 @@ def _direction(kind: str, group: Mapping[str, Any]) -> optax.GradientTransformat
     return rules.amsgrad(b1, b2, eps) if group.get("amsgrad") else rules.adam(b1, b2, eps)
 
 
-def rates(groups: Sequence[Mapping[str, Any]], given: Schedule | Sequence[Schedule] | None) -> list[Schedule]:
+class MovingState(NamedTuple):
+    """State of `moving_chain`."""
+
+    position: Int[Array, ""]
+    inner: PyTree
+
+
+def moving_chain(kind: str, group: Mapping[str, Any], schedule: TorchSchedule) -> optax.GradientTransformation:
+    """`chain`, with the hyperparameters that the schedule moves as they are at its position, step by step."""
+    where = {key: jnp.asarray(table[0]) for key, table in schedule.moved.items()}
+    initial = chain(kind, {**group, **where}, schedule)
+
+    def init(params: PyTree) -> MovingState:
+        return MovingState(jnp.asarray(schedule.position, jnp.int32), initial.init(params))
+
+    def update(updates: PyTree, state: MovingState, params: PyTree = None) -> tuple[PyTree, MovingState]:
+        dtype = jnp.result_type(*jax.tree.leaves(updates))
+        now = {key: value.astype(dtype) for key, value in schedule.moved_at(state.position).items()}
+        updates, inner = chain(kind, {**group, **now}, schedule).update(updates, state.inner, params)
+        return updates, MovingState(optax.safe_increment(state.position), inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _number(value: Any) -> Any:
+    """A hyperparameter: a number, or an array of one that a schedule moves."""
+    return value if isinstance(value, jax.Array) else float(value)
+
+
+def _on(value: Any) -> bool:
+    """Whether there is such a thing at all; what a schedule moves may be 0 for a while."""
+    return isinstance(value, jax.Array) or bool(value)
+
+
+def rates(groups: Sequence[Mapping[str, Any]], given: Schedule | Sequence[Schedule] | Plateau | None) -> list[Schedule]:
     """A schedule for each group; the same one for groups with the same rate."""
     if given is None:
         # Constant rates are schedules too, so that every chain counts its steps.
         constants = {float(group["lr"]): _constant(float(group["lr"])) for group in groups}
         return [constants[float(group["lr"])] for group in groups]
+    if isinstance(given, Plateau):
+        if len(given.start.rates) != len(groups):
+            raise ValueError(
+                f"the plateau is of {len(given.start.rates)} parameter groups, the optimizer has {len(groups)}"
+            )
+        held: list[Schedule] = [rules.HeldRate(i, float(rate)) for i, rate in enumerate(given.start.rates)]
+        return held
     if callable(given):
         return [given] * len(groups)
     if not isinstance(given, Sequence) or not all(map(callable, given)):

@@ -6,11 +6,13 @@ Every rule gives the direction that is then multiplied by -learning rate.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from interop.optimizers.schedules import Schedule, TorchSchedule
 from jaxnorm._typing import Array, Float, Int, PyTree
@@ -22,18 +24,39 @@ class PositionState(NamedTuple):
     position: Int[Array, ""]
 
 
-RateState: TypeAlias = PositionState | optax.ScaleByScheduleState
+class HeldRateState(NamedTuple):
+    """A rate that is set from outside (`plateau.py`), and whose group it is."""
+
+    rate: Float[Array, ""]
+    group: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class HeldRate:
+    """In the place of a schedule: the rate of a group that its state holds."""
+
+    group: int
+    initial: float
+
+    def __call__(self, count: ArrayLike) -> ArrayLike:
+        """What the state holds, in the place of a count."""
+        return count
+
+
+RateState: TypeAlias = PositionState | optax.ScaleByScheduleState | HeldRateState
 
 
 def start(rate: Schedule) -> RateState:
     """The state of whatever goes by a rate, where the rate begins."""
+    if isinstance(rate, HeldRate):
+        return HeldRateState(jnp.asarray(rate.initial, jnp.result_type(float)), jnp.asarray(rate.group, jnp.int32))
     if isinstance(rate, TorchSchedule):
         return PositionState(jnp.asarray(rate.position, jnp.int32))
     return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
 
 def _next(state: RateState) -> RateState:
-    return type(state)(optax.safe_increment(state[0]))
+    return state if isinstance(state, HeldRateState) else type(state)(optax.safe_increment(state[0]))
 
 
 def scale_by_rate(rate: Schedule, sign: float = -1.0) -> optax.GradientTransformation:
@@ -56,7 +79,7 @@ class DampenedTraceState(NamedTuple):
     trace: PyTree
 
 
-def dampened_trace(decay: float, dampening: float, nesterov: bool = False) -> optax.GradientTransformation:
+def dampened_trace(decay: float | Array, dampening: float, nesterov: bool = False) -> optax.GradientTransformation:
     """torch/optim/sgd.py: `buf = decay * buf + (1 - dampening) * g`, whose first value is `g` undampened.
 
     `optax.trace` is the same with no dampening.
@@ -75,7 +98,7 @@ def dampened_trace(decay: float, dampening: float, nesterov: bool = False) -> op
     return optax.GradientTransformation(init, update)
 
 
-def adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def adam(b1: float | Array, b2: float | Array, eps: float) -> optax.GradientTransformation:
     """torch/optim/adam.py. `optax.scale_by_adam`, with its state, and a bias correction that float32 does not round.
 
     There 1 - 0.999**t at t = 1 has lost four digits; PyTorch computes it in double precision.
@@ -102,7 +125,7 @@ class AmsgradState(NamedTuple):
     nu_max: PyTree
 
 
-def amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def amsgrad(b1: float | Array, b2: float | Array, eps: float) -> optax.GradientTransformation:
     """torch/optim/adam.py with amsgrad: the largest `nu` *before* bias correction. `optax.scale_by_amsgrad`: after."""
 
     def init(params: PyTree) -> AmsgradState:
@@ -128,7 +151,7 @@ class NadamState(NamedTuple):
     nu: PyTree
 
 
-def nadam(b1: float, b2: float, eps: float, momentum_decay: float) -> optax.GradientTransformation:
+def nadam(b1: float | Array, b2: float | Array, eps: float, momentum_decay: float) -> optax.GradientTransformation:
     """torch/optim/nadam.py: momentum `b1 (1 - 0.96^(t momentum_decay) / 2)`, changing over time. optax's is constant.
 
     `mu_product` is float32, as PyTorch's is under its default dtype, whatever the parameters are.
@@ -157,7 +180,7 @@ def nadam(b1: float, b2: float, eps: float, momentum_decay: float) -> optax.Grad
     return optax.GradientTransformation(init, update)
 
 
-def radam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def radam(b1: float | Array, b2: float | Array, eps: float) -> optax.GradientTransformation:
     """torch/optim/radam.py: eps beside the root of the *uncorrected* `nu`. `optax.scale_by_radam`: of the corrected."""
 
     def update(
@@ -214,7 +237,7 @@ class AdanState(NamedTuple):
     g: PyTree  # the gradient before
 
 
-def adan(b1: float, b2: float, b3: float, eps: float) -> optax.GradientTransformation:
+def adan(b1: float | Array, b2: float | Array, b3: float | Array, eps: float) -> optax.GradientTransformation:
     """timm/optim/adan.py: `g + b2 * difference`. `optax.scale_by_adan` has `g + (1 - b2) * difference`."""
 
     def init(params: PyTree) -> AdanState:
@@ -236,7 +259,7 @@ def adan(b1: float, b2: float, b3: float, eps: float) -> optax.GradientTransform
     return optax.GradientTransformation(init, update)
 
 
-def proximal_decay(learning_rate: Schedule, decay: float) -> optax.GradientTransformation:
+def proximal_decay(learning_rate: Schedule, decay: float | Array) -> optax.GradientTransformation:
     """timm/optim/adan.py: the step first, and then `p / (1 + lr * decay)`. To come after the learning rate."""
 
     def init(params: PyTree) -> RateState:
@@ -250,7 +273,7 @@ def proximal_decay(learning_rate: Schedule, decay: float) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def added_decay(learning_rate: Schedule, decay: float) -> optax.GradientTransformation:
+def added_decay(learning_rate: Schedule, decay: float | Array) -> optax.GradientTransformation:
     """Decoupled decay, `p - lr * decay * p`, beside updates that bear their rate already."""
 
     def init(params: PyTree) -> RateState:
@@ -269,20 +292,22 @@ def _adam_init(params: PyTree) -> optax.ScaleByAdamState:
     return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, optax.tree.zeros_like(params))
 
 
-def _moments(updates: PyTree, mu: PyTree, nu: PyTree, b1: float, b2: float) -> tuple[PyTree, PyTree]:
+def _moments(updates: PyTree, mu: PyTree, nu: PyTree, b1: float | Array, b2: float | Array) -> tuple[PyTree, PyTree]:
     return (
         _map(lambda g, m: b1 * m + (1 - b1) * g, updates, mu),
         _map(lambda g, n: b2 * n + (1 - b2) * g * g, updates, nu),
     )
 
 
-def _corrections(b1: float, b2: float, count: Array) -> tuple[Array, Array]:
+def _corrections(b1: float | Array, b2: float | Array, count: Array) -> tuple[Array, Array]:
     return _correction(b1, count), _correction(b2, count)
 
 
-def _correction(b: float, count: Array) -> Array:
+def _correction(b: float | Array, count: Array) -> Array:
     """`1 - b**count`, to all digits for b near 1."""
     t = _float(count)
+    if isinstance(b, jax.Array):  # moved by a schedule
+        return jnp.where(b > 0, -jnp.expm1(t * jnp.log(jnp.where(b > 0, b, 1)).astype(t.dtype)), 1)
     return -jnp.expm1(t * math.log(b)) if b > 0 else jnp.ones_like(t)
 
 
