@@ -377,11 +377,11 @@ PAGE = pathlib.Path(__file__).parent.parent / "docs" / "training.md"
 def test_the_page_about_training_schedules():
     """The programs of docs/training.md, "Schedules"."""
     module = _module()
-    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
     names = {"torch": torch, "timm": timm, "interop": interop, "jaxnorm": jaxnorm, "loss": 1.0}
-    names |= {"optimizer": optimizer, "module": module, "model": Linear(module)}
+    names |= {"module": module, "model": Linear(module)}
     section = PAGE.read_text(encoding="utf-8").partition("## Schedules\n")[2].partition("\n## ")[0]
     for block in re.findall(r"```python\n(.*?)```", section, re.S):
+        names["optimizer"] = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
         exec(block, names)
     assert names["rates"].every == 20 and len(names["rates"].rates) == 91
     assert int(names["at"].num_bad_epochs) == 2  # of three losses, the first was better
