@@ -6,6 +6,7 @@ from interop.comparing._compare import compare
 from interop.comparing.report import Comparison, LayerDifference
 from interop.errors import ProgramError, TraceError
 from interop.files.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from interop.files.epochs import first_epoch
 from interop.linting._lint import lint
 from interop.linting.rules import Finding
 from interop.ops import register
@@ -42,6 +43,7 @@ __all__ = [
     "compare",
     "config",
     "features",
+    "first_epoch",
     "freeze",
     "from_torch",
     "layouts",

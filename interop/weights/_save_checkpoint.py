@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from interop import dtypes
@@ -19,6 +20,7 @@ from interop.files.checkpoint import Checkpoint
 from interop.files.disk import CheckpointError, path_of
 from interop.files.stand_ins import name_of
 from interop.weights._state_dict import state_dict
+from interop.weights.rename import Rename, Renaming
 
 
 def save_checkpoint(
@@ -27,6 +29,7 @@ def save_checkpoint(
     metadata: Mapping[str, Any] | None = None,
     *,
     ema: Any = None,
+    rename: Rename | None = None,
     layout: str | None = None,
     max_shard_size: int | None = None,
 ) -> None:
@@ -41,10 +44,13 @@ def save_checkpoint(
         target: a mapping from names to arrays (NumPy, JAX or torch), a `Checkpoint`, or a model or state, which goes
             through `interop.state_dict`. dtypes are kept, and names that share memory share it in the file. The
             modules' versions that a `Checkpoint` or torch's own state dict knows go along into a `.pth` file.
-        metadata: what else the file is to say. safetensors holds text, so that other values are written as JSON.
+        metadata: what else the file is to say, tensors and NumPy's numbers too (`interop.optimizer_state_dict`).
+            safetensors holds text, so that other values are written as JSON.
         ema: the average of `target`, of the same kinds. Not for safetensors, which holds one state dict.
+        rename: as for `load_state_dict`, from PyTorch's names to the target's, and used backwards here.
         layout: None, the state dict itself, or "timm" if there are metadata or an average; "timm" (`state_dict`,
-            `state_dict_ema` and the metadata beside them); "torchvision" (`model`, `model_ema` as an AveragedModel with
+            `state_dict_ema` and the metadata beside them, and `version` 2 where there is an `epoch`, which is the last
+            one done); "torchvision" (`model`, `model_ema` as an AveragedModel with
             `n_averaged`, which is taken from the metadata or 1).
         max_shard_size: bytes of arrays above which a safetensors file is split into several, with an index
             `<path>.index.json`; `load_checkpoint` takes the same path.
@@ -57,7 +63,7 @@ def save_checkpoint(
     target_path = path_of(path)
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata are a mapping, found {type(metadata).__name__}")
-    notes = dict(metadata or {})
+    notes = {key: _plain(value) for key, value in (metadata or {}).items()}
     if not isinstance(layout, str | None) or layout not in (None, "timm", "torchvision"):
         raise CheckpointError(target_path, f"layout {shown(layout)} is neither None, 'timm' nor 'torchvision'")
     if max_shard_size is not None and (
@@ -66,7 +72,7 @@ def save_checkpoint(
         raise CheckpointError(target_path, f"max_shard_size is a number of bytes, found {shown(max_shard_size)}")
     if target_path.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".tar"):
         raise CheckpointError(target_path, "the ending says the format: .safetensors, .pt, .pth, .bin or .pth.tar")
-    arrays = _arrays(target_path, target)
+    arrays = _renamed(_arrays(target_path, target), rename)
     if target_path.suffix == ".safetensors":
         if ema is not None or layout is not None:
             raise CheckpointError(
@@ -82,7 +88,7 @@ def save_checkpoint(
         return
     if max_shard_size is not None:
         raise CheckpointError(target_path, "only safetensors are split into several files")
-    averages = None if ema is None else _arrays(target_path, ema)
+    averages = None if ema is None else _renamed(_arrays(target_path, ema), rename)
     value: dict[str, Any] = arrays
     if layout or notes or averages is not None:
         value = _layout(target_path, arrays, averages, notes, layout)
@@ -91,6 +97,26 @@ def save_checkpoint(
         prefix = "module." if layout == "torchvision" else ""  # an AveragedModel has the model at `module`
         kept.append((value["model_ema"] if prefix else averages, _notes(averages, _versions(ema), prefix)))
     torch_writer.write(target_path, value, kept)
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and JAX's arrays as NumPy's, and NumPy's numbers as Python's, at any depth; all else as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if hasattr(value, "detach") or isinstance(value, jax.Array):
+        return to_numpy(value)
+    if isinstance(value, Mapping):
+        return {key.item() if isinstance(key, np.generic) else key: _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def _renamed(arrays: dict[str, np.ndarray], rename: Rename | None) -> dict[str, np.ndarray]:
+    if rename is None:
+        return arrays
+    names = Renaming(rename).to_torch(arrays)
+    return {names[name]: array for name, array in arrays.items()}
 
 
 def _layout(
@@ -107,6 +133,8 @@ def _layout(
         value["model_ema"] = {"n_averaged": count, **{f"module.{name}": array for name, array in averages.items()}}
     elif averages is not None:
         value["state_dict_ema"] = averages
+    if layout == "timm" and "epoch" in notes:
+        notes.setdefault("version", 2)  # `epoch` is the last one done (timm/utils/checkpoint_saver.py)
     if taken := value.keys() & notes.keys():
         raise CheckpointError(path, f"metadata: {', '.join(sorted(taken))} is where the state dict goes")
     return {**value, **notes}
