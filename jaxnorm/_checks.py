@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 _LARGEST = 2**31 - 1  # of int32
 
@@ -101,11 +102,15 @@ def devices(value: Any) -> list[jax.Device] | None:
 
 def arrays(name: str, tree: Any) -> None:
     """Raises `TypeError` for a tree with leaves that are no arrays, naming them."""
-    wrong = [
-        f"{jax.tree_util.keystr(path) or 'it'} is {shown(x)}"
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-        if not isinstance(x, jax.Array | jax.ShapeDtypeStruct) and np.asarray(x).dtype.kind not in "biufcV"
-    ]
+    wrong = []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        where = jax.tree_util.keystr(path) or "it"
+        if isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+            continue
+        if hasattr(x, "detach") and hasattr(x, "numpy"):
+            wrong.append(f"{where} is a torch tensor: give tensor.numpy()")
+        elif np.asarray(x).dtype.kind not in "biufcV":
+            wrong.append(f"{where} is {shown(x)}")
     if wrong or tree is None:
         raise TypeError(f"{name} is a tree of arrays; {', '.join(wrong[:5]) or 'got None'}")
 
@@ -213,7 +218,19 @@ def function(name: str, value: Any) -> None:
 def instance(name: str, value: Any, kind: Any, described: str) -> None:
     """Raises `TypeError` for a value that is no instance of `kind`, a type, a tuple or a union of them."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} is {described}; got {shown(value)}")
+        raise TypeError(f"{name} is {described}; got {shown(value)}{_instead(name, value)}")
+
+
+def _instead(name: str, value: Any) -> str:
+    """What to do, where something near was given."""
+    if name == "state" and isinstance(value, nnx.Module | tuple):
+        return ". Make one of the model: TrainState.create(model, tx)"
+    return ""
+
+
+def torch_object(value: Any) -> bool:
+    """Whether a value is PyTorch's, which is not imported to tell."""
+    return any(cls.__module__.split(".")[0] == "torch" for cls in type(value).__mro__)
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+from jaxnorm import _checks as check
 from jaxnorm._typing import Array, PRNGKeyArray, PyTree
 
 
@@ -107,7 +108,10 @@ def take_apart(model: Any) -> tuple[Definition, Collections]:
         linen_definition = LinenDefinition(module)
         definition, collections = linen_definition, linen_definition.sort(variables)
     else:
-        raise TypeError(f"model: expected an nnx.Module or Linen's (module, variables); got {type(model).__name__}")
+        hint = ": import it first, interop.from_torch(module, example)" if check.torch_object(model) else ""
+        raise TypeError(
+            f"model: expected an nnx.Module or Linen's (module, variables); got {type(model).__name__}{hint}"
+        )
     return definition, jax.tree.map(jnp.asarray, collections)
 
 

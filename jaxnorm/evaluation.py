@@ -120,6 +120,9 @@ def evaluate(step: Any, state: TrainState, batches: Iterable[Any], *, progress: 
     differ, by layer, and for labels outside of a confusion matrix.
     """
     check.instance("state", state, TrainState, "a jaxnorm.TrainState")
+    described = "an iterable of mappings of names to arrays"
+    check.instance("batches", None if hasattr(batches, "shape") else batches, Iterable, described)
+    check.flag("progress", progress)
     if isinstance(step, EvalStep):
         step = ParallelEvaluation(step, "jit", jax.devices()[:1] if jax.process_count() == 1 else None)
     check.instance("step", step, ParallelEvaluation, "data_parallel(eval_step(...))")
@@ -202,7 +205,7 @@ class ParallelEvaluation:
         size, last = 0, None
         for batch in _in_step(batches):
             if batch is not None:
-                check.instance("a batch", batch, Mapping, "a mapping of names to arrays")
+                check.instance("each of batches", batch, Mapping, "a mapping of names to arrays")
                 last = batch
             if not size and _largest(int(last is None)):  # in all processes, so that none waits for another
                 raise ValueError("each process gives at least one batch, and one has none")

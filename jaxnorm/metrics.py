@@ -67,7 +67,7 @@ def _classified(logits: Shaped[Array, "..."], labels: Shaped[Array, "..."]) -> t
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:1]:
         hint = " (one-hot labels: labels.argmax(-1))" if labels.shape == logits.shape else ""
         raise ValueError(
-            f"labels are the classes' numbers, integers of shape {logits.shape[:1]}; got {labels.dtype} of shape "
+            f"labels are the classes' numbers, one for each row of logits {logits.shape}; got {labels.dtype} of shape "
             f"{labels.shape}{hint}"
         )
     return lax.stop_gradient(logits), labels

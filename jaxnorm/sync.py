@@ -167,7 +167,8 @@ def _interceptor(axis_name: AxisName | None, groups: Any, found: list[str]) -> C
 
 def _map_layers(change: Callable[[Any], Any], model: Any) -> Any:
     if not isinstance(model, nnx.Module):
-        raise TypeError(f"model: expected a flax.nnx.Module or a flax.linen.Module, got {type(model).__name__}")
+        hint = ": import it first, interop.from_torch(module, example)" if check.torch_object(model) else ""
+        raise TypeError(f"model: expected a flax.nnx.Module or a flax.linen.Module, got {type(model).__name__}{hint}")
     found = 0
 
     def visit(path: tuple[Any, ...], node: Any) -> Any:

@@ -1,13 +1,17 @@
 """One training step, and one way to run it on many devices: under pmap, under shard_map, or under jit."""
 
 import functools
+import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import nnx
 
 from jaxnorm import _checks as check
 from jaxnorm._models import Collections, Definition, take_apart
@@ -18,6 +22,7 @@ from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, batch_size
 from jaxnorm.replicas import unreplicate
 
+logger = logging.getLogger("jaxnorm")
 AxisName = str | tuple[str, ...]
 Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 
@@ -73,6 +78,10 @@ class TrainState:
 
         **Raises:** `TypeError`, `ValueError` for arguments that are not these.
         """
+        if check.torch_object(tx):
+            raise TypeError(
+                "tx is an optax optimizer, and this is torch's: interop.optax_from_torch(optimizer) makes one"
+            )
         for name in ("init", "update"):
             check.function(f"tx.{name} (tx is an optax optimizer)", getattr(tx, name, None))
         if ema is not None:
@@ -100,6 +109,24 @@ class TrainState:
             ema=ema,
         )
         return state if ema is None else state.replace(ema_state=ema.init(_averaged(state)))
+
+    def __repr__(self) -> str:
+        """How much of what there is; no values but the step."""
+
+        def count(tree: PyTree) -> str:
+            leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "shape")]
+            return f"{len(leaves)} arrays of {sum(math.prod(x.shape) for x in leaves):,}"
+
+        step = self.step
+        known = hasattr(step, "shape") and not isinstance(step, jax.core.Tracer | jax.ShapeDtypeStruct)
+        at = np.asarray(step).reshape(-1)[0] if known and getattr(step, "is_fully_addressable", True) else step
+        parts = [f"step={at}", f"params={count(self.params)}", f"batch_stats={count(self.batch_stats)}"]
+        parts += [f"variables={count(self.variables)}"] if jax.tree.leaves(self.variables) else []
+        parts.append(f"opt_state={count(self.opt_state)}")
+        parts += [f"ema={self.ema}, ema_state={count(self.ema_state)}"] if self.ema is not None else []
+        parts += [f"loss_scale={self.loss_scale}"] if self.loss_scale is not None else []
+        copies = f" in {step.shape[0]} copies" if getattr(step, "ndim", 0) else ""
+        return f"TrainState({', '.join(parts)}){copies}"
 
     def replace(self, **changes: Any) -> "TrainState":
         """The state with some fields changed."""
@@ -205,6 +232,7 @@ class TrainStep:
         size = batch_size(batch)
         collections = _collections(state)._replace(params=_vary(state.params, self.axis_name))
         key = _step_key(state, self.axis_name)
+        _warn_of_eval_mode(state.definition.rebuild(_collections(state)))
         scale = None if state.loss_scale is None else state.loss_scale.scale
         grads, sums, after = self._gradients(state.definition, collections, batch, key, size, scale)
 
@@ -247,6 +275,7 @@ class TrainStep:
             used = before._replace(params=_cast(params, cast))
             model = definition.build(used, key)
             loss, metrics = _taken_apart(self.loss_fn(model, _cast(part, cast)))
+            _refuse_whole_numbers(loss)
             sums = {name: Mean.taken(name, value, size) for name, value in {**metrics, "loss": loss}.items()}
             if "loss" in metrics:
                 raise ValueError('the loss is reported as the metric "loss"; give yours another name')
@@ -351,6 +380,25 @@ def _taken_apart(result: Any) -> tuple[Any, Mapping[str, Any]]:
                 check.array(f"what loss_fn gives as {name!r} (or a Mean)", value)
         return loss, metrics
     raise TypeError(f"loss_fn gives a pair, the loss and a mapping of metrics; it gave {check.shown(result)}")
+
+
+def _refuse_whole_numbers(loss: Any) -> None:
+    total = loss.total if isinstance(loss, Mean) else jnp.asarray(loss)
+    if not jnp.issubdtype(total.dtype, jnp.floating):
+        raise ValueError(f"the loss is {total.dtype}, which has no gradient: a loss is a floating number")
+
+
+def _warn_of_eval_mode(model: Any) -> None:
+    """Training in which no BatchNorm layer sees its batch is a mistake, but for a model that is frozen on purpose."""
+    if not isinstance(model, nnx.Module):
+        return
+    norms = [layer for _, layer in nnx.iter_graph(model) if isinstance(layer, nnx.BatchNorm)]
+    if norms and all(layer.use_running_average for layer in norms):
+        logger.warning(
+            "all %d BatchNorm layers are in eval mode in this training step: model.train() before TrainState.create, "
+            "unless they are frozen on purpose",
+            len(norms),
+        )
 
 
 def _shapes(tree: PyTree) -> dict[str, Any]:

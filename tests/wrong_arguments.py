@@ -65,9 +65,14 @@ def loss(model, batch):
     return jnp.mean(model(batch["x"]) ** 2), {}
 
 
+def metrics(model, batch):
+    return {"loss": model(batch["x"]).sum(1)}
+
+
 TX, EMA = optax.sgd(0.1), jaxnorm.Ema(0.9)
 STATE = jaxnorm.TrainState.create(Net(), TX, ema=EMA)
 STEP = jaxnorm.train_step(loss)
+EVALUATION = jaxnorm.data_parallel(jaxnorm.eval_step(metrics))
 BATCH = {"x": X}
 RUNNING = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
 
@@ -159,6 +164,12 @@ CALLS = {
         {"loss_fn": loss, "axis_name": None, "accumulate": 1, "statistics": "batch", "compute_dtype": None,
          "clip_norm": 1.0},
     ),
+    "eval_step": (jaxnorm.eval_step, {"metrics_fn": metrics, "axis_name": None, "mask": "mask", "compute_dtype": None}),
+    "eval_step()": (lambda state: jaxnorm.eval_step(metrics)(state, BATCH), {"state": STATE}),
+    "evaluate": (jaxnorm.evaluate, {"step": EVALUATION, "state": STATE, "batches": [BATCH], "progress": False}),
+    "data_parallel(eval_step)()": (lambda state: EVALUATION(state, BATCH), {"state": STATE}),
+    "in_top_k": (jaxnorm.in_top_k, {"logits": X, "labels": jnp.zeros(len(X), int), "k": 1}),
+    "Confusion.of": (jaxnorm.Confusion.of, {"logits": X, "labels": jnp.zeros(len(X), int)}),
     "train_step()": (STEP, {"state": STATE, "batch": BATCH}),
     "loss_fn's result": (
         lambda loss_fn: jaxnorm.train_step(lambda model, batch: loss_fn)(STATE, BATCH), {"loss_fn": (jnp.zeros(()), {})}

@@ -36,7 +36,8 @@ def bind(program: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
                 problems.append(f"{path}: the model was traced with {described!r} here, and cannot take {found!r}")
             return
         if not isinstance(found, (jax.Array, np.ndarray, np.generic, int, float, bool, list)):
-            problems.append(f"{path}: expected an array, found {type(found).__name__}")
+            hint = " of torch: give jnp.asarray(tensor.numpy())" if hasattr(found, "detach") else ""
+            problems.append(f"{path}: expected an array, found {type(found).__name__}{hint}")
             return
         array = jnp.asarray(found)
         problem = _mismatch(inputs[described.name], array, sizes, path)
@@ -109,9 +110,25 @@ def _mismatch(expected: Input, array: jax.Array, sizes: dict[str, tuple[Size, st
             if first != n:
                 return f"the size {size} of {shown} is {n} here and {first} in {where}"
         elif isinstance(size, int) and n != size:
-            return f"expected the shape {shown}, found {array.shape}"
+            return f"expected the shape {shown}, found {array.shape}{_turned(expected, array)}"
     wanted = jax_dtype(DType(expected.dtype))
     for kind in (is_float, is_integer, lambda dtype: dtype == jnp.bool_):
         if kind(wanted) != kind(array.dtype):
-            return f"expected the dtype {expected.dtype}, found {array.dtype}"
+            images = array.dtype == jnp.uint8 and is_float(wanted)
+            hint = (
+                ": scale the images, x.astype(jnp.float32) / 255 and the model's own mean and deviation"
+                if images
+                else ""
+            )
+            return f"expected the dtype {expected.dtype}, found {array.dtype}{hint}"
     return None
+
+
+def _turned(expected: Input, array: jax.Array) -> str:
+    """What to do with images whose channels lie last."""
+    shape = (array.shape[0], array.shape[-1], *array.shape[1:-1]) if array.ndim > 2 else ()
+    fits = shape and all(isinstance(size, str) or n == size for size, n in zip(expected.shape, shape, strict=True))
+    channels = expected.shape[1:2] and isinstance(expected.shape[1], int) and shape[1:2] == expected.shape[1:2]
+    if not (fits or channels):
+        return ""
+    return ". PyTorch has channels at dimension 1, and these lie last: jnp.moveaxis(x, -1, 1)"

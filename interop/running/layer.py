@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 import interop.ops
@@ -84,6 +85,13 @@ class Layer(nnx.Module):
         with default_float_of(model.default_dtype):
             return _run(self, place, mode, call, args, rngs)
 
+    def __repr__(self) -> str:
+        """The tree: names and shapes, no values."""
+        return "\n".join(tree(self, type(self).__name__))
+
+    def __str__(self) -> str:
+        return repr(self)
+
     def _described(self) -> str:
         place = self._interop_place
         return "the layer" if place is None else f"{place.path or 'the model'!r} of {place.recorded.model.name}"
@@ -129,6 +137,27 @@ def _run(layer: Layer, place: Place, mode: str, call: Region, args: tuple[Any, .
             target = variable(layer, below)
             write(target, plain(resolved(value, values, context)).astype(target[...].dtype))
     return plain(values[call.outputs[0]])
+
+
+def tree(layer: nnx.Module, title: str, depth: int = 0) -> Iterator[str]:
+    """A line for each layer of an imported model: its name, its arrays' shapes, the settings of BatchNorm."""
+    own, below = [], []
+    for name, child in vars(layer).items():
+        if isinstance(child, nnx.Variable):
+            own.append(f"{name} {tuple(np.shape(child.get_value()))}")
+        elif isinstance(child, nnx.Module) and not isinstance(child, nnx.Rngs):
+            below.append((name, child))
+    if isinstance(layer, nnx.BatchNorm):
+        own = [f"{layer.num_features}, momentum={layer.momentum}, epsilon={layer.epsilon}"]
+        own += [f"axis_name={layer.axis_name!r}"] if layer.axis_name is not None else []
+        own += ["eval"] if layer.use_running_average else []
+    elif not isinstance(layer, Layer):
+        own = [f"{type(layer).__module__.split('.')[0]}.{type(layer).__name__}", *own]
+    yield f"{'  ' * depth}{title}{': ' if own else ''}{', '.join(own)}"
+    if all(name.isdecimal() for name, _ in below):
+        below.sort(key=lambda item: int(item[0]))
+    for name, child in below if isinstance(layer, Layer) else ():
+        yield from tree(child, name, depth + 1)
 
 
 def draws(node: Node, torch: str) -> bool:

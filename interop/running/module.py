@@ -25,7 +25,7 @@ from interop.program.recorded import Recorded, other_values
 from interop.running.arguments import bind
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.dtypes import refuse_other_dtypes
-from interop.running.layer import Layer, Place
+from interop.running.layer import Layer, Place, tree
 from interop.running.run import run, unsupported
 from interop.running.segments import matches
 from interop.running.surgery import program_of
@@ -73,6 +73,15 @@ class TracedModule(Layer):
         self._interop = Recorded(model, None if compute_dtype is None else jnp.dtype(compute_dtype))
         self._interop_rngs = nnx.Rngs(0) if rngs is None else rngs
         _build(self, model, arrays)
+
+    def __repr__(self) -> str:
+        """What it is, and the tree: names and shapes, no values."""
+        model = self._interop.model
+        sizes = [np.size(x.get_value()) for _, x in nnx.iter_graph(self) if isinstance(x, nnx.Variable)]
+        mode = "eval" if self.deterministic else "train"
+        cast = "" if self.compute_dtype is None else f", computes in {self.compute_dtype.name}"
+        title = f"{type(self).__name__} of {model.name} ({mode} mode, {sum(sizes):,} numbers{cast})"
+        return "\n".join(tree(self, title))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the graph of the current mode.

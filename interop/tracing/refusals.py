@@ -48,8 +48,21 @@ def refuse_other_arguments(
             raise TypeError(f"dynamic_dims are numbers of dimensions, found {dim!r}")
         if dim < 0:
             raise ValueError(f"dynamic_dims count from the first dimension, which is 0; found {dim}")
+    if not _takes_a_mode(module):
+        inner = (
+            ": import the network, its .model" if isinstance(getattr(module, "model", None), torch.nn.Module) else ""
+        )
+        raise TypeError(
+            f"{type(module).__name__}.train() takes no mode, as that of a torch.nn.Module does; it is a tool around a "
+            f"network{inner}"
+        )
     try:
-        private.flatten((args, kwargs))
+        tensors = [leaf for leaf in private.flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+        most = max((tensor.ndim for tensor in tensors), default=0)
+        if beyond := [dim for dim in dynamic_dims if tensors and dim >= most and dim > 0]:
+            raise ValueError(
+                f"dynamic_dims {beyond}: the example inputs have {most} dimensions at most, 0 to {most - 1}"
+            )
     except RecursionError as error:
         raise ValueError("the example inputs are nested too deeply, or contain themselves") from error
     try:
@@ -62,6 +75,15 @@ def refuse_other_arguments(
         raise TypeError(
             f"{type(module).__name__}.forward{signature} does not take these example inputs: {error}"
         ) from error
+
+
+def _takes_a_mode(module: torch.nn.Module) -> bool:
+    try:
+        inspect.signature(module.train).bind(True)
+        names = list(inspect.signature(module.train).parameters)
+    except (TypeError, ValueError):
+        return False
+    return not names or "mode" in names or len(names) == 1 or names[0] in ("args", "flag", "training")
 
 
 def _scripted(layers: list[tuple[str, torch.jit.ScriptModule]]) -> str:

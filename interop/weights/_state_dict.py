@@ -137,6 +137,8 @@ def load_state_dict(
         values = _values(parts, given if strict else given | _complements(parts, given))
         problems += values.problems + _other_values(target, given)
     if problems:
+        if strict and missing and len(unexpected) > len(counters):
+            problems.append(_about_names(unexpected))
         raise ValueError(f"the state dict does not fit {tree.title}:\n" + "\n".join(problems))
     if counters:
         warnings.warn(
@@ -145,6 +147,12 @@ def load_state_dict(
             stacklevel=2,
         )
     return _returned(target, tree.write(values.by_key))
+
+
+def _about_names(unexpected: Collection[str]) -> str:
+    if {"state", "param_groups"} <= set(unexpected):
+        return "this is an optimizer's state: interop.load_optimizer_state takes it"
+    return "if the names are another model's: rename=, which interop.suggest_rename(model, state_dict) proposes"
 
 
 def opened(target: Any, layouts: Layouts | None = None, inputs: Inputs = None) -> Tree:
