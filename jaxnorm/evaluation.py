@@ -49,7 +49,7 @@ class EvalStep:
             raise ValueError(f"the number of examples is reported as {_EXAMPLES!r}; give your metric another name")
         true = self._true(batch, size)
         totals: Totals = {name: _totals(name, value, true) for name, value in found.items()}
-        totals[_EXAMPLES] = jnp.sum(true, dtype=int)
+        totals[_EXAMPLES] = jnp.sum(true, dtype=jnp.result_type(int))
         return totals if self.axis_name is None else jax.lax.psum(totals, self.axis_name)
 
     def _true(self, batch: PyTree, size: int) -> Bool[Array, " examples"]:
@@ -256,9 +256,9 @@ def _totals(name: str, value: Any, true: Bool[Array, " examples"]) -> Any:
         )
     counted = true.reshape(-1, *[1] * (value.ndim - 1))
     whole = value.dtype == bool or jnp.issubdtype(value.dtype, jnp.integer)
-    dtype = jnp.dtype(int) if whole else jnp.promote_types(value.dtype, jnp.float32)
+    dtype = jnp.result_type(int) if whole else jnp.promote_types(value.dtype, jnp.float32)
     # Not value * mask: what stands in padded entries may be inf or nan.
-    return Mean(jnp.sum(jnp.where(counted, value, 0), 0, dtype=dtype), jnp.sum(true, dtype=int))
+    return Mean(jnp.sum(jnp.where(counted, value, 0), 0, dtype=dtype), jnp.sum(true, dtype=jnp.result_type(int)))
 
 
 def _add(sums: dict[str, Any], totals: Totals) -> None:

@@ -11,7 +11,16 @@ import socket
 import sys
 import time
 
-PRELOAD = ["jax", "flax.nnx", "optax", "orbax.checkpoint", "jax.experimental.multihost_utils", "jaxnorm", "pod"]
+PRELOAD = [
+    "jax",
+    "flax.nnx",
+    "optax",
+    "orbax.checkpoint",
+    "jax.experimental.multihost_utils",
+    "jaxnorm",
+    "pod",
+    "imagenet",
+]
 FOLDER = pathlib.Path(__file__).parent
 
 
@@ -354,3 +363,11 @@ def under_slurm():
     assert jaxnorm.join_processes() == 2
     assert (jax.process_index(), len(jax.devices()), len(jax.local_devices())) == (int(rank), 8, 4)
     np.testing.assert_array_equal(multihost_utils.process_allgather(np.full(1, jax.process_index())).ravel(), [0, 1])
+
+
+def train_on_images(*arguments):
+    """examples/imagenet.py with these arguments."""
+    import imagenet
+
+    sys.argv = ["imagenet.py", *arguments]
+    imagenet.main()
