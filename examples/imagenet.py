@@ -9,8 +9,9 @@ Loading by grain (worker processes, an order for each epoch, each process its pa
 (RandomResizedCrop, flip, some of RandAugment, mixup and CutMix, label smoothing), SGD with warm-up and cosine,
 bfloat16, accumulation, clipping, EMA, synchronised BatchNorm, evaluation after each epoch, checkpoints. Stopped in any
 way and started again, it ends with the bits that it would have had: what a batch holds is a function of the seed and
-the batch's number. The model needs a head of as many classes as there are folders (`--option num_classes=...` of `jaxnorm import`).
-At the end OUT has model.safetensors and model_ema.safetensors, which `load_state_dict(strict=True)` accepts.
+the batch's number. The model needs a head of as many classes as there are folders (`--option num_classes=...` of
+`jaxnorm import`). At the end OUT has model.safetensors and model_ema.safetensors, which `load_state_dict(strict=True)`
+accepts.
 """
 
 import argparse
