@@ -99,8 +99,22 @@ def batch_norm(
     return y, Moments(count, found.mean.reshape(channels), found.m2.reshape(channels))
 
 
-@partial(jax.jit, static_argnums=(1, 2), static_argnames=("epsilon", "activation", "dtype"))
 def _normalised(
+    arrays: tuple[Any, ...],
+    reduced: tuple[int, ...],
+    replicas: Replicas,
+    *,
+    activation: Activation | None,
+    **options: Any,
+) -> tuple[Shaped[Array, "..."], Moments]:
+    """`arrays` are x, mask, scale, bias and shift, reduced axes 1 wide; so are the moments."""
+    if activation is None:
+        return _traced_once(arrays, reduced, replicas, activation=None, **options)
+    # An activation may read what changes from call to call, an `nnx.PReLU`'s slope for instance.
+    return _computed(arrays, reduced, replicas, activation=activation, **options)
+
+
+def _computed(
     arrays: tuple[Any, ...],
     reduced: tuple[int, ...],
     replicas: Replicas,
@@ -109,7 +123,6 @@ def _normalised(
     activation: Activation | None,
     dtype: Any,
 ) -> tuple[Shaped[Array, "..."], Moments]:
-    """`arrays` are x, mask, scale, bias and shift, reduced axes 1 wide; so are the moments."""
     x, mask, scale, bias, shift = arrays
     if mask is None and replicas.size * math.prod(x.shape[a] for a in reduced) == 1:
         raise ValueError(
@@ -130,6 +143,10 @@ def _normalised(
     # XLA may do otherwise (prevent_cse): a barrier would keep it from joining BatchNorm to what is computed before.
     policy = jax.checkpoint_policies.save_only_these_names(SAVED)
     return jax.checkpoint(normalised, policy=policy, prevent_cse=False)(x, scale, bias)
+
+
+# Layers of one shape are traced, differentiated and lowered once.
+_traced_once = partial(jax.jit, static_argnums=(1, 2), static_argnames=("epsilon", "activation", "dtype"))(_computed)
 
 
 def _groups_of_parts(

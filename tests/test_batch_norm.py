@@ -256,3 +256,21 @@ def test_no_derivative_flows_into_running_statistics():
         return sum(leaf.sum() for leaf in jax.tree.leaves(updated))
 
     np.testing.assert_array_equal(jax.grad(moved)(jnp.arange(12.0).reshape(4, 3)), 0)
+
+
+def test_an_activation_that_reads_something_else_sees_it_as_it_is():
+    """`nnx.PReLU` is one object whose slope changes; so is a closure over a list."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)))
+    slopes = [0.0]
+
+    def leaky(y):
+        return jnp.where(y > 0, y, slopes[0] * y)
+
+    prelu = nnx.PReLU(0.0, param_dtype=x.dtype)
+    for slope in (0.25, -1.0):
+        slopes[0] = slope
+        prelu.negative_slope[...] = jnp.full_like(prelu.negative_slope[...], slope)
+        y, _ = jaxnorm.batch_norm(x)
+        expected = np.where(y > 0, y, slope * y)
+        for activation in (leaky, prelu):
+            np.testing.assert_allclose(jaxnorm.batch_norm(x, activation=activation)[0], expected, rtol=1e-14)
