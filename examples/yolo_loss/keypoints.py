@@ -54,13 +54,12 @@ def pose_loss(
     if "kpts_sigma" in said:
         raise ValueError("YOLO26's pose estimation (Pose26: a flow of residuals, another assigner) is not covered")
     keypoints = target(targets, "keypoints", "(batch, objects, keypoints, 2 or 3)")
-    found = detect(said, targets, strides, axis_name, gains, class_weights)
-    batch, anchors = found.weight.shape
+    mask = target(targets, "mask", "(batch, objects), true where there is an object")
     count = keypoints.shape[2] if keypoints.ndim == 4 else 0
     numbers = said["kpts"].shape[1] / max(count, 1)
-    if keypoints.shape[:2] != targets["mask"].shape or keypoints.shape[-1] not in (2, 3) or numbers not in (2, 3):
+    if keypoints.shape[:2] != mask.shape or keypoints.shape[-1] not in (2, 3) or numbers not in (2, 3):
         raise ValueError(
-            f"targets['keypoints'] is {keypoints.shape}, expected {(*targets['mask'].shape, 'K', '2 or 3')} with the K "
+            f"targets['keypoints'] is {keypoints.shape}, expected {(*mask.shape, 'K', '2 or 3')} with the K "
             f"keypoints of 2 or 3 numbers that are {said['kpts'].shape[1]} channels of the head"
         )
     if sigmas is None:
@@ -69,6 +68,8 @@ def pose_loss(
     if sigmas.shape != (count,) or not (sigmas > 0).all():
         raise ValueError(f"sigmas are {count} positive numbers, one for each keypoint: {sigmas}")
 
+    found = detect(said, targets, strides, axis_name, gains, class_weights)
+    batch, anchors = found.weight.shape
     kpts = jnp.moveaxis(in_full(said["kpts"]).reshape(batch, count, -1, anchors), 3, 1)  # (batch, anchors, K, 2 or 3)
     where = kpts[..., :2] * 2 + (found.points - 0.5)[:, None]  # in cells
     wanted = jnp.take_along_axis(keypoints.astype(where.dtype), found.assigned.object[..., None, None], axis=1)

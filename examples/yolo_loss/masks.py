@@ -49,11 +49,11 @@ def segmentation_loss(
     if isinstance(said["proto"], tuple | list):
         raise ValueError("YOLO26's segmentation (Segment26: semantic prototypes, another assigner) is not covered")
     masks = target(targets, "masks", MASKS)
-    found = detect(said, targets, strides, axis_name, gains, class_weights)
-    batch, objects = targets["mask"].shape
+    batch, objects = target(targets, "mask", "(batch, objects), true where there is an object").shape
     if masks.ndim not in (3, 4) or masks.shape[:-2] not in ((batch,), (batch, objects)):
         raise ValueError(f"targets['masks'] is {masks.shape}, expected {MASKS}; batch {batch}, objects {objects}")
 
+    found = detect(said, targets, strides, axis_name, gains, class_weights)
     proto = in_full(said["proto"])
     if proto.shape[2:] != masks.shape[-2:]:
         proto = jax.image.resize(proto, (*proto.shape[:2], *masks.shape[-2:]), "linear", antialias=False)
