@@ -273,7 +273,7 @@ def test_convert_takes_wrappings_off_and_puts_them_on(run, lite0, tmp_path):
     )
     run("convert", tmp_path / "a.pth.tar", tmp_path / "b.pth", "--layout", "torchvision")
     value = torch.load(tmp_path / "b.pth", weights_only=True)
-    assert list(value) == ["model", "model_ema", "epoch", "args"] and value["args"] == {"lr": 0.1}
+    assert list(value) == ["model", "model_ema", "epoch", "args", "version"] and value["args"] == {"lr": 0.1}
     assert torch.equal(value["model_ema"]["module._bn0.bias"], value["model"]["_bn0.bias"] + 1)
     interop.save_checkpoint(tmp_path / "average.pth", average)
     for options in (["--ema"], ["--which", "ema"], ["--which", "model_ema"]):

@@ -91,7 +91,8 @@ def test_a_network_that_follows_another(names):
 def test_distillation(names):
     last = run(names, 2)
     before = interop.state_dict(names["teacher"])
-    student = twin(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), names["student"])
+    student = nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    student = twin(student, names["student"])
     optimizer = torch.optim.Adam(student.parameters(), 1e-2)
     teacher = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     teacher = twin(teacher, names["teacher"]).eval()

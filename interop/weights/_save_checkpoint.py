@@ -63,7 +63,7 @@ def save_checkpoint(
     target_path = path_of(path)
     if metadata is not None and not isinstance(metadata, Mapping):
         raise TypeError(f"metadata are a mapping, found {type(metadata).__name__}")
-    notes = {key: _plain(value) for key, value in (metadata or {}).items()}
+    notes = {key: _plain(target_path, value, str(key)) for key, value in (metadata or {}).items()}
     if not isinstance(layout, str | None) or layout not in (None, "timm", "torchvision"):
         raise CheckpointError(target_path, f"layout {shown(layout)} is neither None, 'timm' nor 'torchvision'")
     if max_shard_size is not None and (
@@ -99,16 +99,24 @@ def save_checkpoint(
     torch_writer.write(target_path, value, kept)
 
 
-def _plain(value: Any) -> Any:
-    """Tensors and JAX's arrays as NumPy's, and NumPy's numbers as Python's, at any depth; all else as it is."""
+def _plain(path: pathlib.Path, value: Any, place: str, depth: int = 0) -> Any:
+    """Tensors and JAX's arrays as NumPy's, and NumPy's numbers as Python's; all else as it is, for the writer to say
+    what it cannot write (what contains itself, say)."""
+    if depth > 100:
+        return value
     if isinstance(value, np.generic):
         return value.item()
     if hasattr(value, "detach") or isinstance(value, jax.Array):
-        return to_numpy(value)
+        try:
+            return to_numpy(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # of keys, and of tensors without strides or data
+            first = str(error).partition("\n")[0]
+            raise CheckpointError(path, f"entry {place!r} of the metadata is no array: {first}") from error
     if isinstance(value, Mapping):
-        return {key.item() if isinstance(key, np.generic) else key: _plain(item) for key, item in value.items()}
+        keys = {key: key.item() if isinstance(key, np.generic) else key for key in value}
+        return {keys[key]: _plain(path, item, f"{place}/{key}", depth + 1) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_plain(item) for item in value)
+        return type(value)(_plain(path, item, f"{place}/{i}", depth + 1) for i, item in enumerate(value))
     return value
 
 
