@@ -83,6 +83,9 @@ def random_targets(task, counts, size, seed, keypoints=KEYPOINTS, room=13):
     centre = rng.uniform(side / 2, 1 - side / 2)
     mask = np.arange(room) < np.array(counts)[:, None]
     boxes = np.concatenate([centre - side / 2, centre + side / 2], -1) * size
+    if task == "segment" and seed % 2 == 0:  # borders on those of a mask's cells
+        boxes = np.round(boxes / 4) * 4
+        boxes[..., 2:] = np.maximum(boxes[..., 2:], boxes[..., :2] + 4)
     if task == "obb":
         side[:, 1] *= rng.choice([0.1, 1], (batch, 2))  # some too small, to be left out
         angle = rng.uniform(-np.pi / 4, 3 * np.pi / 4, (batch, room, 1))
