@@ -1,95 +1,60 @@
-"""The detection loss of examples/yolo_loss.py against Ultralytics' own, and the pieces of examples/yolo.py."""
+"""The pieces of examples/yolo.py: every task in, trained, measured and home. test_yolo_loss.py has the losses."""
 
 import argparse
 import copy
 import functools
 import pathlib
+import re
 import sys
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
 import yolo
-import yolo_loss
+import yolo_data
+import yolo_tasks
 from ultralytics.utils import DEFAULT_CFG
-from ultralytics.utils.loss import v8DetectionLoss
-from ultralytics.utils.tal import TaskAlignedAssigner
 from ultralytics.utils.torch_utils import ModelEMA
+from yolo_tasks import TASKS
 
 import interop
 import jaxnorm
 
-# Three levels and YOLOv8's Detect head, small enough to compile in seconds.
-SMALL = {
-    "nc": 3,
-    "backbone": [
-        *([-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]]),
-        *([-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]]),
-    ],
-    "head": [[[2, 3, 4], 1, "Detect", ["nc"]]],
-}
-CLASSES = len(yolo.NAMES)
+CLASSES = len(yolo_data.NAMES)
 # Compiling takes longer than running here.
 in_haste = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
 
 
+def small(task):
+    """An architecture of three levels and the task's head, small enough to compile in seconds."""
+    backbone = [
+        *([-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]]),
+        *([-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [32, 3, 2]]),
+    ]
+    heads = {
+        "detect": ("Detect", ["nc"]),
+        "segment": ("Segment", ["nc", 4, 8]),
+        "pose": ("Pose", ["nc", "kpt_shape"]),
+        "obb": ("OBB", ["nc", 1]),
+        "classify": ("Classify", ["nc"]),
+    }
+    levels = -1 if task == "classify" else [2, 3, 4]
+    return {"nc": CLASSES, "kpt_shape": [3, 3], "backbone": backbone, "head": [[levels, 1, *heads[task]]]}
+
+
 @pytest.fixture
-def float64():
-    """Ultralytics makes its targets and sums in torch's default dtype."""
+def float64(monkeypatch):
+    """Ultralytics makes its targets and sums in torch's default dtype, and rounds masks and keypoints by `float()`."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     yield
     torch.set_default_dtype(before)
-
-
-def stable_topk(values, k, dim=-1, largest=True):
-    """torch.topk with the first of equal values first, which torch.topk itself leaves open."""
-    values, indices = torch.sort(values, dim=dim, descending=True, stable=True)
-    return values.narrow(dim, 0, k), indices.narrow(dim, 0, k)
-
-
-def random_case(seed, counts, size=64, spread=1.0):
-    """Predictions as a Detect head makes them, and padded targets with `counts` objects in the images."""
-    rng = np.random.default_rng(seed)
-    batch, room = len(counts), 13  # one shape, one compilation
-    shapes = [(size // stride, size // stride) for stride in yolo.STRIDES]
-    anchors = sum(height * width for height, width in shapes)
-    predictions = {
-        "boxes": rng.normal(size=(batch, 64, anchors)) * spread,
-        "scores": rng.normal(size=(batch, CLASSES, anchors)),
-        "feats": [np.zeros((batch, 1, *shape)) for shape in shapes],
-    }
-    side = rng.uniform(0.05, 0.7, (batch, room, 2))
-    centre = rng.uniform(side / 2, 1 - side / 2)
-    mask = np.arange(room) < np.array(counts)[:, None]
-    boxes = np.concatenate([centre - side / 2, centre + side / 2], -1) * size
-    targets = {
-        "boxes": np.where(mask[..., None], boxes, 0),
-        "labels": np.where(mask, rng.integers(0, CLASSES, (batch, room)), 0),
-        "mask": mask,
-    }
-    return predictions, targets
-
-
-def their_batch(targets, size):
-    """The targets as Ultralytics' data loader gives them."""
-    image, which = np.nonzero(targets["mask"])
-    boxes = targets["boxes"][image, which]
-    sides = boxes[:, 2:] - boxes[:, :2]
-    normalised = np.concatenate([boxes[:, :2] + sides / 2, sides], -1) / size
-    labels = targets["labels"][image, which].astype(float)[:, None]
-    return {"batch_idx": torch.tensor(image), "cls": torch.tensor(labels), "bboxes": torch.tensor(normalised)}
-
-
-def their_loss(module):
-    module.args = copy.deepcopy(DEFAULT_CFG)  # where the gains are
-    return v8DetectionLoss(module)
 
 
 def relative(ours, theirs):
@@ -97,125 +62,49 @@ def relative(ours, theirs):
     return np.linalg.norm(np.asarray(ours) - theirs) / max(np.linalg.norm(theirs), 1e-300)
 
 
-@in_haste
-def our_loss(predictions, targets):
-    """The three parts, and the gradient of their sum with respect to what the head says."""
-
-    def total(said):
-        parts = yolo_loss.detection_loss({**predictions, **said}, targets, yolo.STRIDES)
-        return sum(parts.values()), parts
-
-    said = {name: predictions[name] for name in ("boxes", "scores")}
-    (_, parts), gradients = jax.value_and_grad(total, has_aux=True)(said)
-    return parts, gradients
-
-
-@pytest.fixture(scope="module")
-def small():
-    return yolo.detector(64, 0, SMALL)
-
-
-@pytest.mark.parametrize("counts", [(1, 3, 5), (0, 2, 0), (0, 0, 0), (9, 12, 1), (4, 4, 4)])
-@pytest.mark.parametrize("spread", [0.1, 1.0, 4.0])
-def test_loss_and_gradients_are_ultralytics(small, float64, monkeypatch, counts, spread):
-    criterion = their_loss(copy.deepcopy(small).double())
-    monkeypatch.setattr(torch, "topk", stable_topk)
-    for seed in range(4):
-        for size in (64,) if seed else (96,):
-            predictions, targets = random_case(seed, counts, size, spread)
-            theirs = {name: torch.tensor(predictions[name], requires_grad=True) for name in ("boxes", "scores")}
-            feats = [torch.tensor(feature) for feature in predictions["feats"]]
-            loss, items = criterion({**theirs, "feats": feats}, their_batch(targets, size))
-            loss.sum().backward()
-            parts, gradients = our_loss(predictions, targets)
-            for name in ("box", "cls", "dfl"):
-                assert relative(parts[name], items[f"{name}_loss"]) < 1e-12, name
-            assert relative(sum(parts.values()) * len(counts), loss.sum().item()) < 1e-12
-            for name in theirs:
-                assert relative(gradients[name] * len(counts), theirs[name].grad) < 1e-12, name
-
-
-def test_loss_is_ultralytics_with_pytorchs_own_topk(small, float64):
-    # Where no alignments are equal, the order of equal ones does not matter.
-    criterion = their_loss(copy.deepcopy(small).double())
-    for seed in range(5):
-        predictions, targets = random_case(seed, (1, 3, 0), spread=3.0)
-        said = {name: torch.tensor(predictions[name]) for name in ("boxes", "scores")}
-        feats = [torch.tensor(feature) for feature in predictions["feats"]]
-        loss, _ = criterion({**said, "feats": feats}, their_batch(targets, 64))
-        assert relative(sum(our_loss(predictions, targets)[0].values()) * 3, loss.sum()) < 1e-12
-
-
-def test_loss_compiles_once_for_any_number_of_objects():
-    compiled = in_haste(lambda p, t: yolo_loss.detection_loss(p, t, yolo.STRIDES))
-    predictions, targets = random_case(0, (3, 3))
-    for counts in ((0, 0), (1, 2), (3, 3)):
-        compiled(predictions, {**targets, "mask": np.arange(13) < np.array(counts)[:, None]})
-    assert compiled._cache_size() == 1
-
-
-def test_padding_changes_nothing():
-    predictions, targets = random_case(0, (2, 3, 0))
-    rubbish = np.random.default_rng(1).uniform(0, 64, targets["boxes"].shape)
-    other = {
-        "boxes": np.where(targets["mask"][..., None], targets["boxes"], rubbish),
-        "labels": np.where(targets["mask"], targets["labels"], 2),
-        "mask": targets["mask"],
+def their_batch(batch):
+    """A batch as Ultralytics' data loader gives it."""
+    if "label" in batch:
+        return {"cls": torch.tensor(batch["label"].astype(int))}
+    image, which = np.nonzero(batch["mask"])
+    size, boxes = batch["image"].shape[2], batch["boxes"][image, which]
+    if boxes.shape[1] == 4:
+        boxes = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], -1)
+    boxes[:, :4] /= size
+    return {
+        "batch_idx": torch.tensor(image),
+        "cls": torch.tensor(batch["labels"][image, which].astype(float)[:, None]),
+        "bboxes": torch.tensor(boxes),
+        "masks": torch.tensor(batch["masks"]),
+        "keypoints": torch.tensor(batch["keypoints"][image, which] / [size, size, 1]),
     }
-    for ours, theirs in zip(*map(jax.tree.leaves, map(our_loss, [predictions] * 2, [targets, other])), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
 
 
-our_assignment = in_haste(lambda *given: yolo_loss.assign(*given, yolo_loss.smallest_side(yolo.STRIDES)))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_assignment_is_ultralytics(float64, monkeypatch, seed):
-    monkeypatch.setattr(torch, "topk", stable_topk)
-    rng = np.random.default_rng(seed)
-    predictions, targets = random_case(seed, tuple(rng.integers(0, 13, 4)), 96)
-    shapes = [feature.shape[2:] for feature in predictions["feats"]]
-    points, stride = yolo_loss.anchor_points(shapes, yolo.STRIDES, jnp.float64)
-    scores = rng.uniform(0, 1, (4, len(points), CLASSES))
-    # Boxes near the objects, so that candidates compete, and some of no overlap at all.
-    near = targets["boxes"][:, rng.integers(0, targets["boxes"].shape[1], len(points))]
-    boxes = near + rng.normal(size=near.shape) * rng.choice([1, 5, 40], (4, len(points), 1))
-    boxes = np.concatenate([np.minimum(boxes[..., :2], boxes[..., 2:]), np.maximum(boxes[..., :2], boxes[..., 2:])], -1)
-
-    pixels = points * stride[:, None]
-    found = our_assignment(scores, boxes, pixels, targets)
-    theirs = TaskAlignedAssigner(topk=10, num_classes=CLASSES, alpha=0.5, beta=6.0, stride=list(yolo.STRIDES))(
-        *map(torch.tensor, (scores, boxes, np.array(pixels))),
-        torch.tensor(targets["labels"])[..., None],
-        torch.tensor(targets["boxes"]),
-        torch.tensor(targets["mask"].astype(float))[..., None],
-    )
-    _, their_boxes, their_scores, foreground, index = (x.numpy() for x in theirs)
-    np.testing.assert_array_equal(found.foreground, foreground)
-    np.testing.assert_array_equal(found.object, index)
-    np.testing.assert_array_equal(found.boxes, their_boxes)
-    np.testing.assert_allclose(found.scores, their_scores, rtol=1e-12, atol=1e-15)
-    assert foreground.sum() > 10
-
-
-def test_every_gradient_of_yolov8n_is_ultralytics(float64):
-    module = yolo.detector(64, 0).double().train()
-    batch = yolo.shapes(64, 3, 5)
-    batch |= {name: batch[name].astype(np.float64) for name in ("image", "boxes")}
-    batch["mask"][1] = False
+@pytest.mark.parametrize(
+    "task, architecture", [("detect", "yolov8n.yaml"), *((task, None) for task in TASKS if task != "detect")]
+)
+def test_every_gradient_of_a_trained_model_is_ultralytics(float64, task, architecture):
+    module = yolo_tasks.module(task, 64, 0, architecture or small(task)).double()
+    module.args = copy.deepcopy(DEFAULT_CFG)  # where the gains are
+    batch = yolo.shapes(64, 3, 5, task)
+    batch |= {name: array.astype(np.float64) for name, array in batch.items() if array.dtype == np.float32}
+    if task != "classify":
+        batch["mask"][1], batch["masks"][1] = False, 0
     image = torch.tensor(batch["image"])
     model = interop.from_torch(module, image)
     rate = 2.0**80  # what a step of plain descent changes is then no small difference of large numbers
     state = jaxnorm.TrainState.create(model, optax.sgd(rate))
+    strides = yolo_tasks.strides(module)
 
     def loss_fn(model, batch):
-        losses = yolo_loss.detection_loss(model(batch["image"]), batch, yolo.STRIDES)
+        losses = TASKS[task].loss(model(batch["image"]), batch, strides)
         return sum(losses.values()), losses
 
     after, metrics = in_haste(jaxnorm.train_step(loss_fn))(state, batch)
-    loss, _ = their_loss(module)(module(image), their_batch(batch, 64))
-    (loss.sum() / 3).backward()
-    assert relative(metrics["loss"], loss.sum().item() / 3) < 1e-12
+    images = 1 if task == "classify" else 3  # all other losses are Ultralytics' divided by the images
+    loss, _ = module.init_criterion()(module(image), their_batch(batch))
+    (loss.sum() / images).backward()
+    assert relative(metrics["loss"], loss.sum().item() / images) < 1e-12
     before, ours = interop.state_dict(model), interop.state_dict(after.model())
     for name, parameter in module.named_parameters():
         if parameter.grad is None:  # of the distribution's integers, a constant
@@ -224,24 +113,6 @@ def test_every_gradient_of_yolov8n_is_ultralytics(float64):
         assert relative((before[name] - ours[name]) / rate, parameter.grad) < 1e-9, name
     for name, buffer in module.named_buffers():
         assert relative(ours[name], buffer) < 1e-12, name
-
-
-def test_replicas_have_the_loss_of_the_whole_batch():
-    predictions, targets = random_case(3, (1, 0, 4, 2))
-
-    def total(said, predictions, targets, axis_name):
-        losses = yolo_loss.detection_loss({**predictions, "boxes": said}, targets, yolo.STRIDES, axis_name)
-        return sum(losses.values())
-
-    def replica(predictions, targets):
-        return jax.value_and_grad(total)(predictions["boxes"], predictions, targets, "batch")
-
-    parts = jax.tree.map(lambda x: np.asarray(x)[:, None], (predictions, targets))
-    losses, gradients = in_haste(jax.vmap(replica, axis_name="batch"))(*parts)
-    whole = functools.partial(total, axis_name=None)
-    whole, gradient = in_haste(jax.value_and_grad(whole))(jnp.asarray(predictions["boxes"]), predictions, targets)
-    assert relative(losses.mean(), whole) < 1e-12
-    assert relative(gradients[:, 0] / 4, gradient) < 1e-12
 
 
 def test_average_is_ultralytics():
@@ -287,38 +158,148 @@ def _outside(boxes, size):
     return ~np.any([(x > a) & (x < c) & (y > b) & (y < d) for a, b, c, d in boxes], axis=0)
 
 
-def test_precision_of_right_and_wrong_predictions():
-    tests = yolo.shapes(64, 6, 0)
-    predictions = np.zeros((6, 4 + CLASSES, yolo.OBJECTS))
-    boxes = tests["boxes"].transpose(0, 2, 1)
-    predictions[:, :2], predictions[:, 2:4] = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    image, which = np.nonzero(tests["mask"])
-    predictions[image, 4 + tests["labels"][image, which], which] = 0.9
+def test_masks_and_keypoints_are_those_of_the_shapes():
+    batch = yolo.shapes(96, 40, 7)
+    for i, (image, mask) in enumerate(zip(batch["image"], batch["mask"], strict=True)):
+        for j in np.flatnonzero(mask):
+            cells = batch["masks"][i] == j + 1
+            # A shape has one colour, also in cells at its border: one of the pixels around their centre is inside.
+            around = np.stack([image[:, 1 + k :: 4, 1 + l :: 4][:, cells] for k in (0, 1) for l in (0, 1)])
+            colour = np.median(around, axis=(0, 2), keepdims=True)
+            assert (np.abs(around - colour).max(1).min(0) < 0.02).all()
+            x1, y1, x2, y2 = batch["boxes"][i, j]
+            share = {"circle": np.pi / 4, "square": 1, "triangle": 0.5}[yolo_data.NAMES[batch["labels"][i, j]]]
+            assert abs(cells.sum() * 16 / ((x2 - x1) * (y2 - y1)) - share) < 0.15
+            (top, left, right), edge = batch["keypoints"][i, j], 1e-3
+            np.testing.assert_allclose(top[:2], [(x1 + x2) / 2, y1], atol=edge)
+            assert x1 - edge <= left[0] < top[0] < right[0] <= x2 + edge and left[1] == right[1] <= y2 + edge
+    assert (batch["masks"].max((1, 2)) == batch["mask"].sum(1)).all()
+
+
+def test_turned_shapes_fill_their_boxes():
+    batch = yolo.shapes(96, 30, 3, "obb")
+    y, x = np.mgrid[:96, :96] + 0.5
+    for image, boxes, mask in zip(batch["image"], batch["boxes"], batch["mask"], strict=True):
+        corners = yolo_corners(boxes[mask])
+        assert (corners > 0).all() and (corners < 96).all()
+        outside = np.ones((96, 96), bool)
+        for centre_x, centre_y, width, height, angle in boxes[mask]:
+            u = (x - centre_x) * np.cos(angle) + (y - centre_y) * np.sin(angle)
+            v = (y - centre_y) * np.cos(angle) - (x - centre_x) * np.sin(angle)
+            outside &= (np.abs(u) > width / 2) | (np.abs(v) > height / 2)
+        background = np.median(image[:, outside], axis=1)
+        seen = np.abs(image - background[:, None, None]).max(0) > 0.2
+        assert not (seen & outside).any() and seen.sum() > 0.3 * (~outside).sum()
+
+
+def yolo_corners(boxes):
+    from ultralytics.utils.ops import xywhr2xyxyxyxy
+
+    return xywhr2xyxyxyxy(boxes)
+
+
+def _right(task, tests):
+    """What a perfect model finds."""
+    if task == "classify":
+        return [{"probabilities": np.eye(CLASSES)[label]} for label in tests["label"]]
+    found = []
+    for i, mask in enumerate(tests["mask"]):
+        scores = np.stack([np.full(mask.sum(), 0.9), tests["labels"][i][mask]], -1)
+        image = {"boxes": np.concatenate([tests["boxes"][i][mask], scores], -1).astype(np.float32)}
+        if task == "segment":
+            cells = tests["masks"][i] == np.flatnonzero(mask)[:, None, None] + 1
+            image["masks"] = cells.repeat(4, 1).repeat(4, 2).astype(np.uint8)
+        if task == "pose":
+            image["keypoints"] = tests["keypoints"][i][mask]
+        found.append(image)
+    return found
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_of_right_and_wrong_predictions(task):
+    tests = yolo.shapes(64, 6, 0, task)
+    right = _right(task, tests)
     # 0.995 is what ap_per_class gives to perfect predictions: its curve ends at recall 1.
-    np.testing.assert_allclose(yolo.mean_average_precision(predictions, tests), (0.995, 0.995), atol=1e-3)
-    other = {**tests, "labels": (tests["labels"] + 1) % CLASSES}
-    assert max(yolo.mean_average_precision(predictions, other)) < 0.5
+    wanted = {"top-1": 1} if task == "classify" else {"mAP50": 0.995, "mAP50-95": 0.995}
+    assert TASKS[task].scores(right, tests) == pytest.approx(wanted, abs=1e-3)
+    name = "label" if task == "classify" else "labels"
+    other = {**tests, name: (tests[name] + 1) % CLASSES}
+    assert max(TASKS[task].scores(right, other).values()) < 0.5
+    added = {"segment": "masks", "pose": "keypoints"}.get(task)
+    if added:  # right boxes are not enough
+        away = [{**image, added: image[added][:, ::-1] // 2} for image in right]
+        assert max(TASKS[task].scores(away, tests).values()) < 0.5
 
 
-def test_the_way_home(small, tmp_path, capsys):
-    size = 64
-    averaged = interop.from_torch(small, torch.zeros(2, 3, size, size))
-    tests = yolo.shapes(size, 6, 1)
-    evaluate = yolo.evaluator(averaged, tests)
-    options = SimpleNamespace(out=tmp_path, image_size=size, seed=0)
+def test_a_run_trains_and_is_summarised():
+    module = yolo_tasks.module("segment", 64, 0, small("segment"))
+    strides = yolo_tasks.strides(module)
+    model = interop.from_torch(module, torch.zeros(2, 3, 64, 64))
+    synchronised = jaxnorm.convert_sync_batchnorm(model, axis_name="batch")
+    batches = list(yolo.drawn(64, 2, 3, 0, "segment"))
+    run = yolo.train(synchronised, yolo.loss_of("segment", strides), batches, 1, yolo.replica_devices(2), "segment")
+    # Whether each step was the right one, test_every_gradient says. The loss need not fall at once: what it is divided
+    # by, the sum of the target scores, moves with the predictions.
+    assert np.isfinite(run.loss).all() and len(run.loss) == 3
+    tests = yolo.shapes(64, 4, 1, "segment")
+    figures = yolo.summary(run, tests, yolo.evaluator(model, tests, "segment", strides), "segment")
+    assert figures["layers whose statistics differ between replicas"] == 0
+    assert {"EMA, pooled: loss", "EMA, pooled: mAP50", "EMA, pooled: mAP50-95"} <= figures.keys()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_way_home(task, tmp_path, capsys):
+    size, architecture = 64, small(task)
+    module = yolo_tasks.module(task, size, 0, architecture)
+    model = interop.from_torch(module, torch.zeros(2, 3, size, size))
+    tests = yolo.shapes(size, 6, 1, task)
+    evaluate = yolo.evaluator(model, tests, task, yolo_tasks.strides(module))
     # Without training nothing is likely: the class scores are raised, here and in the module that is saved.
-    bias = {name: array for name, array in interop.state_dict(averaged).items() if name.endswith("2.bias")}
-    interop.load_state_dict(
-        averaged, {**interop.state_dict(averaged), **{n: b + 2 for n, b in bias.items() if "cv3" in n}}
-    )
-    predictions, _ = evaluate(averaged)
-    yolo.export_to_torch(averaged, predictions, tests, options, SMALL)
+    raised = {name: array + 2 for name, array in interop.state_dict(model).items() if _class_bias(name)}
+    interop.load_state_dict(model, {**interop.state_dict(model), **raised})
+    predictions, _ = evaluate(model)
+    options = SimpleNamespace(out=tmp_path, image_size=size, seed=0, task=task)
+    yolo.export_to_torch(model, predictions, tests, options, architecture)
     assert "finds the same" in capsys.readouterr().out
-    assert sum(len(found) for found in yolo.detections(predictions, yolo.CONFIDENCE)) > 0
-    assert interop.load_checkpoint(tmp_path / "yolo.pt").keys() == interop.state_dict(averaged).keys()
+    found = TASKS[task].found(predictions, size, yolo.CONFIDENCE)
+    assert sum(len(image.get("boxes", [0])) for image in found) > 0
+    assert interop.load_checkpoint(tmp_path / "yolo.pt").keys() == interop.state_dict(model).keys()
     assert (tmp_path / "yolo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _class_bias(name):
+    return "cv3" in name and name.endswith("2.bias")
+
+
+def test_other_findings_end_the_export():
+    right = _right("detect", yolo.shapes(64, 4, 0))
+    assert yolo.compare(right, right) == {"boxes": 0, "scores": 0}
+    other = copy.deepcopy(right)
+    other[1]["boxes"][0, -1] = 2 - other[1]["boxes"][0, -1] % 2
+    for wrong in (right[::-1], other, [{**image, "masks": image["boxes"]} for image in right]):
+        with pytest.raises(SystemExit, match="different objects"):
+            yolo.compare(right, wrong)
+
+
+def test_other_probabilities_end_the_export():
+    right = _right("classify", yolo.shapes(64, 4, 0, "classify"))
     with pytest.raises(SystemExit, match="different objects"):
-        yolo.export_to_torch(averaged, predictions[::-1].copy(), tests, options, SMALL)
+        yolo.compare(right, [{"probabilities": image["probabilities"][::-1]} for image in right])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--task", "segment", "--model", "yolov5n"], "no architecture yolov5n-seg.yaml"),
+        (["--model", "yolov10n"], "one-to-one branch.*end_to_end_loss"),
+        (["--model", "yolo26n", "--task", "pose"], "one-to-one branch"),
+    ],
+)
+def test_models_that_are_not_there_are_refused(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["yolo.py", *arguments])
+    with pytest.raises(SystemExit):
+        yolo.parse()
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("arguments", [["--steps", "0"], ["--image-size", "80"], ["--image-size", "32"]])
@@ -333,5 +314,26 @@ def test_defaults_are_those_of_the_documentation(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["yolo.py"])
     options = yolo.parse()
     assert isinstance(options, argparse.Namespace)
-    expected = {"replicas": 8, "accumulate": 2, "steps": 100, "image_size": 64, "seed": 0, "out": pathlib.Path("out")}
+    expected = {
+        "task": "detect",
+        "model": "yolov8n",
+        "synchronised": False,
+        "replicas": 8,
+        "accumulate": 2,
+        "steps": 100,
+        "image_size": 64,
+        "seed": 0,
+        "out": pathlib.Path("out"),
+    }
     assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_the_program_of_the_page(monkeypatch):
+    page = (pathlib.Path(__file__).parent.parent / "docs" / "yolo.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    # The architecture is the small one here, which compiles in seconds.
+    names = {"small": small("pose")}
+    exec(program.replace('"yolov8n-pose.yaml"', "small"), names)
+    assert names["metrics"].keys() >= {"loss", "box", "cls", "dfl", "pose", "kobj"}
+    assert np.isfinite(names["metrics"]["loss"])
