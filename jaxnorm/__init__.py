@@ -14,6 +14,7 @@ from jaxnorm.moments import Moments, merge, moments
 from jaxnorm.parallel import data_parallel
 from jaxnorm.processes import join_processes
 from jaxnorm.replicas import replica_divergence, replicate, unreplicate
+from jaxnorm.saved_runs import RestoredModel, restore_model
 from jaxnorm.sync import convert_sync_batchnorm, revert_sync_batchnorm
 from jaxnorm.train import TrainState, train_step
 
@@ -26,6 +27,7 @@ __all__ = [
     "Mean",
     "Moments",
     "Plan",
+    "RestoredModel",
     "TrainState",
     "batch_norm",
     "convert_sync_batchnorm",
@@ -44,6 +46,7 @@ __all__ = [
     "recalibrate",
     "replica_divergence",
     "replicate",
+    "restore_model",
     "revert_sync_batchnorm",
     "train_step",
     "unreplicate",

@@ -1,7 +1,5 @@
 """Checkpoints of a run over many processes: written in the background, whole or not at all, taken up anywhere."""
 
-import json
-import operator
 import os
 import sys
 from collections.abc import Mapping
@@ -9,12 +7,12 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxnorm import _checks as check
 from jaxnorm._typing import PyTree
-from jaxnorm.global_arrays import host, is_key, is_own, named_leaves, refuse_different
+from jaxnorm.global_arrays import is_own, named_leaves, refuse_different
+from jaxnorm.saved_arrays import as_json, kinds_of, place_of, placed, reason_of, step_of, to_save
 
 
 class Restored(NamedTuple):
@@ -79,7 +77,7 @@ class Checkpoints:
         check.instance("directory", directory, str | os.PathLike, "a path")
         if not os.fspath(directory):
             raise ValueError("directory is a path; got an empty one")
-        self.config = _as_json("config", {} if config is None else config)
+        self.config = as_json("config", {} if config is None else config)
         path = os.fspath(directory)
         self.directory = epath.Path(path if "://" in path else os.path.abspath(path))
         if jax.process_index() == 0:
@@ -125,7 +123,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        step = _step(step)
+        step = step_of(step)
         self.wait()
         latest = self._manager.latest_step()
         if latest is not None and latest >= step:
@@ -134,9 +132,9 @@ class Checkpoints:
                 "earlier one, delete those after it, or give the new run a directory of its own."
             )
         arrays = named_leaves(state)
-        values = {name: _saved(name, x) for name, x in arrays.items() if np.size(x)}
+        values = {name: to_save(name, x) for name, x in arrays.items() if np.size(x)}
         refuse_different({name: x for name, x in arrays.items() if is_own(x)})
-        run = {"config": self.config, "data": _as_json("data", {} if data is None else data), "arrays": _kinds(arrays)}
+        run = {"config": self.config, "data": as_json("data", {} if data is None else data), "arrays": kinds_of(arrays)}
         items = {"run": ocp.args.JsonSave(run)}
         if values:
             items["state"] = ocp.args.PyTreeSave(values)
@@ -162,7 +160,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        step = self.latest() if step is None else _step(step)
+        step = self.latest() if step is None else step_of(step)
         if step is None or step not in self.steps():
             there = f"it has those of steps {self.steps()}" if self.steps() else "it has none"
             raise FileNotFoundError(
@@ -170,16 +168,16 @@ class Checkpoints:
             )
         wanted = named_leaves(like)
         run = self._read(step, run=ocp.args.JsonRestore()).run
-        kinds = _kinds(wanted)
+        kinds = kinds_of(wanted)
         # A NumPy array may have been on a device when it was saved, in the dtype that JAX gave it there.
-        kinds |= _kinds(jax.eval_shape(lambda x: x, wanted)).items() & run["arrays"].items()
+        kinds |= kinds_of(jax.eval_shape(lambda x: x, wanted)).items() & run["arrays"].items()
         self._refuse_other(step, run, kinds)
-        places = {name: _place(x) for name, x in wanted.items() if np.size(x)}
+        places = {name: place_of(x) for name, x in wanted.items() if np.size(x)}
         found = {}
         if places:
             items = ocp.args.PyTreeRestore(item=dict.fromkeys(places, 0), restore_args=places)
             found = self._read(step, state=items).state
-        leaves = [_taken(found.get(name), x) for name, x in wanted.items()]
+        leaves = [placed(found.get(name), x) for name, x in wanted.items()]
         return Restored(step, jax.tree.unflatten(jax.tree.structure(like), leaves), run["data"])
 
     def close(self) -> None:
@@ -207,7 +205,7 @@ class Checkpoints:
         except Exception as error:
             others = [s for s in self.steps() if s != step]
             raise OSError(
-                f"the checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}. Was it copied or "
+                f"the checkpoint {self.directory / str(step)} cannot be read: {reason_of(error)}. Was it copied or "
                 f"deleted in part? The others here: {others or 'none'}; give restore one's step, or delete this one."
             ) from error
 
@@ -218,7 +216,7 @@ class Checkpoints:
             self._clear(str(step))
         steps = [s for s in self.steps() if s != step]
         good = f"the last good one is {self.directory / str(steps[-1])}" if steps else "there is none before it"
-        return OSError(f"the checkpoint of step {step} was not written to {self.directory}: {_reason(error)}; {good}")
+        return OSError(f"the checkpoint of step {step} was not written to {self.directory}: {reason_of(error)}; {good}")
 
     def _clear(self, step: str) -> None:
         for left in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
@@ -237,78 +235,6 @@ class Checkpoints:
 
 
 _ABSENT = "absent"
-_NUMPY = (np.ndarray, np.generic)
-
-
-def _step(step: Any) -> int:
-    """The step as Python's integer: its digits are the name of a directory, which `steps` looks for."""
-    try:
-        number = -1 if isinstance(step, bool) else operator.index(step)
-    except TypeError:
-        number = -1
-    if number < 0:
-        what = f"{step!r:.80} ({type(step).__name__})"
-        hint = "; of a replicated state give jaxnorm.unreplicate(state).step" if getattr(step, "ndim", 0) else ""
-        raise ValueError(f"a step is an integer from 0 on, found {what}{hint}")
-    return number
-
-
-def _as_json(title: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    check.instance(title, value, Mapping, "a mapping that JSON can hold")
-    try:
-        return json.loads(json.dumps(dict(value), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{title} is what JSON can hold: numbers, strings, lists, dicts of these; {error}") from error
-
-
-def _kinds(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """`float32[64, 3, 7, 7]` of each; of a random key its generator."""
-    return {
-        name: f"{x.dtype if isinstance(x, _NUMPY) else jnp.result_type(x)}{list(np.shape(x))}"
-        for name, x in arrays.items()
-    }
-
-
-def _saved(name: str, x: Any) -> Any:
-    try:
-        jnp.result_type(x)  # of what JAX has no dtype for, orbax has none either
-        x = np.asarray(x) if isinstance(x, _NUMPY) else jax.random.key_data(x) if is_key(x) else jnp.asarray(x)
-    except (TypeError, OverflowError) as error:
-        raise ValueError(
-            f"{name} cannot be stored: {error}. A state is a tree of arrays, NumPy's for numbers beyond JAX's dtypes; "
-            "texts and the like go into data or config."
-        ) from error
-    return host(x) if jax.process_count() > 1 and is_own(x) else x  # orbax writes it once, from process 0
-
-
-def _place(x: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    sharding = getattr(x, "sharding", None)
-    if sharding is None or (jax.process_count() > 1 and is_own(x)):
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=jax.random.key_data(x).sharding if is_key(x) else sharding)
-
-
-def _taken(found: Any, x: Any) -> Any:
-    """What was read, in the place and form of `x`."""
-    if found is None:
-        return x  # no values
-    if isinstance(x, _NUMPY):
-        return np.asarray(found, x.dtype)[() if isinstance(x, np.generic) else ...]
-    if is_key(x):
-        found = jax.random.wrap_key_data(found, impl=jax.random.key_impl(x))
-    sharding = getattr(x, "sharding", None)
-    return found if isinstance(found, jax.Array) and found.sharding == sharding else jax.device_put(found, sharding)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause, which is the one that names the file and the system's error."""
-    while error.__cause__ is not None or error.__context__ is not None:
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    text = str(error).partition(" [tensorstore_spec=")[0].strip() or type(error).__name__
-    text = " ".join(text.split())
-    return text if len(text) <= 600 else f"{text[:300]} ... {text[-300:]}"  # what it was about, and the system's error
 
 
 def _meeting() -> Any:

@@ -308,3 +308,109 @@ def test_importing_the_package_does_not_import_orbax():
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
     assert pathlib.Path(jaxnorm.__file__).exists()
+
+
+# a model out of a run
+
+
+@pytest.fixture
+def run(tmp_path, step):
+    """A run of two steps, of which both are saved; and its state after each."""
+    states, state = {}, make()
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        for count in (1, 2):
+            state, _ = step(state, BATCH)
+            checkpoints.save(count, state, {"position": 16 * count})
+            checkpoints.wait()
+            states[count] = jax.tree.map(jnp.copy, state)
+    return tmp_path / "run", states
+
+
+def arrays(model):
+    return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngState)))
+
+
+def test_a_model_comes_out_of_a_run_without_its_optimizer(run):
+    directory, states = run
+    step, model, data = jaxnorm.restore_model(directory, Net())
+    assert step == 2 and data == {"position": 32}
+    assert_equal(arrays(model), arrays(states[2].model()))
+    step, model, data = jaxnorm.restore_model(directory, Net(), step=1)
+    assert step == 1 and data == {"position": 16}
+    assert_equal(arrays(model), arrays(states[1].model()))
+    assert_equal(arrays(jaxnorm.restore_model(directory, Net(), average=True).model), arrays(states[2].ema_model()))
+
+
+def test_what_was_frozen_in_a_run_is_found_by_its_path(run):
+    class Frozen(nnx.Variable):
+        pass
+
+    model = Net()
+    model.first.kernel = Frozen(model.first.kernel[...])
+    found = jaxnorm.restore_model(run[0], model).model
+    assert_equal(arrays(found), arrays(run[1][2].model()))
+    assert isinstance(found.first.kernel, Frozen)
+
+
+def test_reading_a_model_leaves_a_run_as_it_is(run):
+    """Also what is being written just then, which the run's own restart would clear away."""
+    directory = run[0]
+    unfinished = directory / "3.orbax-checkpoint-tmp-7"
+    unfinished.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    assert jaxnorm.restore_model(directory, Net()).step == 2
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
+
+
+def test_a_model_of_another_run_is_refused_by_the_names_of_what_differs(run, tmp_path):
+    directory, states = run
+    with pytest.raises(ValueError, match=r"first/kernel: float32\[4, 6\] there, float32\[4, 7\] here") as error:
+        jaxnorm.restore_model(directory, Net(7))
+    assert "opt_state" not in str(error.value) and "axis of replicas" not in str(error.value)
+    model = Net()
+    del model.last
+    with pytest.raises(ValueError, match=r"params/last/kernel: float32\[6, 3\] there, absent here"):
+        jaxnorm.restore_model(directory, model)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 .* it has those of steps \[1, 2\]"):
+        jaxnorm.restore_model(directory, Net(), step=5)
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        jaxnorm.restore_model(tmp_path / "nowhere", Net())
+    assert not (tmp_path / "nowhere").exists()
+    for name, state in (
+        ("replicas", replicate(states[2])),
+        ("plain", states[2].replace(ema=None, ema_state=None)),
+        ("tree", {"a": jnp.ones(3)}),
+    ):
+        with Checkpoints(tmp_path / name) as checkpoints:
+            checkpoints.save(1, state)
+    with pytest.raises(ValueError, match=r"axis of replicas: take it up with Checkpoints.restore"):
+        jaxnorm.restore_model(tmp_path / "replicas", Net())
+    with pytest.raises(ValueError, match="has no average"):
+        jaxnorm.restore_model(tmp_path / "plain", Net(), average=True)
+    with pytest.raises(ValueError, match=r"of no jaxnorm.TrainState: its arrays are a"):
+        jaxnorm.restore_model(tmp_path / "tree", Net())
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_it(run):
+    directory = run[0]
+    shutil.rmtree(directory / "2" / "state" / "d", ignore_errors=True)
+    for path in (directory / "2" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:3])
+    with pytest.raises(OSError, match=r"run/2 cannot be read: "):
+        jaxnorm.restore_model(directory, Net())
+    assert jaxnorm.restore_model(directory, Net(), step=1).step == 1
+
+
+def test_the_page_about_pods_takes_a_model_out_of_a_run(run, tmp_path, monkeypatch):
+    """The program of docs/pods.md, "A model out of a run"."""
+    page = pathlib.Path(__file__).parents[1] / "docs" / "pods.md"
+    section = page.read_text(encoding="utf-8").partition("## A model out of a run\n")[2]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a").symlink_to(run[0])
+    monkeypatch.chdir(tmp_path)
+    names = {"jaxnorm": jaxnorm, "model": Net()}
+    exec(section.partition("```python\n")[2].partition("```")[0], names)
+    assert names["step"] == 2
+    assert_equal(arrays(names["trained"]), arrays(run[1][2].model()))
+    assert_equal(arrays(names["averaged"]), arrays(run[1][2].ema_model()))

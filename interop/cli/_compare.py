@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
 import typer
-from flax import nnx
 
-from interop.cli._import import INPUT_HELP, MODEL_HELP
-from interop.cli.models import build, found_in, input_shapes, load, parse_options
-from interop.cli.output import print_json, require
+from interop.cli._import import INPUT_HELP, MODEL_HELP, WHICH_HELP
+from interop.cli.flax_models import FLAX_HELP, RENAME_HELP, flax_model, parse_rename
+from interop.cli.libraries import require
+from interop.cli.models import build, checkpoint_of, input_shapes, load, parse_options
+from interop.cli.output import print_json
 from interop.comparing._compare import compare as compare_models
-from interop.files.checkpoint import load_checkpoint
-from interop.running import artifact
 from interop.weights._state_dict import load_state_dict
 
 
@@ -24,16 +22,13 @@ def compare(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     flax: Annotated[
         str,
-        typer.Argument(
-            metavar="FLAX",
-            help="package.module:callable that gives an NNX model, or Linen's (module, variables); or what "
-            "`jaxnorm import` wrote.",
-        ),
+        typer.Argument(metavar="FLAX", help=FLAX_HELP),
     ],
     weights: Annotated[str | None, typer.Option(metavar="FILE", help="A checkpoint for the PyTorch model.")] = None,
+    which: Annotated[str | None, typer.Option(help=WHICH_HELP)] = None,
     rename: Annotated[
         list[str] | None,
-        typer.Option(help="PATTERN=REPLACEMENT, from PyTorch's names to the Flax model's; may be repeated."),
+        typer.Option(help=RENAME_HELP),
     ] = None,
     as_is: Annotated[
         bool, typer.Option("--as-is", help="Leave the Flax model's arrays; else it is given PyTorch's.")
@@ -58,13 +53,13 @@ def compare(
     """
     torch = require("torch")
     module = build(model, parse_options(option or []))
-    if weights is not None:
-        load(module, load_checkpoint(weights), weights)
+    if (checkpoint := checkpoint_of(weights, which)) is not None:
+        load(module, checkpoint, str(checkpoint.path))
     sizes = input_shapes(module, shapes or [])
     generator = np.random.default_rng(seed)
     inputs = [torch.from_numpy(generator.normal(size=size).astype(np.float32)) for size in sizes]
-    pairs = [_pair(text) for text in rename or []] or None
-    ours = _flax_model(flax)
+    pairs = parse_rename(rename or [])
+    ours = flax_model(flax)
     if not as_is:
         state = {name: value.numpy() for name, value in module.state_dict().items()}
         ours = load_state_dict(ours, state, pairs)
@@ -74,20 +69,3 @@ def compare(
     else:
         print(f"{model} in PyTorch {torch.__version__}, {flax} in JAX {jax.__version__}\n\n{found}")
     return 0 if found.agrees else 1
-
-
-def _flax_model(name: str) -> Any:
-    if pathlib.Path(name).is_dir():
-        return artifact.load(name)
-    package, colon, path = name.partition(":")
-    if not colon:
-        raise ValueError(f"FLAX is package.module:callable, or a directory that `jaxnorm import` wrote; found {name}")
-    found = found_in(package, path)
-    return found if isinstance(found, nnx.Module | tuple) else found()
-
-
-def _pair(text: str) -> tuple[str, str]:
-    pattern, equals, replacement = text.partition("=")
-    if not equals:
-        raise ValueError(f"--rename {text}: expected PATTERN=REPLACEMENT")
-    return pattern, replacement

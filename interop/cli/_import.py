@@ -8,15 +8,18 @@ from typing import Annotated
 import typer
 
 from interop._from_torch import from_torch
-from interop.cli._inspect import print_findings
-from interop.cli.models import build, input_shapes, load, parse_options
-from interop.cli.output import require
-from interop.files.checkpoint import load_checkpoint
+from interop.cli.findings import print_findings
+from interop.cli.libraries import require
+from interop.cli.models import build, checkpoint_of, dimensions, input_shapes, load, parse_options
 from interop.linting._lint import lint
 from interop.running import artifact
 
 MODEL_HELP = "timm:NAME, torchvision:NAME, ultralytics:NAME, package.module:callable, or a NAME that one library has."
 INPUT_HELP = "Sizes of an input, 2,3,224,224; once for each. Default: two images of the size that the model is for."
+
+WHICH_HELP = "Which of several state dicts: model, ema, or its name; `jaxnorm inspect` shows what a file has."
+DYNAMIC_HELP = "Dimensions that may vary: 0 is the batch, 0,2,3 images of any size."
+OPTION_HELP = "name=value for the model's constructor; may be repeated."
 
 
 def import_(
@@ -25,14 +28,10 @@ def import_(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="A checkpoint; without one, the initial weights.")
     ] = None,
-    which: Annotated[str | None, typer.Option(help="Which of several state dicts: model, ema, or its name.")] = None,
+    which: Annotated[str | None, typer.Option(help=WHICH_HELP)] = None,
     shapes: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
-    dynamic: Annotated[
-        str, typer.Option(help="Dimensions that may vary: 0 is the batch, 0,2,3 images of any size.")
-    ] = "0",
-    option: Annotated[
-        list[str] | None, typer.Option(help="name=value for the model's constructor; may be repeated.")
-    ] = None,
+    dynamic: Annotated[str, typer.Option(help=DYNAMIC_HELP)] = "0",
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
 ) -> None:
     """A PyTorch model as one that runs without PyTorch.
 
@@ -46,11 +45,8 @@ def import_(
       jaxnorm import mypackage.models:build --weights last.pth.tar --which ema --input 2,3,64,64 --out mine
     """
     torch = require("torch")
-    try:
-        dims = tuple(map(int, dynamic.split(",")))
-    except ValueError:
-        raise ValueError(f"--dynamic {dynamic}: expected dimensions such as 0 or 0,2,3") from None
-    checkpoint = None if weights is None else load_checkpoint(weights, which)
+    dims = dimensions(dynamic)
+    checkpoint = checkpoint_of(weights, which)
     module = build(model, parse_options(option or []))
     if checkpoint is not None:
         load(module, checkpoint, str(checkpoint.path))
@@ -63,4 +59,4 @@ def import_(
     print(f"{model}: {counts}, from {origin}")
     print(f"inputs: {', '.join('x'.join(map(str, size)) for size in sizes)}; dimensions that may vary: {dynamic}")
     print(f"the model is in {out}")
-    print_findings(lint(module))
+    print_findings(lint(module), str(out))

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from interop.cli.findings import print_findings
 from interop.cli.output import print_json, shown, size, table
+from interop.cli.said import StateDict, lines, state_dicts
 from interop.cli.sources import Source, open_source
 from interop.cli.values import as_json as metadata_as_json
-from interop.cli.values import brief
+from interop.files.checkpoint import Checkpoint
 from interop.linting._lint import lint
 from interop.linting.rules import Finding
 from interop.linting.subject import NormLayer, subject
@@ -31,8 +33,9 @@ def inspect(
 ) -> None:
     """What is in a checkpoint, and what looks wrong.
 
-    Shown are the file's tree with sizes, its BatchNorm layers (the smallest and largest value of each statistic, and
-    eps and momentum, PyTorch's, where they are known), and the findings of interop.lint.
+    Shown are what the file says besides its weights, which state dicts it has and how to ask for each, the tree with
+    sizes, the BatchNorm layers (the smallest and largest value of each statistic, and eps and momentum, PyTorch's,
+    where the file is a model's: a state dict has none), and the findings of interop.lint.
 
     \b
     Examples:
@@ -45,10 +48,11 @@ def inspect(
     source = open_source(file, which)
     layers = subject(source.target).layers
     findings = lint(source.target)
+    choices = state_dicts(source.target) if isinstance(source.target, Checkpoint) else []
     if as_json:
-        print_json(_document(source, layers, findings))
+        print_json(_document(source, layers, findings, choices))
     else:
-        _print(source, layers, findings, depth)
+        _print(source, layers, findings, choices, depth)
     if plot is not None:
         from interop.cli.plot import plot_statistics
 
@@ -57,33 +61,35 @@ def inspect(
             print(f"\nThe picture is in {plot}")
 
 
-def _print(source: Source, layers: Sequence[NormLayer], findings: Sequence[Finding], depth: int) -> None:
+def _print(
+    source: Source,
+    layers: Sequence[NormLayer],
+    findings: Sequence[Finding],
+    choices: Sequence[StateDict],
+    depth: int,
+) -> None:
     shapes = [(name, array.size, array.nbytes) for name, array in source.state.items()]
     print(source.name)
     numbers, held = sum(s[1] for s in shapes), sum(s[2] for s in shapes)
     print(f"{source.format}, {len(shapes)} arrays, {numbers:,} numbers, {size(held)}")
-    for key, value in source.metadata.items():
-        if _says_something(value) and len(text := brief(value)) < 200:
-            print(shown(f"{key}: {text}"))
+    for line in lines(source.metadata):
+        print(line)
+    if taken := source.metadata.get("unwrapped"):
+        print(shown(f"unwrapped: {', '.join(taken)}"))
     print()
+    if choices:
+        rows = [
+            (choice.name or "(the file)", "this one" if choice.taken else "", " or ".join(choice.which))
+            for choice in choices
+        ]
+        table(("state dict", "shown", "--which"), rows, left=3)
+        print()
     table(("layer", "arrays", "numbers", "size"), _tree(shapes, depth))
     if layers:
         print()
         _print_layers(layers)
     print()
-    print_findings(findings)
-
-
-def print_findings(findings: Sequence[Finding]) -> None:
-    """The findings as a table, or that there are none."""
-    if not findings:
-        print("findings: none")
-        return
-    rows = [
-        (f.severity, f.rule, f.layer, f.message + ("" if f.suggested is None else f"; suggested: {f.suggested}"))
-        for f in findings
-    ]
-    table(("finding", "rule", "layer", "what"), rows, left=4)
+    print_findings(findings, source.name)
 
 
 def _tree(shapes: Iterable[tuple[str, int, int]], depth: int) -> list[tuple[str, str, str, str]]:
@@ -112,21 +118,22 @@ def _print_layers(layers: Sequence[NormLayer]) -> None:
         count = "" if layer.count is None else str(layer.count)
         rows.append((layer.name, str(layer.arrays["running_var"].size), count, *ranges, *known))
     table(("BatchNorm", "channels", "batches", *STATISTICS, *flags), rows)
-
-
-def _says_something(value: object) -> bool:
-    return value is not None and not (isinstance(value, str | list) and len(value) == 0)
+    if not flags:
+        print("eps and momentum are not in a state dict: the model's code has them")
 
 
 def _flag(value: float | None) -> str:
     return "None" if value is None else f"{value:g}"
 
 
-def _document(source: Source, layers: Sequence[NormLayer], findings: Sequence[Finding]) -> dict[str, Any]:
+def _document(
+    source: Source, layers: Sequence[NormLayer], findings: Sequence[Finding], choices: Sequence[StateDict]
+) -> dict[str, Any]:
     return {
         "file": source.name,
         "format": source.format,
         "metadata": {key: metadata_as_json(value) for key, value in source.metadata.items()},
+        "state_dicts": [choice._asdict() for choice in choices],
         "arrays": [
             {"name": name, "shape": array.shape, "dtype": array.dtype.name, "bytes": array.nbytes}
             for name, array in source.state.items()

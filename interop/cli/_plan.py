@@ -18,8 +18,9 @@ import typer
 import jaxnorm
 from interop._from_torch import from_torch
 from interop.cli._import import INPUT_HELP, MODEL_HELP
+from interop.cli.libraries import require
 from interop.cli.models import build, input_shapes, parse_options
-from interop.cli.output import print_json, require, size, table
+from interop.cli.output import print_json, size, table
 from jaxnorm.topologies import topology
 
 OPTIMIZERS = {

@@ -14,10 +14,13 @@ import typer
 from flax import nnx
 from jax.typing import DTypeLike
 
+from interop._from_torch import from_torch
+from interop.arrays import to_numpy
 from interop.cli import draws
-from interop.cli._import import INPUT_HELP, MODEL_HELP
-from interop.cli.models import build, input_shapes, load, parse_options
-from interop.cli.output import require, table
+from interop.cli._import import DYNAMIC_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP, WHICH_HELP
+from interop.cli.libraries import require
+from interop.cli.models import build, checkpoint_of, dimensions, input_shapes, load, parse_options
+from interop.cli.output import table
 from interop.running import artifact
 from interop.running.module import TracedModule
 from interop.weights._state_dict import state_dict
@@ -28,11 +31,20 @@ if TYPE_CHECKING:
 
 def verify(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="What `jaxnorm import` wrote.")],
-    shapes: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
-    option: Annotated[
-        list[str] | None, typer.Option(help="name=value for the model's constructor; may be repeated.")
+    directory: Annotated[
+        str | None,
+        typer.Argument(metavar="[DIR]", help="What `jaxnorm import` wrote; without it MODEL is imported here."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="A checkpoint for PyTorch's model, to which DIR is held; else DIR's weights."
+        ),
+    ] = None,
+    which: Annotated[str | None, typer.Option(help=WHICH_HELP)] = None,
+    shapes: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
+    dynamic: Annotated[str | None, typer.Option(help=f"Without DIR. {DYNAMIC_HELP}")] = None,
+    option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Compute in float32; else in float64.")] = False,
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="The relative difference that passes; 1e-8, or 1e-3 with --float32.")
@@ -41,31 +53,46 @@ def verify(
 ) -> int:
     """PyTorch against JAX on the same input.
 
-    The PyTorch model gets the saved weights. Compared are the outputs in eval mode, and in train mode the outputs and
-    every array that a step changes, the running statistics. Dropout and its like draw the same on both sides: they drop
-    nothing. The exit code is 1 if a relative difference (the norm of the difference over the norm of PyTorch's result)
-    is above the tolerance.
+    The PyTorch model gets the weights of --weights, or those that were saved. Compared are the arrays, if --weights
+    says what they are to be; the outputs in eval mode; and in train mode the outputs and every array that a step
+    changes, the running statistics. Dropout and its like draw the same on both sides: they drop nothing. The exit code
+    is 1 if a relative difference (the norm of the difference over the norm of PyTorch's result) is above the tolerance.
 
     \b
     Examples:
       jaxnorm verify timm:resnet50 resnet50
       jaxnorm verify torchvision:mobilenet_v3_small mobilenet --option num_classes=10 --float32
+      jaxnorm verify timm:resnet50 --weights last.pth.tar --which ema
       jaxnorm verify mypackage.models:build mine --input 2,3,64,64
     """
     torch = require("torch")
     limit = (1e-3 if float32 else 1e-8) if tolerance is None else tolerance
+    if directory is not None and dynamic is not None:
+        raise ValueError(f"--dynamic {dynamic}: {directory} has its own, which were said when it was imported")
+    dims = dimensions("0" if dynamic is None else dynamic)
+    checkpoint = checkpoint_of(weights, which)
     module = build(model, parse_options(option or []))
+    if checkpoint is not None:
+        load(module, checkpoint, str(checkpoint.path))
+    sizes = input_shapes(module, shapes or [])
+    if directory is None:
+        taken = from_torch(module, *(torch.zeros(size) for size in sizes), dynamic_dims=dims)
+    dtype = np.float32 if float32 else np.float64
     with jax.enable_x64(not float32):
-        imported = _cast(artifact.load(directory), np.float32 if float32 else np.float64)
-        sizes = input_shapes(module, shapes or [])
+        imported = _cast(taken if directory is None else artifact.load(directory), dtype)
         generator = np.random.default_rng(seed)
-        inputs = [generator.normal(size=size).astype(np.float32 if float32 else np.float64) for size in sizes]
+        inputs = [generator.normal(size=size).astype(dtype) for size in sizes]
         module = module.float() if float32 else module.double()
-        load(module, state_dict(imported), directory)
-        rows = list(_compare(torch, module, imported, inputs))
+        rows = []
+        if directory is not None and checkpoint is not None:
+            rows.append(("saved", "arrays", *_difference(_arrays(imported, module, directory, str(checkpoint.path)))))
+        elif directory is not None:
+            load(module, state_dict(imported), directory)
+        rows += _compare(torch, module, imported, inputs)
     shown = ", ".join("x".join(map(str, size)) for size in sizes)
     kind = "float32" if float32 else "float64"
-    print(f"{model} in PyTorch {torch.__version__}, {directory} in JAX {jax.__version__}; {kind}, input {shown}\n")
+    where = f"{directory} in" if directory is not None else "imported to"
+    print(f"{model} in PyTorch {torch.__version__}, {where} JAX {jax.__version__}; {kind}, input {shown}\n")
     table(
         ("mode", "compared", "values", "largest difference", "relative"),
         [(mode, what, f"{n:,}", f"{largest:.2g}", f"{relative:.2g}") for mode, what, n, largest, relative in rows],
@@ -77,6 +104,14 @@ def verify(
     passed = all(row[4] <= limit for row in rows)
     print(f"\n{'equal' if passed else 'different'}: {worst:.2g} at most, tolerance {limit:g}")
     return 0 if passed else 1
+
+
+def _arrays(imported: TracedModule, module: Module, saved: str, weights: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each array of the saved model beside the one that it should be."""
+    ours, theirs = state_dict(imported), {name: to_numpy(value) for name, value in module.state_dict().items()}
+    if other := sorted(ours.keys() ^ theirs.keys()):
+        raise ValueError(f"{saved} and {weights} are of two models; only one has: {', '.join(other)}")
+    return [(ours[name], theirs[name]) for name in theirs]
 
 
 def _compare(

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interop.arrays import to_torch
-from interop.cli.output import require
-from interop.files.checkpoint import Checkpoint
+from interop.cli.libraries import require
+from interop.files.checkpoint import Checkpoint, load_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +98,21 @@ def input_shapes(module: torch.nn.Module, given: Sequence[str]) -> list[tuple[in
             (2, 3, 16, 224, 224) if "mvit" in origin or "swin" in origin or "s3d" in origin else (2, 3, 16, 112, 112)
         ]
     return [(2, 3, 299, 299) if origin.startswith("torchvision.models.inception") else (2, 3, 224, 224)]
+
+
+def dimensions(text: str) -> tuple[int, ...]:
+    """`0,2,3`: the dimensions that may vary."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise ValueError(f"--dynamic {text}: expected dimensions such as 0 or 0,2,3") from None
+
+
+def checkpoint_of(weights: str | None, which: str | None) -> Checkpoint | None:
+    """The checkpoint that `--weights` and `--which` name."""
+    if weights is None and which is not None:
+        raise ValueError(f"--which {which} chooses among the state dicts of a checkpoint: give --weights FILE too")
+    return None if weights is None else load_checkpoint(weights, which)
 
 
 def load(module: torch.nn.Module, state: Mapping[str, np.ndarray], origin: str) -> None:

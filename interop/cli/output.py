@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from types import ModuleType
 from typing import Any
-
-EXTRAS = {"torch": "torch", "matplotlib": "cli", "rich": "cli", "huggingface_hub": "hub"}
-"""The extra of this package that brings a library."""
 
 
 def shown(text: str) -> str:
@@ -71,17 +66,3 @@ def size(count: int) -> str:
         return f"{count} B"
     power = min(int(math.log10(count) / 3), 4)
     return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
-
-
-def require(name: str) -> ModuleType:
-    """The library `name`. Raises ImportError with what to install, or with why it cannot be imported."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name.partition(".")[0]:
-            raise ImportError(f"{name} cannot be imported: {error}") from error
-        extra = EXTRAS.get(error.name)
-        install = f"'jaxnorm[{extra}]'" if extra else error.name
-        raise ImportError(f"this needs {error.name}: pip install {install}") from error
-    except (ImportError, OSError, RuntimeError) as error:  # torchvision beside a PyTorch that it was not built for
-        raise ImportError(f"{name} is installed but cannot be imported: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interop.cli.output import require
+from interop.cli.libraries import require
 from interop.files.replacing import replacing
 from interop.linting.rules import Finding
 from interop.linting.subject import NormLayer

@@ -233,7 +233,8 @@ class Sets:
         )  # fmt: skip
 
     def _listed(self) -> str:
-        named = [repr(name) for name in self.names if name]
+        marks = {"ema": " (an average)", "both": " (both)", "model": ""}
+        named = [f"{name!r}{marks[self.roles[name]]}" for name in self.names if name]
         more = f" and {len(named) - 40} more" if len(named) > 40 else ""
         return (", ".join(named[:40]) or "none but the one it is ('')") + more
 

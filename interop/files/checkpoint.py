@@ -174,7 +174,19 @@ def _in_folder(folder: pathlib.Path) -> pathlib.Path:
         if found:
             names = ", ".join(map(repr, found[:8]))
             raise CheckpointError(folder, f"is a folder with several checkpoints; choose one: {names}")
+    if steps := _steps_of_a_run(folder):
+        raise CheckpointError(
+            folder,
+            f"is a run of jaxnorm.Checkpoints (steps {', '.join(map(str, steps))}), whose checkpoints hold arrays "
+            "alone: jaxnorm.restore_model gives them to a model, `jaxnorm export` makes a file for PyTorch of them",
+        )
     raise CheckpointError(folder, "is a folder without a checkpoint (.metadata, *.index.json, *.safetensors, *.pth)")
+
+
+def _steps_of_a_run(folder: pathlib.Path) -> list[int]:
+    """The last steps that orbax has written there, each a folder with a file of this name (orbax 0.12)."""
+    names = [path.name for path in folder.iterdir() if path.name.isascii() and path.name.isdigit()]
+    return sorted(int(name) for name in names if _is_there(folder / name / "_CHECKPOINT_METADATA"))[-8:]
 
 
 def _hint(data: Data) -> str:
