@@ -47,9 +47,9 @@ def optax_from_torch(
     optimizer.load_state_dict(interop.optimizer_state_dict(state, optimizer, names=module))
     ```
 
-    torch.optim: SGD, Adam, AdamW, NAdam, RAdam, Adagrad, RMSprop, Adamax, Adadelta, ASGD, Rprop, Muon. timm.optim: SGDW,
-    Lars, Lamb, AdamW (its own, "adamwlegacy"), NAdamW, AdaBelief, Adopt, LaProp, MADGRAD, Mars, RMSpropTF, Lion, Adan,
-    Muon, by whatever name `create_optimizer_v2` made them: cautious, corrected, rectified, with layer decay.
+    torch.optim: SGD, Adam, AdamW, NAdam, RAdam, Adagrad, RMSprop, Adamax, Adadelta, ASGD, Rprop, Muon. timm.optim:
+    SGDW, Lars, Lamb, AdamW (its own, "adamwlegacy"), NAdamW, AdaBelief, Adopt, LaProp, MADGRAD, Mars, RMSpropTF, Lion,
+    Adan, Muon, by whatever name `create_optimizer_v2` made them: cautious, corrected, rectified, with layer decay.
 
     | PyTorch | optax |
     |---|---|
@@ -92,7 +92,7 @@ def optax_from_torch(
     moving = [rate if isinstance(rate, TorchSchedule) and rate.moved else None for rate in rates]
     chains.refuse_unknown(kind, groups, moving=any(moving))
 
-    def chain_of(number: int, route: Route = Route()) -> optax.GradientTransformation:
+    def chain_of(number: int, route: Route = chains.GROUPS_OWN) -> optax.GradientTransformation:
         group, moved = groups[number], moving[number]
         if moved is not None:
             return chains.moving_chain(kind, group, moved, route)
@@ -115,7 +115,9 @@ def optax_from_torch(
     parameters = Parameters(TrainState.create(model, optax.identity()), layouts, inputs)
     order = parameters.by_number(optimizer, names, rename)
     of_group = [0 if alike else g for g, group in enumerate(groups) for _ in group["params"]]
-    routes = _routes(kind, optimizer, parameters, order) if by_array else dict.fromkeys(order.values(), Route())
+    routes = (
+        _routes(kind, optimizer, parameters, order) if by_array else dict.fromkeys(order.values(), chains.GROUPS_OWN)
+    )
     trained = set(order.values()) - parameters.frozen(optimizer, None, order)
     part_of = {name: (of_group[number], routes[name]) for number, name in order.items() if name in trained}
     parts = list(dict.fromkeys(part_of.values()))

@@ -68,8 +68,8 @@ _KNOWN: dict[str, tuple[set[str], dict[str, bool]]] = {
     "RMSpropTF": ({"alpha", "eps", "momentum", "centered", "lr_in_momentum"} | _TIMM, {}),
     "Lion": ({"betas"} | _TIMM, {}),
     "Adan": ({"betas", "eps", "no_prox", "caution"}, {"corrected_weight_decay": False}),
-    "Lamb": ({"betas", "eps", "always_adapt", "max_grad_norm", "bias_correction", "grad_averaging", "trust_clip"} | _TIMM,
-             {}),
+    "Lamb": ({"betas", "eps", "always_adapt", "max_grad_norm", "bias_correction", "grad_averaging", "trust_clip"}
+             | _TIMM, {}),
     "Lars": ({"momentum", "dampening", "nesterov", "trust_coeff", "eps", "trust_clip", "always_adapt"}, {}),
     "SGDW": ({"momentum", "dampening", "nesterov"} | _TIMM, {}),
     "AdamWLegacy": (_ADAM | _TIMM | {"clipping_threshold"}, {}),
@@ -79,7 +79,7 @@ _KNOWN: dict[str, tuple[set[str], dict[str, bool]]] = {
     "LaProp": ({"betas", "eps"} | _TIMM, {}),
     "MADGRAD": ({"momentum", "eps"}, {}),
     "Mars": ({"betas", "eps", "gamma", "mars_type", "optimize_1d", "lr_1d_factor", "betas_1d", "caution"}, {}),
-    "timm Muon": (_TIMMS_MUON | {"use_muon"}, {}),
+    "timm Muon": (_TIMMS_MUON | {"use_muon", "use_fallback"}, {}),
 }  # fmt: skip
 # Rules that are one piece: `by_entries.py`.
 _RULES = {
@@ -119,6 +119,9 @@ class Route(NamedTuple):
     fallback: bool = False  # timm's Muon: left to AdamW
 
 
+GROUPS_OWN = Route()
+
+
 def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]], moving: bool = False) -> None:
     """Raises `ValueError` for an optimizer, or options of it (all at once), without a counterpart here."""
     if kind not in _KNOWN:
@@ -142,7 +145,9 @@ def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]], moving: bool 
         raise ValueError(f"{kind} options without a counterpart here:\n" + "\n".join(wrong) + hint)
 
 
-def chain(kind: str, group: Mapping[str, Any], rate: Schedule, route: Route = Route()) -> optax.GradientTransformation:
+def chain(
+    kind: str, group: Mapping[str, Any], rate: Schedule, route: Route = GROUPS_OWN
+) -> optax.GradientTransformation:
     """The chain of a parameter group of an optimizer of class `kind`."""
     decay, momentum = number(group.get("weight_decay", 0)), number(group.get("momentum", 0))
     parts = [optax.scale(-1.0)] if group.get("maximize") else []
@@ -221,7 +226,7 @@ class MovingState(NamedTuple):
 
 
 def moving_chain(
-    kind: str, group: Mapping[str, Any], schedule: TorchSchedule, route: Route = Route()
+    kind: str, group: Mapping[str, Any], schedule: TorchSchedule, route: Route = GROUPS_OWN
 ) -> optax.GradientTransformation:
     """`chain`, with the hyperparameters that the schedule moves as they are at its position, step by step."""
     where = {key: jnp.asarray(table[0]) for key, table in schedule.moved.items()}

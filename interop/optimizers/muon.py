@@ -132,7 +132,7 @@ def _norm(x: Array) -> Array:
 
 
 def _scale(kind: str | None, shape: Sequence[int], adaptive: bool) -> tuple[float, bool]:
-    """What the rate is multiplied by, and whether AdaMuon divides by the norm (`get_lr_scale`, `get_adamuon_lr_scale`)."""
+    """What the rate is multiplied by, and whether AdaMuon divides by the norm (timm's `get_lr_scale` and its like)."""
     rows, columns = shape[-2], shape[-1]
     if not kind:
         return 1.0, False

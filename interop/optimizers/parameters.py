@@ -126,14 +126,13 @@ class Parameters:
         for axis in range(most):
             counts = {path: _counting(shape, axis) for path, shape in shapes.items() if len(shape) > axis}
             along.append(state_dict(self._with(self._filled(counts)), **self._options))
-        return {
-            name: None
-            if len(paths) > 1 or max(shared[path] for path in paths) > 1
-            else _transposition(
-                [entries[name] for entries in along[: len(shapes[next(iter(paths))])]], self.shapes[name]
-            )
-            for name, paths in of_name.items()
-        }
+        found: dict[str, tuple[int, ...] | None] = {}
+        for name, paths in of_name.items():
+            own = len(paths) == 1 and all(shared[path] == 1 for path in paths)
+            dimensions = len(shapes[next(iter(paths))])
+            counted = [entries[name] for entries in along[:dimensions]]
+            found[name] = _transposition(counted, self.shapes[name]) if own else None
+        return found
 
     def frozen(self, optimizer: Optimizer, names: Any, order: Mapping[int, str]) -> set[str]:
         """Those of `by_number` that are known not to require gradients."""

@@ -24,8 +24,8 @@ def adamw(
 ) -> optax.GradientTransformation:
     """timm/optim/adamw.py, and with `nesterov` nadamw.py, which takes `b1 m + (1 - b1) g` for the mean `m`.
 
-    `clipping_threshold`: the direction is scaled so that `g / denominator` has that root mean square at most; `scale`: of
-    the rate.
+    `clipping_threshold`: the direction is scaled so that `g / denominator` has that root mean square at most. `scale`:
+    of the rate.
     """
     b1, b2 = (number(b) for b in group["betas"])
     eps, decay = float(group["eps"]), number(group["weight_decay"])
