@@ -166,7 +166,7 @@ def optimizer_state_dict(
         else:
             arrays[entry] = parameters.to_torch(leaves)
     if _NEGATED in arrays:
-        arrays[_NEGATED] = {name: -x for name, x in arrays[_NEGATED].items()}
+        arrays[_NEGATED] = {name: np.asarray(-x) for name, x in arrays[_NEGATED].items()}
 
     result: dict[int, dict[str, Any]] = {}
     for group in like["param_groups"]:
@@ -221,7 +221,7 @@ def _step(source: Mapping[str, Any], counted: Mapping[str, Any], given: int | No
     if not taken and given is None:
         raise ValueError("this torch optimizer keeps no count of its steps: give step=")
     if len(taken) == 1 and given not in (None, *taken):
-        raise ValueError(f"step={given}, but the optimizer has taken {counts.pop()} steps")
+        raise ValueError(f"step={given}, but the optimizer has taken {taken.pop()} steps")
     taken = taken or {_whole("step", given)}
     if len(taken) > 1 or (anew and taken != {0}):
         never = f", and not at all: {', '.join(anew)}" if anew else ""
@@ -229,7 +229,7 @@ def _step(source: Mapping[str, Any], counted: Mapping[str, Any], given: int | No
             f"the parameters were updated different numbers of times ({sorted(taken)}{never}); optax taken once. "
             "Parameters that stay frozen may be left out of the chain: optax.partition, with optax.set_to_zero for them"
         )
-    return counts.pop()
+    return taken.pop()
 
 
 def _whole(name: str, value: Any) -> int:
@@ -243,7 +243,7 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _filled(values: Mapping[str, np.ndarray], entry: str) -> dict[str, np.ndarray]:
-    return {name: -x for name, x in values.items()} if entry == _NEGATED else dict(values)
+    return {name: np.asarray(-x) for name, x in values.items()} if entry == _NEGATED else dict(values)
 
 
 def _field(path: Path) -> tuple[str, Path]:
