@@ -67,13 +67,13 @@ def by_entries(
         count = optax.safe_increment(state.count)
         now = Now(count, jnp.asarray(rate(state.rate[0])))
         gradients, tree = jax.tree.flatten(updates)
-        values = tree.flatten_up_to(params)
-        kept = {name: tree.flatten_up_to(of_all) for name, of_all in state.entries.items()}
+        values = jax.tree.leaves(params)
+        kept = {name: jax.tree.leaves(of_all) for name, of_all in state.entries.items()}
         made = []
         for i, (g, p) in enumerate(zip(gradients, values, strict=True)):
             made.append(_turned(rule, g, p, {name: of_all[i] for name, of_all in kept.items()}, now, axes))
-        entries = {name: tree.unflatten([after[name] for _, after in made]) for name in kept}
-        return tree.unflatten([u for u, _ in made]), EntriesState(count, advanced(state.rate), entries)
+        entries = {name: jax.tree.unflatten(tree, [after[name] for _, after in made]) for name in kept}
+        return jax.tree.unflatten(tree, [u for u, _ in made]), EntriesState(count, advanced(state.rate), entries)
 
     return optax.GradientTransformation(init, update)
 

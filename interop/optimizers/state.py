@@ -84,14 +84,14 @@ def load_optimizer_state(
             f"{', '.join(strangers)}. optax_from_torch(optimizer, names=, model=) leaves them alone, too"
         )
     fresh = _by_field(state.tx.init(state.params))
-    paths = parameters.paths()
+    of_names = parameters.paths()
     trees: dict[str, dict[Path, Any]] = {}
     for f, entry in chosen.items():
         if entry is None:
             continue
         values = _filled(entries[entry], entry)
         if _numbers(fields[f]):
-            of_path = {path: x for name, x in values.items() for path in paths[name]}
+            of_path = {path: x for name, x in values.items() for path in of_names[name]}
             trees[f] = {path: of_path.get(path, leaf) for path, leaf in fresh[f].items()}
         else:
             trees[f] = _leaves_by_path(parameters.to_params(values, fresh.get(f, {})))
