@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import jax
 import numpy as np
 import optax
 
-from interop.optimizers import chains
+from interop.optimizers import chains, muon
+from interop.optimizers.chains import Route
 from interop.optimizers.parameters import Parameters
 from interop.optimizers.plateau import Plateau
 from interop.optimizers.schedules import Schedule, TorchSchedule
@@ -45,19 +47,21 @@ def optax_from_torch(
     optimizer.load_state_dict(interop.optimizer_state_dict(state, optimizer, names=module))
     ```
 
-    torch.optim: SGD, Adam, AdamW, NAdam, RAdam, Adagrad, RMSprop. timm.optim: RMSpropTF, Lion, Adan, Lamb.
+    torch.optim: SGD, Adam, AdamW, NAdam, RAdam, Adagrad, RMSprop, Adamax, Adadelta, ASGD, Rprop, Muon. timm.optim:
+    SGDW, Lars, Lamb, AdamW (its own, "adamwlegacy"), NAdamW, AdaBelief, Adopt, LaProp, MADGRAD, Mars, RMSpropTF, Lion,
+    Adan, Muon, by whatever name `create_optimizer_v2` made them: cautious, corrected, rectified, with layer decay.
 
     | PyTorch | optax |
     |---|---|
-    | SGD | `trace`; with dampening a rule of ours, whose first value is undampened |
+    | SGD, timm SGDW | `trace`; with dampening a rule of ours, whose first value is undampened |
     | Adam, AdamW | `scale_by_adam`; with amsgrad a rule of ours (the maximum is taken before the bias correction) |
     | RMSprop | `scale_by_rms(eps_in_sqrt=False)`, or `scale_by_stddev`; then `trace`, then the rate |
     | timm RMSpropTF | `scale_by_rms(eps_in_sqrt=True, initial_scale=1)`; the rate, then `trace` |
     | timm Lion | `scale_by_lion` |
-    | timm Lamb | `clip_by_global_norm`, adam, `add_decayed_weights`, `scale_by_trust_ratio` |
-    | NAdam, RAdam, Adagrad, timm Adan | rules of ours: optax's momentum, place of eps, or difference is another |
+    | all others | rules of ours: optax's momentum, place of eps, or difference is another, or it has none |
 
-    Weight decay is added to the gradient, or decoupled and multiplied by the rate, as the optimizer says.
+    Weight decay is added to the gradient, or decoupled and multiplied by the rate, as the optimizer says. Muon's
+    iteration runs in bfloat16, as in PyTorch, and agrees to what that tells apart.
 
     **Arguments:**
 
@@ -83,34 +87,47 @@ def optax_from_torch(
             f"{type(optimizer).__name__}"
         )
     groups = optimizer.param_groups
-    kind = type(optimizer).__name__
+    kind = chains.kind_of(optimizer)
     rates = chains.rates(groups, learning_rate)
     moving = [rate if isinstance(rate, TorchSchedule) and rate.moved else None for rate in rates]
     chains.refuse_unknown(kind, groups, moving=any(moving))
-    parts = [
-        chains.chain(kind, group, rate) if moved is None else chains.moving_chain(kind, group, moved)
-        for group, rate, moved in zip(groups, rates, moving, strict=True)
-    ]
+
+    def chain_of(number: int, route: Route = chains.GROUPS_OWN) -> optax.GradientTransformation:
+        group, moved = groups[number], moving[number]
+        if moved is not None:
+            return chains.moving_chain(kind, group, moved, route)
+        return chains.chain(kind, group, rates[number], route)
+
     largest = optimizer.defaults.get("max_grad_norm") if kind == "Lamb" else None
     clip = optax.identity() if largest is None else optax.clip_by_global_norm(largest)
     alike = all(
         _hyperparameters(g) == _hyperparameters(groups[0]) and r is rates[0] for g, r in zip(groups, rates, strict=True)
     )
-    if alike:
-        parts = parts[:1]
-        whole = parts[0] if largest is None else optax.chain(clip, parts[0])
-    elif model is None:
-        raise ValueError(f"the optimizer has {len(groups)} parameter groups that differ: {_GIVE}")
+    by_array = any(chains.by_array(kind, group) for group in groups)
     if model is None:
-        size = sum(p.numel() for group in groups for p in group["params"] if p.requires_grad)
-        return optax.GradientTransformation(_refusing_more(whole.init, size), whole.update)
+        if not alike:
+            raise ValueError(f"the optimizer has {len(groups)} parameter groups that differ: {_GIVE}")
+        if kind in chains.BY_SHAPE:
+            raise ValueError(f"{kind} goes by the shape that each parameter has in PyTorch: {_GIVE}")
+        whole = chain_of(0) if largest is None else optax.chain(clip, chain_of(0))
+        sizes = [p.numel() for group in groups for p in group["params"] if p.requires_grad]
+        return optax.GradientTransformation(_refusing_more(whole.init, sizes, by_array), whole.update)
     parameters = Parameters(TrainState.create(model, optax.identity()), layouts, inputs)
-    labels = _labels(optimizer, parameters, parameters.by_number(optimizer, names, rename), len(parts))
-    trained = jax.tree.map(lambda label: label != _ALONE, labels)
-    if len(parts) == 1 and all(jax.tree.leaves(trained)):
-        return whole
-    chain = optax.partition({str(i): c for i, c in enumerate(parts)} | {_ALONE: optax.set_to_zero()}, labels)
-    return chain if largest is None else optax.chain(optax.masked(clip, trained), chain)
+    order = parameters.by_number(optimizer, names, rename)
+    of_group = [0 if alike else g for g, group in enumerate(groups) for _ in group["params"]]
+    routes = (
+        _routes(kind, optimizer, parameters, order) if by_array else dict.fromkeys(order.values(), chains.GROUPS_OWN)
+    )
+    trained = set(order.values()) - parameters.frozen(optimizer, None, order)
+    part_of = {name: (of_group[number], routes[name]) for number, name in order.items() if name in trained}
+    parts = list(dict.fromkeys(part_of.values()))
+    labels = _labels(parameters, {name: parts.index(part) for name, part in part_of.items()})
+    marks = jax.tree.map(lambda label: label != _ALONE, labels)
+    if len(parts) == 1 and all(jax.tree.leaves(marks)):
+        return chain_of(*parts[0]) if largest is None else optax.chain(clip, chain_of(*parts[0]))
+    made = {str(i): chain_of(*part) for i, part in enumerate(parts)}
+    chain = optax.partition(made | {_ALONE: optax.set_to_zero()}, labels)
+    return chain if largest is None else optax.chain(optax.masked(clip, marks), chain)
 
 
 _ALONE = "left alone"
@@ -119,33 +136,62 @@ _GIVE = (
 )
 
 
-def _refusing_more(init: Callable[[PyTree], PyTree], size: int) -> Callable[[PyTree], PyTree]:
-    """`init`, for no more numbers than the optimizer trains. (Fewer are what `optax.partition` gives a part.)"""
+def _refusing_more(
+    init: Callable[[PyTree], PyTree], sizes: Sequence[int], by_array: bool
+) -> Callable[[PyTree], PyTree]:
+    """`init`, for no more numbers than the optimizer trains. (Fewer are what `optax.partition` gives a part.)
+
+    Where a step goes by whole parameters, for these, in sizes.
+    """
+    size = sum(sizes)
 
     def checked(params: PyTree) -> PyTree:
-        found = sum(x.size for x in jax.tree.leaves(params))
-        if found > size:
+        found = [x.size for x in jax.tree.leaves(params)]
+        if sum(found) > size:
             raise ValueError(
                 f"the torch optimizer trains {size} numbers and leaves all else alone; these are the parameters of "
-                f"{found}. To know which: {_GIVE}"
+                f"{sum(found)}. To know which: {_GIVE}"
+            )
+        if by_array and Counter(found) - Counter(sizes):
+            raise ValueError(
+                "the torch optimizer's steps go by the norm or mean of each parameter, and some arrays of this model "
+                f"are other than PyTorch's: {_GIVE}"
             )
         return init(params)
 
     return checked
 
 
+def _routes(kind: str, optimizer: Any, parameters: Parameters, order: Mapping[int, str]) -> dict[str, Route]:
+    """By a parameter's name what its chain goes by besides its group.
+
+    Raises:
+        ValueError: for parameters that are not arrays of their own here, or are another than turned.
+    """
+    found: dict[str, Route] = {}
+    axes = parameters.axes()
+    wrong = sorted(name for name in order.values() if axes[name] is None)
+    if wrong:
+        raise ValueError(
+            f"{kind}'s steps go by each parameter as a whole in PyTorch's layout; parts of other arrays here, or "
+            f"reshaped: {', '.join(wrong)}"
+        )
+    by_shape = kind in chains.BY_SHAPE
+    tensors = [(group, p) for group in optimizer.param_groups for p in group["params"]]
+    for name, (group, p) in zip(order.values(), tensors, strict=True):
+        suited = kind != "timm Muon" or muon.suited(tuple(p.shape), group, optimizer.state.get(p, {}))
+        turned = axes[name] != tuple(range(p.ndim)) and by_shape
+        found[name] = Route(axes[name] if turned else None, not suited)
+    return found
+
+
 def _hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in group.items() if k not in ("params", "param_names", "lr", "initial_lr", "step")}
 
 
-def _labels(optimizer: torch.optim.Optimizer, parameters: Parameters, order: Mapping[int, str], parts: int) -> PyTree:
+def _labels(parameters: Parameters, part_of: Mapping[str, int]) -> PyTree:
     """For each parameter the number of its chain, or that it is left alone: in no group, or without requires_grad."""
-    chosen: dict[str, np.ndarray] = {}
-    of_group = [g if parts > 1 else 0 for g, group in enumerate(optimizer.param_groups) for _ in group["params"]]
-    frozen = parameters.frozen(optimizer, None, order)
-    for number, name in order.items():
-        if name not in frozen:
-            chosen[name] = np.full(parameters.shapes[name], float(of_group[number]))
+    chosen = {name: np.full(parameters.shapes[name], float(part)) for name, part in part_of.items()}
     marked = parameters.to_params(chosen, parameters.everywhere(-1))
 
     def label(path: Any, x: Any) -> str:
@@ -155,7 +201,7 @@ def _labels(optimizer: torch.optim.Optimizer, parameters: Parameters, order: Map
                 f"{jax.tree_util.keystr(path, simple=True, separator='.')} is one array here and several parameters in "
                 "PyTorch, which its optimizer treats differently"
             )
-        group = found.pop()
-        return _ALONE if group < 0 else str(group)
+        part = found.pop()
+        return _ALONE if part < 0 else str(part)
 
     return jax.tree_util.tree_map_with_path(label, marked)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from interop.optimizers import rules
+from interop.optimizers import muon, rules, rules_timm, rules_torch
+from interop.optimizers.arithmetic import number, on
 from interop.optimizers.plateau import Plateau
+from interop.optimizers.rates import HeldRate, scale_by_rate
 from interop.optimizers.schedules import Schedule, TorchSchedule
 from jaxnorm._typing import Array, Int, PyTree
 
@@ -36,22 +38,88 @@ _SHARED = {
 }
 # What OneCycleLR and CyclicLR leave where they move momentum.
 _MOVING = {"base_momentum", "max_momentum"}
-# timm's optimizers have options without a counterpart here, fine where they are off.
-_OFF = {"caution": False, "corrected_weight_decay": False}
+_TIMM = {"caution", "corrected_weight_decay"}
+_ADAM = {"betas", "eps", "amsgrad"}
+_TIMMS_MUON = {
+    "momentum",
+    "nesterov",
+    "ns_steps",
+    "ns_coefficients",
+    "eps",
+    "safety_factor",
+    "adjust_lr_fn",
+    "conv_mode",
+}
+_TIMMS_MUON |= {"normalize_spatial", "fallback_lr_scale", "betas", "algo", "scale_eps", "verbose", "use_fallback"}
+# The options that are known; those with a value are fine with that value alone.
 _KNOWN: dict[str, tuple[set[str], dict[str, bool]]] = {
     "SGD": ({"momentum", "dampening", "nesterov"}, {}),
-    "Adam": ({"betas", "eps", "amsgrad"}, {}),
-    "AdamW": ({"betas", "eps", "amsgrad"}, {}),
+    "Adam": (_ADAM, {}),
+    "AdamW": (_ADAM, {}),
     "NAdam": ({"betas", "eps", "momentum_decay"}, {}),
     "RAdam": ({"betas", "eps"}, {}),
     "Adagrad": ({"lr_decay", "eps", "initial_accumulator_value"}, {}),
     "RMSprop": ({"alpha", "eps", "momentum", "centered"}, {}),
-    "RMSpropTF": ({"alpha", "eps", "momentum", "centered", "lr_in_momentum"}, _OFF),
-    "Lion": ({"betas"}, _OFF),
-    "Adan": ({"betas", "eps", "no_prox"}, _OFF),
-    "Lamb": ({"betas", "eps", "always_adapt", "max_grad_norm"},
-             {**_OFF, "bias_correction": True, "grad_averaging": True, "trust_clip": False, "decoupled_decay": False}),
+    "Adamax": ({"betas", "eps"}, {}),
+    "Adadelta": ({"rho", "eps"}, {}),
+    "ASGD": ({"lambd", "alpha", "t0"}, {}),
+    "Rprop": ({"etas", "step_sizes"}, {}),
+    "Muon": ({"momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn"}, {}),
+    "RMSpropTF": ({"alpha", "eps", "momentum", "centered", "lr_in_momentum"} | _TIMM, {}),
+    "Lion": ({"betas"} | _TIMM, {}),
+    "Adan": ({"betas", "eps", "no_prox", "caution"}, {"corrected_weight_decay": False}),
+    "Lamb": ({"betas", "eps", "always_adapt", "max_grad_norm", "bias_correction", "grad_averaging", "trust_clip"}
+             | _TIMM, {}),
+    "Lars": ({"momentum", "dampening", "nesterov", "trust_coeff", "eps", "trust_clip", "always_adapt"}, {}),
+    "SGDW": ({"momentum", "dampening", "nesterov"} | _TIMM, {}),
+    "AdamWLegacy": (_ADAM | _TIMM | {"clipping_threshold"}, {}),
+    "NAdamW": ({"betas", "eps", "clipping_threshold"} | _TIMM, {}),
+    "AdaBelief": (_ADAM | {"degenerated_to_sgd", "rectify", "fixed_decay"}, {}),
+    "Adopt": ({"betas", "eps", "clip_exp", "decoupled"} | _TIMM, {}),
+    "LaProp": ({"betas", "eps"} | _TIMM, {}),
+    "MADGRAD": ({"momentum", "eps"}, {}),
+    "Mars": ({"betas", "eps", "gamma", "mars_type", "optimize_1d", "lr_1d_factor", "betas_1d", "caution"}, {}),
+    "timm Muon": (_TIMMS_MUON | {"use_muon", "use_fallback"}, {}),
 }  # fmt: skip
+# Rules that are one piece: `by_entries.py`.
+_RULES = {
+    "Adamax": rules_torch.adamax,
+    "Adadelta": rules_torch.adadelta,
+    "ASGD": rules_torch.asgd,
+    "Rprop": rules_torch.rprop,
+    "Lamb": rules_timm.lamb,
+    "AdamWLegacy": rules_timm.adamw,
+    "NAdamW": rules_timm.nadamw,
+    "AdaBelief": rules_timm.adabelief,
+    "Adopt": rules_timm.adopt,
+    "LaProp": rules_timm.laprop,
+    "MADGRAD": rules_timm.madgrad,
+}
+# Rules that go by the shape of a parameter in PyTorch's layout.
+BY_SHAPE = ("Muon", "timm Muon", "Mars")
+
+
+def kind_of(optimizer: Any) -> str:
+    """The name of an optimizer's rule: its class's; of the two that both torch and timm have, timm's says so."""
+    name = type(optimizer).__name__
+    timms = type(optimizer).__module__.startswith("timm.") and name in ("Muon", "Adafactor")
+    return f"timm {name}" if timms else name
+
+
+def by_array(kind: str, group: Mapping[str, Any]) -> bool:
+    """Whether a step goes by the whole of a parameter: by its norm, or caution by a mean over it."""
+    stable = group.get("clipping_threshold") is not None
+    return kind in (*BY_SHAPE, "Lamb", "Lars") or bool(group.get("caution")) or stable
+
+
+class Route(NamedTuple):
+    """What makes the chain of a parameter another than its group's others, where the rule goes by shape."""
+
+    axes: tuple[int, ...] | None = None  # PyTorch's, of the model's array
+    fallback: bool = False  # timm's Muon: left to AdamW
+
+
+GROUPS_OWN = Route()
 
 
 def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]], moving: bool = False) -> None:
@@ -77,40 +145,56 @@ def refuse_unknown(kind: str, groups: Sequence[Mapping[str, Any]], moving: bool 
         raise ValueError(f"{kind} options without a counterpart here:\n" + "\n".join(wrong) + hint)
 
 
-def chain(kind: str, group: Mapping[str, Any], rate: Schedule) -> optax.GradientTransformation:
+def chain(
+    kind: str, group: Mapping[str, Any], rate: Schedule, route: Route = GROUPS_OWN
+) -> optax.GradientTransformation:
     """The chain of a parameter group of an optimizer of class `kind`."""
-    decay = _number(group.get("weight_decay", 0))
-    decoupled = kind in ("AdamW", "Lion") or group.get("decoupled_weight_decay") or group.get("decoupled_decay")
+    decay, momentum = number(group.get("weight_decay", 0)), number(group.get("momentum", 0))
     parts = [optax.scale(-1.0)] if group.get("maximize") else []
-    if _on(decay) and not decoupled and kind not in ("Lamb", "Adan"):
+    if kind in BY_SHAPE:
+        return optax.chain(*parts, _by_shape(kind, group, rate, route))
+    if kind in _RULES:
+        in_gradient = on(decay) and kind in ("Adamax", "Adadelta", "ASGD")
+        coupled = [optax.add_decayed_weights(decay)] if in_gradient else []
+        return optax.chain(*parts, *coupled, _RULES[kind](group, rate))
+    decoupled = kind in ("AdamW", "Lion", "SGDW")
+    decoupled = decoupled or bool(group.get("decoupled_weight_decay") or group.get("decoupled_decay"))
+    if on(decay) and not decoupled and kind not in ("Adan", "Lars"):
         parts.append(optax.add_decayed_weights(decay))
-    direction, momentum = _direction(kind, group), _number(group.get("momentum", 0))
-    parts.append(direction)
-    if kind == "RMSprop" and _on(momentum):
-        parts.append(optax.trace(momentum))
-    if kind == "RMSpropTF" and _on(momentum):
-        if group["lr_in_momentum"]:
-            decayed = [rules.added_decay(rate, decay)] if _on(decay) and decoupled else []
-            return optax.chain(
-                *parts, rules.scale_by_rate(rate, 1.0), optax.trace(momentum), optax.scale(-1.0), *decayed
-            )
-        parts.append(optax.trace(momentum))
-    if _on(decay) and (decoupled or kind == "Lamb"):
+    if kind == "Lars" and (on(decay) or group["always_adapt"]):
+        parts.append(rules.lars_ratio(rate, decay, group["trust_coeff"], group["eps"], group["trust_clip"]))
+    direction = [_direction(kind, group)]
+    signed = kind == "RMSpropTF" and on(momentum) and group["lr_in_momentum"]
+    if signed:
+        direction.append(scale_by_rate(rate, 1.0))
+    if kind in ("RMSprop", "RMSpropTF") and on(momentum):
+        direction.append(optax.trace(momentum))
+    # Without momentum there is nothing that could disagree with the gradient.
+    careful = group.get("caution") and kind != "Adan" and (kind == "Lion" or on(momentum))
+    parts.append(rules.with_caution(optax.chain(*direction)) if careful else optax.chain(*direction))
+    apart = signed or bool(group.get("corrected_weight_decay"))  # decay that is not multiplied as the direction is
+    if on(decay) and ((decoupled and not apart) or (kind == "Adan" and group["no_prox"])):
         parts.append(optax.add_decayed_weights(decay))
-    if kind == "Lamb" and (_on(decay) or group["always_adapt"]):
-        parts.append(optax.scale_by_trust_ratio())
-    if kind == "Adan" and _on(decay) and group["no_prox"]:
-        parts.append(optax.add_decayed_weights(decay))
-    parts.append(rules.scale_by_rate(rate))
-    if kind == "Adan" and _on(decay) and not group["no_prox"]:
+    parts.append(optax.scale(-1.0) if signed else scale_by_rate(rate))
+    if on(decay) and decoupled and apart:
+        parts.append(rules.added_decay(rate, decay, group))
+    if kind == "Adan" and on(decay) and not group["no_prox"]:
         parts.append(rules.proximal_decay(rate, decay))
     return optax.chain(*parts)
 
 
+def _by_shape(kind: str, group: Mapping[str, Any], rate: Schedule, route: Route) -> optax.GradientTransformation:
+    if kind == "Mars":
+        return rules_timm.mars(group, rate, axes=route.axes)
+    if kind == "Muon":
+        return muon.torchs(group, rate, route.axes)
+    return muon.timms(group, rate, route.axes, route.fallback)
+
+
 def _direction(kind: str, group: Mapping[str, Any]) -> optax.GradientTransformation:
-    if kind == "SGD":
-        momentum, dampening, nesterov = _number(group["momentum"]), float(group["dampening"]), bool(group["nesterov"])
-        if not _on(momentum):
+    if kind in ("SGD", "SGDW", "Lars"):
+        momentum, dampening, nesterov = number(group["momentum"]), float(group["dampening"]), bool(group["nesterov"])
+        if not on(momentum):
             return optax.identity()
         return rules.dampened_trace(momentum, dampening, nesterov) if dampening else optax.trace(momentum, nesterov)
     if kind in ("RMSprop", "RMSpropTF"):
@@ -121,12 +205,12 @@ def _direction(kind: str, group: Mapping[str, Any]) -> optax.GradientTransformat
         )
     if kind == "Adagrad":
         return rules.adagrad(group["lr_decay"], group["eps"], group["initial_accumulator_value"])
-    b1, b2, *rest = (_number(b) for b in group["betas"])
+    b1, b2, *rest = (number(b) for b in group["betas"])
     if kind == "Lion":
         return optax.scale_by_lion(b1, b2)
     eps = float(group["eps"])
     if kind == "Adan":
-        return rules.adan(b1, b2, rest[0], eps)
+        return rules.adan(b1, b2, rest[0], eps, bool(group.get("caution")))
     if kind == "NAdam":
         return rules.nadam(b1, b2, eps, group["momentum_decay"])
     if kind == "RAdam":
@@ -141,10 +225,12 @@ class MovingState(NamedTuple):
     inner: PyTree
 
 
-def moving_chain(kind: str, group: Mapping[str, Any], schedule: TorchSchedule) -> optax.GradientTransformation:
+def moving_chain(
+    kind: str, group: Mapping[str, Any], schedule: TorchSchedule, route: Route = GROUPS_OWN
+) -> optax.GradientTransformation:
     """`chain`, with the hyperparameters that the schedule moves as they are at its position, step by step."""
     where = {key: jnp.asarray(table[0]) for key, table in schedule.moved.items()}
-    initial = chain(kind, {**group, **where}, schedule)
+    initial = chain(kind, {**group, **where}, schedule, route)
 
     def init(params: PyTree) -> MovingState:
         return MovingState(jnp.asarray(schedule.position, jnp.int32), initial.init(params))
@@ -152,20 +238,10 @@ def moving_chain(kind: str, group: Mapping[str, Any], schedule: TorchSchedule) -
     def update(updates: PyTree, state: MovingState, params: PyTree = None) -> tuple[PyTree, MovingState]:
         dtype = jnp.result_type(*jax.tree.leaves(updates))
         now = {key: value.astype(dtype) for key, value in schedule.moved_at(state.position).items()}
-        updates, inner = chain(kind, {**group, **now}, schedule).update(updates, state.inner, params)
+        updates, inner = chain(kind, {**group, **now}, schedule, route).update(updates, state.inner, params)
         return updates, MovingState(optax.safe_increment(state.position), inner)
 
     return optax.GradientTransformation(init, update)
-
-
-def _number(value: Any) -> Any:
-    """A hyperparameter: a number, or an array of one that a schedule moves."""
-    return value if isinstance(value, jax.Array) else float(value)
-
-
-def _on(value: Any) -> bool:
-    """Whether there is such a thing at all; what a schedule moves may be 0 for a while."""
-    return isinstance(value, jax.Array) or bool(value)
 
 
 def rates(groups: Sequence[Mapping[str, Any]], given: Schedule | Sequence[Schedule] | Plateau | None) -> list[Schedule]:
@@ -179,7 +255,7 @@ def rates(groups: Sequence[Mapping[str, Any]], given: Schedule | Sequence[Schedu
             raise ValueError(
                 f"the plateau is of {len(given.start.rates)} parameter groups, the optimizer has {len(groups)}"
             )
-        held: list[Schedule] = [rules.HeldRate(i, float(rate)) for i, rate in enumerate(given.start.rates)]
+        held: list[Schedule] = [HeldRate(i, float(rate)) for i, rate in enumerate(given.start.rates)]
         return held
     if callable(given):
         return [given] * len(groups)

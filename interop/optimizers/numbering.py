@@ -191,6 +191,8 @@ def _shape(entries: Mapping[str, Any]) -> tuple[int, ...] | None:
         for entry, x in entries.items()
         if entry not in ("step", "mu_product") and x is not None
     }
+    if len(shapes) > 1:
+        shapes.discard(())  # a number beside arrays like the parameter
     return shapes.pop() if len(shapes) == 1 else None
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,37 @@ class Parameters:
         marked = state_dict(self._with(self._filled(dict.fromkeys(paths, np.nan))), **self._options)
         return [name for name in self.names if np.isnan(marked[name]).any()]
 
+    def paths(self) -> dict[str, set[Path]]:
+        """By PyTorch's name of a parameter the paths of the arrays that it is in."""
+        leaves = jax.tree_util.tree_leaves_with_path(self._state.params)
+        numbers = {tuple(path): float(i) for i, (path, _) in enumerate(leaves)}
+        marked = state_dict(self._with(self._filled(numbers)), **self._options)
+        return {
+            name: {tuple(leaves[int(number)][0]) for number in np.unique(np.real(marked[name]))} for name in self.names
+        }
+
+    def axes(self) -> dict[str, tuple[int, ...] | None]:
+        """By a parameter's name the axes by which its array here, transposed, is PyTorch's.
+
+        None where it is no array of its own here, or another than transposed.
+        """
+        shapes = {tuple(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(self._state.params)}
+        of_name = self.paths()
+        shared = Counter(path for paths in of_name.values() for path in paths)
+        most = max((len(shape) for shape in shapes.values()), default=0)
+        # Where each axis of the arrays here comes to lie, told by arrays that count along it.
+        along: list[dict[str, np.ndarray]] = []
+        for axis in range(most):
+            counts = {path: _counting(shape, axis) for path, shape in shapes.items() if len(shape) > axis}
+            along.append(state_dict(self._with(self._filled(counts)), **self._options))
+        found: dict[str, tuple[int, ...] | None] = {}
+        for name, paths in of_name.items():
+            own = len(paths) == 1 and all(shared[path] == 1 for path in paths)
+            dimensions = len(shapes[next(iter(paths))])
+            counted = [entries[name] for entries in along[:dimensions]]
+            found[name] = _transposition(counted, self.shapes[name]) if own else None
+        return found
+
     def frozen(self, optimizer: Optimizer, names: Any, order: Mapping[int, str]) -> set[str]:
         """Those of `by_number` that are known not to require gradients."""
         live = numbering.tensors(optimizer)
@@ -157,3 +189,22 @@ def _wide(like: jax.Array | np.ndarray, value: ArrayLike) -> np.ndarray:
     floating = jnp.issubdtype(like.dtype, jnp.inexact)
     dtype = jnp.result_type(like.dtype, jnp.float32, value) if floating else like.dtype
     return np.broadcast_to(np.asarray(value, dtype), like.shape)
+
+
+def _counting(shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """0, 1, 2, ... along the axis."""
+    size = shape[axis]
+    return np.broadcast_to(np.arange(size).reshape([size if i == axis else 1 for i in range(len(shape))]), shape)
+
+
+def _transposition(along: Sequence[np.ndarray], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes of a transposition to this shape that brings arrays that count along each axis to these."""
+    if len(along) != len(shape):
+        return None
+    found: list[int] = []
+    for axis in range(len(shape)):
+        fits = [i for i, x in enumerate(along) if i not in found and np.array_equal(x, _counting(shape, axis))]
+        if not fits:
+            return None
+        found.append(fits[0])
+    return tuple(found)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from interop.optimizers.rules import HeldRateState
+from interop.optimizers.rates import HeldRateState
 from jaxnorm import TrainState
 from jaxnorm._typing import Array, Float, Int
 

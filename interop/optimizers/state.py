@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from interop.optimizers import numbering
+from interop.optimizers import counts, numbering
 from interop.optimizers.parameters import Parameters, Path
 from interop.weights.linen_observe import Inputs
 from interop.weights.nnx_tree import Layouts
@@ -21,19 +21,6 @@ from jaxnorm._typing import PyTree
 if TYPE_CHECKING:
     from interop.optimizers.numbering import Names, Optimizer
 
-# Fields of optax states and the entries of a torch optimizer's state for one parameter.
-# The first entry found in the torch state is taken: RMSprop's mu is its grad_avg, Adam's is its exp_avg.
-_ENTRIES = {
-    "trace": ("momentum_buffer",),
-    "mu": ("exp_avg", "grad_avg"),
-    "nu": ("exp_avg_sq", "square_avg"),
-    "nu_max": ("max_exp_avg_sq",),
-    "sum_of_squares": ("sum",),
-    "m": ("exp_avg",),
-    "v": ("exp_avg_diff",),
-    "n": ("exp_avg_sq",),
-    "g": ("neg_pre_grad",),
-}
 _COUNTS = ("count", "t")  # numbers of steps; "t" is optax.ScaleByAdanState's
 _NEGATED = "neg_pre_grad"
 # Fields that begin with a case of their own, where they stand beside a count: SGD's with dampening, and Adan's.
@@ -80,7 +67,7 @@ def load_optimizer_state(
     order = parameters.by_number(optimizer, names, rename)
     entries, scalars = _by_entry(source, order)
     fields = _by_field(state.opt_state)
-    chosen = {f: next((e for e in _ENTRIES[f] if e in entries), None) for f in fields if f in _ENTRIES}
+    chosen = {f: next((e for e in counts.names(f) if e in entries), None) for f in fields if counts.names(f)}
     taken = any(scalars.values()) or any(entries.values())
     missing = sorted(f for f, entry in chosen.items() if entry is None)
     unused = sorted(entries.keys() - set(chosen.values()))
@@ -97,11 +84,17 @@ def load_optimizer_state(
             f"{', '.join(strangers)}. optax_from_torch(optimizer, names=, model=) leaves them alone, too"
         )
     fresh = _by_field(state.tx.init(state.params))
-    trees = {
-        f: _leaves_by_path(parameters.to_params(_filled(entries[entry], entry), fresh.get(f, {})))
-        for f, entry in chosen.items()
-        if entry is not None
-    }
+    of_names = parameters.paths()
+    trees: dict[str, dict[Path, Any]] = {}
+    for f, entry in chosen.items():
+        if entry is None:
+            continue
+        values = _filled(entries[entry], entry)
+        if _numbers(fields[f]):
+            of_path = {path: x for name, x in values.items() for path in of_names[name]}
+            trees[f] = {path: of_path.get(path, leaf) for path, leaf in fresh[f].items()}
+        else:
+            trees[f] = _leaves_by_path(parameters.to_params(values, fresh.get(f, {})))
     # A parameter that PyTorch has not updated yet starts at its own step 1 there.
     anew: set[str] = set()
     for field, paths in _beside_a_count(state.opt_state).items():
@@ -153,41 +146,52 @@ def optimizer_state_dict(
     order = parameters.by_number(optimizer, names, rename)
     idle = parameters.frozen(optimizer, names, order) - {order[int(index)] for index in like["state"]}
     found = _by_field(state.opt_state)
-    counts = {int(x) for field in _COUNTS for x in found.get(field, {}).values()}
-    if len(counts) > 1:
-        raise ValueError(f"the optimizer state counts different numbers of steps: {sorted(counts)}")
-    steps = counts.pop() if counts else int(state.step)
+    taken = {int(x) for field in _COUNTS for x in found.get(field, {}).values()}
+    if len(taken) > 1:
+        raise ValueError(f"the optimizer state counts different numbers of steps: {sorted(taken)}")
+    steps = taken.pop() if taken else int(state.step)
 
     centered = any("alpha" in group for group in like["param_groups"])
+    paths = parameters.paths()
     arrays: dict[str, dict[str, np.ndarray]] = {}
     for field, leaves in found.items():
-        if field in _ENTRIES:
-            options = _ENTRIES[field]
-            arrays[options[-1] if centered else options[0]] = parameters.to_torch(leaves)
+        options = counts.names(field)
+        if not options:
+            continue
+        entry = options[-1] if centered else options[0]
+        if _numbers(leaves):
+            arrays[entry] = {
+                name: np.asarray(leaves[path]) for name, of_name in paths.items() for path in of_name & leaves.keys()
+            }
+        else:
+            arrays[entry] = parameters.to_torch(leaves)
     if _NEGATED in arrays:
-        arrays[_NEGATED] = {name: -x for name, x in arrays[_NEGATED].items()}
+        arrays[_NEGATED] = {name: np.asarray(-x) for name, x in arrays[_NEGATED].items()}
 
     result: dict[int, dict[str, Any]] = {}
     for group in like["param_groups"]:
-        counts_by_group = "betas" in group and ("trust_clip" in group or "no_prox" in group)  # timm's Lamb and Adan
-        if counts_by_group:
+        kept = counts.kept(group)
+        if kept == "group":
             group["step"] = torch.tensor(float(steps)) if isinstance(group.get("step"), torch.Tensor) else steps
         for index in group["params"]:
             name = order[index]
-            mine = {entry: torch.tensor(x[name]) for entry, x in arrays.items() if name in x}
+            mine = {
+                entry: float(x[name]) if entry in counts.PLAIN else torch.tensor(x[name])
+                for entry, x in arrays.items()
+                if name in x
+            }
             if not mine or name in idle:
                 continue
-            if not counts_by_group and _counts(group):
+            if "fallback_lr_scale" in group:  # timm's Muon: counted where there are squares
+                mine["use_muon"] = "momentum_buffer" in mine
+            if kept == "number":
+                mine["step"] = steps
+            elif kept == "tensor" and ("fallback_lr_scale" not in group or "exp_avg_sq" in mine):
                 mine["step"] = torch.tensor(float(steps))
             if "mu_product" in found:
                 mine["mu_product"] = torch.tensor(float(next(iter(found["mu_product"].values()))))
             result[index] = mine
     return {"state": result, "param_groups": like["param_groups"]}
-
-
-def _counts(group: Mapping[str, Any]) -> bool:
-    # SGD and Lion keep no count.
-    return "dampening" not in group and ("eps" in group or "lr_decay" in group)
 
 
 def _by_entry(
@@ -198,7 +202,7 @@ def _by_entry(
     scalars: dict[str, dict[str, Any]] = {"step": {}, "mu_product": {}}
     for index, values in source["state"].items():
         for entry, value in values.items():
-            if value is None:
+            if value is None or entry == "use_muon":  # which is a choice, not a number: `muon.suited`
                 continue
             if entry in scalars:
                 scalars[entry][order[int(index)]] = value
@@ -210,22 +214,22 @@ def _by_entry(
 def _step(source: Mapping[str, Any], counted: Mapping[str, Any], given: int | None, anew: Sequence[str]) -> int:
     """The number of steps taken: the one of all parameters and groups, or the given one where none is kept."""
     groups = source["param_groups"]
-    counts = {_whole(f"the step of {name}", x) for name, x in counted.items()}
-    counts |= {_whole(f"the step of group {i}", g["step"]) for i, g in enumerate(groups) if g.get("step") is not None}
-    if not counts and not source["state"] and all(_counts(g) for g in groups):
-        counts = {0}
-    if not counts and given is None:
+    taken = {_whole(f"the step of {name}", x) for name, x in counted.items()}
+    taken |= {_whole(f"the step of group {i}", g["step"]) for i, g in enumerate(groups) if g.get("step") is not None}
+    if not taken and not source["state"] and all(counts.kept(g) != "none" for g in groups):
+        taken = {0}
+    if not taken and given is None:
         raise ValueError("this torch optimizer keeps no count of its steps: give step=")
-    if len(counts) == 1 and given not in (None, *counts):
-        raise ValueError(f"step={given}, but the optimizer has taken {counts.pop()} steps")
-    counts = counts or {_whole("step", given)}
-    if len(counts) > 1 or (anew and counts != {0}):
+    if len(taken) == 1 and given not in (None, *taken):
+        raise ValueError(f"step={given}, but the optimizer has taken {taken.pop()} steps")
+    taken = taken or {_whole("step", given)}
+    if len(taken) > 1 or (anew and taken != {0}):
         never = f", and not at all: {', '.join(anew)}" if anew else ""
         raise ValueError(
-            f"the parameters were updated different numbers of times ({sorted(counts)}{never}); optax counts once. "
+            f"the parameters were updated different numbers of times ({sorted(taken)}{never}); optax taken once. "
             "Parameters that stay frozen may be left out of the chain: optax.partition, with optax.set_to_zero for them"
         )
-    return counts.pop()
+    return taken.pop()
 
 
 def _whole(name: str, value: Any) -> int:
@@ -239,14 +243,17 @@ def _whole(name: str, value: Any) -> int:
 
 
 def _filled(values: Mapping[str, np.ndarray], entry: str) -> dict[str, np.ndarray]:
-    return {name: -x for name, x in values.items()} if entry == _NEGATED else dict(values)
+    return {name: np.asarray(-x) for name, x in values.items()} if entry == _NEGATED else dict(values)
 
 
 def _field(path: Path) -> tuple[str, Path]:
     """The optax field that a leaf of an optimizer state is in, and its path from there: its parameter's."""
     for i in range(len(path) - 1, -1, -1):
         if isinstance(path[i], jax.tree_util.GetAttrKey):
-            return path[i].name, tuple(path[i + 1 :])
+            rest = tuple(path[i + 1 :])
+            if path[i].name == "entries":  # `by_entries.EntriesState`: by PyTorch's names
+                return counts.ENTRIES + rest[0].key, rest[1:]
+            return path[i].name, rest
     return "", tuple(path)
 
 
@@ -272,6 +279,11 @@ def _beside_a_count(opt_state: PyTree) -> dict[str, set[Path]]:
             for field, rest in part:
                 found.setdefault(field, set()).add(rest)
     return found
+
+
+def _numbers(leaves: Mapping[Path, Any]) -> bool:
+    """Whether there is one number for each parameter, or arrays like these. (Of a parameter that is one, either.)"""
+    return bool(leaves) and all(np.ndim(leaf) == 0 for leaf in leaves.values())
 
 
 def _leaves_by_path(tree: PyTree) -> dict[Path, Any]:
