@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _BRANCHES = re.compile(r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=([%\w.\-]+))")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?(%?[\w.\-]+(?:, ?%?[\w.\-]+)*)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=(?:\{([^}]*)\}|(%?[\w.\-]+))")
 
 
 def computations(text: str) -> dict[str, str]:
@@ -43,6 +43,55 @@ def _names(match: re.Match[str]) -> list[str]:
     return [name.strip().removeprefix("%") for group in match.groups() if group for name in group.split(",")]
 
 
+_WHILE = re.compile(r" while\(%?(?P<operand>[\w.\-]+)\).*?condition=%?(?P<condition>[\w.\-]+)")
+_COUNTED = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_BELOW = re.compile(r"ROOT .* compare\(%?(?P<counter>[\w.\-]+), %?(?P<limit>[\w.\-]+)\), direction=LT")
+
+
+def runs(parts: dict[str, str]) -> dict[str, int]:
+    """How often a step runs each computation that the entry one reaches: the body of a loop as often as it goes round.
+
+    A loop whose length is not known before it runs (`jax.lax.while_loop`) counts once.
+    """
+    found: dict[str, int] = {}
+    waiting = [(name, 1) for name, part in parts.items() if part.startswith("ENTRY")]
+    while waiting:
+        name, times = waiting.pop()
+        found[name] = found.get(name, 0) + times
+        for line in parts[name].splitlines():
+            again = times * _rounds(line, parts[name], parts) if " while(" in line else times
+            waiting += [
+                (called, again) for match in _CALLED.finditer(line) for called in _names(match) if called in parts
+            ]
+    return found
+
+
+def _rounds(line: str, part: str, parts: dict[str, str]) -> int:
+    """How often a loop goes round. Where XLA does not write it, a scan's loop shows it: from a constant to a limit."""
+    if counted := _COUNTED.search(line):
+        return int(counted[1])
+    loop = _WHILE.search(line)
+    condition = parts.get(loop["condition"], "") if loop else ""
+    below = _BELOW.search(condition)
+    if loop is None or below is None:
+        return 1
+    limit, index = _constant(below["limit"], condition), re.search(rf"%?{below['counter']} = .*index=(\d+)", condition)
+    carried = re.search(rf"%?{loop['operand']} = .* tuple\((.*?)\)(?:, |$)", part, re.M)
+    if limit is None or index is None or carried is None:
+        return 1
+    first = _constant(re.findall(r"%([\w.\-]+)", carried[1])[int(index[1])], part)
+    return 1 if first is None else max(limit - first, 0)
+
+
+def _constant(name: str, part: str) -> int | None:
+    """The whole number that an operation of this computation has, a copy of it too."""
+    while found := re.search(rf"%?{re.escape(name)} = \S+ (constant|copy)\(%?([\w.\-]+)\)", part):
+        if found[1] == "constant":
+            return int(found[2])
+        name = found[2]
+    return None
+
+
 _OPERATION = re.compile(
     r"^\s*(?:ROOT )?%?[\w.\-]+ = (?P<result>\(.*?\)|\S+) (?P<kind>[\w\-]+)\((?P<operands>.*?)\)(?:, |$)"
 )
@@ -53,8 +102,9 @@ _FREE = {"conditional", "parameter", "constant", "tuple", "get-tuple-element", "
 
 def operations(text: str) -> dict[str, list[int]]:
     """{kind: bytes read and written by each} of the operations that a step runs one after the other: those of the entry
-    computation, and of what it calls but does not fuse. Branches of a `lax.cond` are left out."""
+    computation, and of what it calls but does not fuse, in a loop each time. Branches of a `lax.cond` are left out."""
     parts = computations(outside_branches(text))
+    times = runs(parts)
     sizes = {
         match[1]: array_bytes(match[2])
         for part in parts.values()
@@ -62,17 +112,19 @@ def operations(text: str) -> dict[str, list[int]]:
     }
     entry = next(name for name, part in parts.items() if part.startswith("ENTRY"))
     found: dict[str, list[int]] = {}
-    waiting = [entry]
+    waiting, seen = [entry], {entry}
     while waiting:
-        for line in parts[waiting.pop()].splitlines():
+        name = waiting.pop()
+        for line in parts[name].splitlines():
             match = _OPERATION.match(line)
             if match is None or match["kind"] in _FREE:
                 continue
             if match["kind"] in ("call", "while"):
-                waiting += [name for called in _CALLED.finditer(line) for name in _names(called) if name in parts]
+                new = {called for found in _CALLED.finditer(line) for called in _names(found)} & parts.keys() - seen
+                waiting, seen = waiting + sorted(new), seen | new
                 continue
             read = sum(sizes.get(name, 0) for name in re.findall(r"%([\w.\-]+)", match["operands"]))
-            found.setdefault(match["kind"], []).append(read + array_bytes(match["result"]))
+            found.setdefault(match["kind"], []).extend([read + array_bytes(match["result"])] * times[name])
     return found
 
 
@@ -104,9 +156,12 @@ _COLLECTIVE = re.compile(
 
 
 def collectives(text: str, replicas: int) -> list[Collective]:
-    """The collectives of one program in its order, but those of a branch that a step need not take."""
+    """The collectives of one program in its order, in a loop each time; those of a branch that a step need not take are
+    left out."""
+    parts = computations(outside_branches(text))
+    times = runs(parts)
     found = []
-    for match in _COLLECTIVE.finditer(outside_branches(text)):
+    for name, match in ((name, match) for name, part in parts.items() for match in _COLLECTIVE.finditer(part)):
         kind, sizes = match["kind"], _sizes(match["result"])
         size = sum(sizes)
         if kind == "all-gather":
@@ -114,7 +169,7 @@ def collectives(text: str, replicas: int) -> list[Collective]:
             size = (sum(sizes[len(sizes) // 2 :]) if match["start"] else size) // replicas
         elif kind == "reduce-scatter":
             size *= replicas
-        found.append(Collective(kind, size, match["name"] or ""))
+        found += [Collective(kind, size, match["name"] or "")] * times.get(name, 1)
     return found
 
 
@@ -123,19 +178,21 @@ _CALLS = re.compile(r"calls=%?([\w.\-]+)")
 
 
 def cycles(text: str, of: str = "", but_with: tuple[str, ...] = ()) -> int:
-    """The cycles that a TPU's compiler estimates for the operations of a step, branches of a `lax.cond` left out.
+    """The cycles that a TPU's compiler estimates for the operations of a step: of a loop each time that it goes round,
+    of a `lax.cond` no branch.
 
     `of` takes only those in which the name of some operation contains it (`jax.named_scope`), `but_with` none in which
     one of these HLO operations is fused: what is computed beside a convolution costs no time of its own. The estimate
     is of computation and of its traffic with memory, not of waiting for other replicas.
     """
     parts = computations(outside_branches(text))
+    times = runs(parts)
     total = 0
-    for part in parts.values():
+    for name, part in parts.items():
         for line in part.splitlines():
             if not (match := _CYCLES.search(line)):
                 continue
             fused = "\n".join([line, *(parts.get(name, "") for name in _CALLS.findall(line))])
             if of in fused and not any(f" {kind}(" in fused for kind in but_with):
-                total += int(match[1])
+                total += int(match[1]) * times.get(name, 1)
     return total

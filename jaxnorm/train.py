@@ -230,6 +230,8 @@ class TrainStep:
         check.instance("state", state, TrainState, "a jaxnorm.TrainState")
         check.arrays("batch", batch)
         size = batch_size(batch)
+        if self.clip_norm is not None:
+            _refuse_clipping_microbatches(state.opt_state)
         collections = _collections(state)._replace(params=_vary(state.params, self.axis_name))
         key = _step_key(state, self.axis_name)
         _warn_of_eval_mode(state.definition.rebuild(_collections(state)))
@@ -305,9 +307,41 @@ class TrainStep:
             carried = before._replace(batch_stats=after.batch_stats, variables=after.variables)
             return (optax.tree.add(grads, more), carried), sums
 
-        carry = (optax.tree.zeros_like(collections.params), collections)
-        (grads, after), sums = jax.lax.scan(body, carry, (jnp.arange(k), parts))
+        def scan(before: Collections) -> Any:
+            carry = (optax.tree.zeros_like(collections.params), before)
+            return jax.lax.scan(body, carry, (jnp.arange(k), parts))
+
+        try:
+            (grads, after), sums = scan(collections)
+        except TypeError:
+            # With check_vma, what a scan carries cannot become the replicas' own: statistics that are not synchronised
+            # do. As without microbatches they are carried so, and `data_parallel` names their layers.
+            own = None
+            if self.axis_name is not None:
+                own = self._own(grad, collections, jax.tree.map(lambda x: x[0], parts), key)
+            if own is None:
+                raise
+            (grads, after), sums = scan(own)
         return grads, jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), after
+
+    def _own(self, grad: Any, before: Collections, part: PyTree, key: PRNGKeyArray | None) -> Collections | None:
+        """`before`, each replica's own where a microbatch makes it so; None where it makes nothing so."""
+        _, (_, after) = grad(before.params, before, part, key)
+        found = False
+
+        def vary(old: Array, new: Array) -> Array:
+            nonlocal found
+            if varying_axes(new) <= varying_axes(old):
+                return old
+            found = True
+            own: Array = _vary(old, self.axis_name)
+            return own
+
+        changed = {
+            name: jax.tree.map(vary, getattr(before, name), getattr(after, name))
+            for name in ("batch_stats", "variables")
+        }
+        return before._replace(**changed) if found else None
 
 
 def train_step(
@@ -347,11 +381,13 @@ def train_step(
       activations of one are in memory at a time.
     - `statistics`: with `accumulate`, `"microbatch"`: each microbatch is normalised by its own statistics and moves the
       running ones, as in PyTorch. `"batch"`: by those of the whole batch. Each layer then needs all microbatches
-      at once, so they go through together and no memory is saved: the numbers are those of `accumulate=1`.
+      at once, so they go through together: the numbers are those of `accumulate=1`, and so is the memory, but for
+      blocks that are computed again (`model.checkpoint` of an imported model, `nnx.remat`).
     - `compute_dtype`: parameters and floating entries of the batch are cast to it for `loss_fn` (bfloat16, float16);
       the parameters kept, their gradients and the running statistics stay in their own dtypes.
     - `clip_norm`: largest global norm of the gradients, by the rule of `torch.nn.utils.clip_grad_norm_`; applied after
-      the reduction and the unscaling. Adds the metric `grad_norm`, the norm before.
+      the reduction and the unscaling. Adds the metric `grad_norm`, the norm before. Under `optax.MultiSteps` it is an
+      error, since each microbatch's gradients would be clipped.
 
     With a `LossScale` in the state, the loss is scaled for the gradients and these are unscaled; a step with a
     gradient that is not finite changes nothing but the scale and the step count (`torch.amp.GradScaler` would keep
@@ -398,6 +434,15 @@ def _warn_of_eval_mode(model: Any) -> None:
             "all %d BatchNorm layers are in eval mode in this training step: model.train() before TrainState.create, "
             "unless they are frozen on purpose",
             len(norms),
+        )
+
+
+def _refuse_clipping_microbatches(opt_state: PyTree) -> None:
+    if _multi_steps(opt_state):
+        raise ValueError(
+            "clip_norm clips the gradients of each call: under optax.MultiSteps each microbatch's, not the update's. "
+            "Clip what it adds up, optax.MultiSteps(optax.chain(optax.clip_by_global_norm(clip_norm), tx), k); or let "
+            "one call take all microbatches, train_step(accumulate=k, clip_norm=...)"
         )
 
 

@@ -60,3 +60,49 @@ def test_a_branch_that_need_not_be_taken_is_left_out():
 
     text = jax.jit(f).lower(jnp.ones((4, 4))).compile().as_text()
     assert "sine(" in text and "sine(" not in hlo.outside_branches(text)
+
+
+LOOP = """
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+%inner.body (p: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %x = f32[2]{0} copy(%y), backend_config={"estimated_cycles":"10"}
+}
+%inner.condition (p: (s32[], f32[2])) -> pred[] {
+  ROOT %r = pred[] fusion(%p), calls=%wrapped
+}
+%body (p: (f32[2], s32[])) -> (f32[2], s32[]) {
+  %x = f32[2]{0} all-reduce(%y), to_apply=%add, backend_config={"estimated_cycles":"1"}
+  %w = (s32[], f32[2]) while(%z), condition=%inner.condition, body=%inner.body, backend_config={"known_trip_count":{"n":"3"}}
+}
+%condition (p: (f32[2], s32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(7)
+  %counter = s32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %r = pred[] compare(%counter, %limit), direction=LT, metadata={op_name="lt"}
+}
+%ENTRY
+  %two = s32[]{:T(128)} constant(2)
+  %first = s32[]{:T(128)} copy(%two), backend_config={}
+  %carried = (f32[2]{0}, /*index=1*/s32[]{:T(128)}) tuple(%x, %first)
+  %loop = (f32[2]{0}, s32[]{:T(128)}) while(%carried), condition=%condition, body=%body, metadata={op_name="while"}
+  %d = f32[2]{0} copy(%b), backend_config={"estimated_cycles":"100"}
+}
+""".replace("%ENTRY", "ENTRY %main (p: f32[2]) -> f32[2] {")  # noqa: E501
+
+
+def test_what_is_in_a_loop_counts_as_often_as_it_goes_round():
+    """From 2 to 7, of which each round has three of the loop inside."""
+    assert hlo.cycles(LOOP) == 100 + 5 * (1 + 3 * 10)
+    assert hlo.collectives(LOOP, 8) == [Collective("all-reduce", 8)] * 5
+    assert len(hlo.operations(LOOP)["copy"]) == 2 + 5 * 3
+    unknown = LOOP.replace("direction=LT", "direction=NE")
+    assert hlo.cycles(unknown) == 100 + 1 + 3 * 10
+
+
+def test_collectives_of_a_scan_are_those_of_each_of_its_rounds():
+    def f(x):
+        return jax.lax.scan(lambda c, _: (jnp.sin(jax.lax.psum(c, "i")), None), x, length=6)[0]
+
+    text = jax.pmap(f, axis_name="i").lower(jnp.ones((8, 4))).compile().as_text()
+    assert len(hlo.collectives(text, 8)) == 6

@@ -45,6 +45,13 @@ def step_and_state(model):
 X = jax.ShapeDtypeStruct((48, 6), np.float32)
 
 
+def test_each_microbatch_sends_its_statistics():
+    _, state = step_and_state(Net())
+    found = [jaxnorm.plan(jaxnorm.train_step(loss_fn, accumulate=k), state, X, place()) for k in (1, 3)]
+    once, three = (plan.statistics for plan in found)
+    assert (three.number, three.bytes) == (3 * once.number, 3 * once.bytes)
+
+
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 def test_what_a_step_keeps_and_sends(how):
     model = Net()
