@@ -113,9 +113,10 @@ def _there_and_back(make, **tolerance):
 # fmt: off
 BY_NAME = [
     "adabelief", "radabelief", "adamwlegacy", "adamc", "cadamw", "nadamw", "cnadamw", "nadamc", "adopt", "adoptw",
-    "adoptc", "cadoptw", "laprop", "lapropc", "claprop", "madgrad", "madgradw", "mars", "cmars", "sgdw", "csgdw", "sgdc", "lars",
-    "larc", "nlars", "nlarc", "lamb", "lambc", "lambw", "lambcd", "clamb", "clambw", "lion", "clion", "lionc", "adan",
-    "cadan", "cadanw", "rmsproptf", "crmsproptf", "rmsproptfw", "rmsproptfc", "adamax", "adadelta", "radamw",
+    "adoptc", "cadoptw", "laprop", "lapropc", "claprop", "madgrad", "madgradw", "mars", "cmars", "sgdw", "csgdw",
+    "sgdc", "lars", "larc", "nlars", "nlarc", "lamb", "lambc", "lambw", "lambcd", "clamb", "clambw", "lion",
+    "clion", "lionc", "adan", "cadan", "cadanw", "rmsproptf", "crmsproptf", "rmsproptfw", "rmsproptfc", "adamax",
+    "adadelta", "radamw",
 ]
 # fmt: on
 
