@@ -11,10 +11,11 @@ bfloat16, accumulation, clipping, EMA, synchronised BatchNorm, evaluation after 
 way and started again, it ends with the bits that it would have had: what a batch holds is a function of the seed and
 the batch's number. The model needs a head of as many classes as there are folders (`--option num_classes=...` of
 `jaxnorm import`). At the end OUT has model.safetensors and model_ema.safetensors, which `load_state_dict(strict=True)`
-accepts.
+accepts. `report.py` beside it shows how the run goes: a table, OUT/metrics.csv, OUT/curves.png, TensorBoard.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -33,6 +34,7 @@ import optax
 from absl import flags
 from jax.experimental import multihost_utils
 from PIL import Image, ImageEnhance, ImageOps
+from report import Report
 
 import interop
 import jaxnorm
@@ -188,8 +190,8 @@ def metrics_fn(model: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
     logits = model(batch["image"]).astype(jnp.float32)
     return {
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
-        "top1": jaxnorm.in_top_k(logits, batch["label"]),
-        "top5": jaxnorm.in_top_k(logits, batch["label"], min(5, logits.shape[1])),
+        "top-1": jaxnorm.in_top_k(logits, batch["label"]),
+        "top-5": jaxnorm.in_top_k(logits, batch["label"], min(5, logits.shape[1])),
     }
 
 
@@ -221,11 +223,15 @@ def main() -> None:
 
     # What must be the same when the run is taken up: the data and the numbers of a step.
     config = {name: getattr(options, name) for name in ("batch", "seed", "size", "accumulate", "learning_rate")}
-    with jaxnorm.Checkpoints(options.out / "checkpoints", config=config) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(jaxnorm.Checkpoints(options.out / "checkpoints", config=config))
         taken = 0
         if checkpoints.latest() is not None:
             taken, state, _ = checkpoints.restore(state)
             say(f"goes on from step {taken}, example {taken * options.batch}")
+        report = (
+            stack.enter_context(Report(options.out, taken, options.tensorboard)) if not jax.process_index() else None
+        )
         batches, waited, start, since = training_batches(train, options, taken), 0.0, time.perf_counter(), taken
         while taken < total:
             before = time.perf_counter()
@@ -237,11 +243,16 @@ def main() -> None:
             if taken % per_epoch == 0 or taken == total:
                 loss, seconds = float(metrics["loss"]), time.perf_counter() - start
                 results = jaxnorm.evaluate(evaluation, state.averaged(), validation_batches(val, options))
-                say(
-                    f"step {taken}  loss {loss:.4f}  {(taken - since) * options.batch / seconds:.1f} images/s, of the "
-                    f"time {waited / seconds:.0%} for the loader; EMA on {results['examples']} images: "
-                    f"loss {results['loss']:.4f}  top-1 {results['top1']:.2%}  top-5 {results['top5']:.2%}"
-                )
+                figures = {
+                    "loss": loss,
+                    "learning rate": float(rates(taken - 1)),
+                    "images/s": (taken - since) * options.batch / seconds,
+                    "waiting": waited / seconds,  # share of the time that the loader took
+                    "evaluated": results["examples"],
+                    **{f"EMA {name}": float(results[name]) for name in ("loss", "top-1", "top-5")},
+                }
+                if report is not None:
+                    report.add(taken, figures)
                 waited, start, since = 0.0, time.perf_counter(), taken
             if taken % per_epoch == 0 or taken % options.save_every == 0 or taken == total or stop:
                 checkpoints.save(taken, state, {"position": taken * options.batch})
@@ -303,6 +314,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that load images; 0: threads of this one")
     parser.add_argument("--save-every", type=int, default=1000, help="steps, besides each epoch")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard too (needs tensorboardX)")
     parser.add_argument("--loader-only", action="store_true", help="measure the loader, and end")
     return parser.parse_args()
 

@@ -27,6 +27,7 @@ from jaxnorm.moments import (
     saved,
 )
 
+SCOPE = "batch_norm"  # the name of a layer's operations in a compiled program, in training
 Activation = Callable[[Any], Any]
 
 
@@ -132,6 +133,7 @@ def _computed(
     if shift is not None and not replicas.know(shift):
         shift = None
 
+    @jax.named_scope(SCOPE)
     def normalised(
         x: Shaped[Array, "..."], scale: Float[Array, "..."] | None, bias: Float[Array, "..."] | None
     ) -> tuple[Shaped[Array, "..."], Moments]:

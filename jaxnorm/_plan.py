@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxnorm import _checks as check
 from jaxnorm import hlo
+from jaxnorm._batch_norm import SCOPE as LAYER
 from jaxnorm._typing import PyTree
 from jaxnorm.means import batch_size
 from jaxnorm.moments import SCOPE
@@ -148,7 +149,7 @@ def plan(
         seconds=step_seconds,
         examples_per_second=size / step_seconds,
         collectives=collectives,
-        statistics=_traffic([one for one in found if SCOPE in one.name], place),
+        statistics=_traffic([one for one in found if LAYER in one.name], place),
         compile_seconds=seconds,
     )
 

@@ -59,8 +59,8 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(folder, tm
     """Two processes of two devices, killed after a checkpoint; the data position goes on, augmentation included."""
     whole = start(folder, tmp_path / "whole")
     expected = done(whole)
-    evaluated = re.findall(r"EMA on (\d+) images: loss ([0-9.]+)", whole.output(0))
-    assert [count for count, _ in evaluated] == ["50", "50"]  # each once, whatever the batches are
+    evaluated = re.findall(r"^step \d+ .* evaluated (\d+)  EMA loss [0-9.]+", whole.output(0), re.MULTILINE)
+    assert evaluated == ["50", "50"]  # each once, whatever the batches are
 
     cut = start(folder, tmp_path / "cut")
     checkpoints = tmp_path / "cut" / "checkpoints"
@@ -73,6 +73,15 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(folder, tm
     again = start(folder, tmp_path / "cut")
     assert done(again) == expected
     assert re.search(r"goes on from step \d+, example \d+", again.output(0))
+
+    # what one saw of it: each row once
+    first, second = (
+        [line.split(",")[:2] for line in (tmp_path / name / "metrics.csv").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    assert first == second
+    assert len(first) == 3
+    assert (tmp_path / "cut" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     # home: the trained and the averaged model
     for name in ("model", "model_ema"):

@@ -47,9 +47,9 @@ X = jax.ShapeDtypeStruct((48, 6), np.float32)
 
 def test_each_microbatch_sends_its_statistics():
     _, state = step_and_state(Net())
-    found = [jaxnorm.plan(jaxnorm.train_step(loss_fn, accumulate=k), state, X, place()) for k in (1, 3)]
-    once, three = (plan.statistics for plan in found)
-    assert (three.number, three.bytes) == (3 * once.number, 3 * once.bytes)
+    once, three = (jaxnorm.plan(jaxnorm.train_step(loss_fn, accumulate=k), state, X, place()) for k in (1, 3))
+    assert three.statistics.number == 3 * once.statistics.number
+    assert three.statistics.bytes == 3 * 2 * (2 * 10 * 4)  # forward and backward, two numbers for each channel
 
 
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
@@ -63,9 +63,10 @@ def test_what_a_step_keeps_and_sends(how):
     assert found.memory.parameters == found.memory.optimizer == 4 * parameters
     assert found.memory.average >= 4 * parameters and found.memory.batch == 48 * 6 * 4 // 8
     assert found.memory.total > found.memory.parameters + found.memory.optimizer and found.memory.temporary > 0
-    # Forward and backward, two numbers for each channel; shard_map's are merged with others by this compiler.
+    # Forward and backward, two numbers for each channel; shard_map's are merged with others by this compiler, which
+    # under jit sends each of the forward pass's twice, alone.
     if how == "jit":
-        assert (found.statistics.number, found.statistics.bytes) == (2, 2 * 2 * 10 * 4)
+        assert (found.statistics.number, found.statistics.bytes) == (3, (2 + 1) * 2 * 10 * 4)
     assert found.collectives.number >= 2 and found.collectives.bytes >= 4 * parameters + 2 * 2 * 10 * 4
     assert found.largest_batch > 48 and found.largest_batch % 8 == 0
     assert found.cycles == 0  # only a TPU's compiler estimates them
@@ -146,8 +147,8 @@ def test_the_command(run):
     rows = [line.split() for line in out.splitlines() if line.startswith("here:2x4")]
     assert [row[:3] for row in rows] == [["here:2x4", "16", "yes"], ["here:2x4", "32", "yes"]]
     found = json.loads(run("--batch", 16, "--json"))
-    # One forward and one backward, the latter merged with some of the gradients.
-    assert found[0]["statistics"]["number"] == 2 and found[0]["statistics"]["bytes"] >= 2 * 2 * 8 * 4
+    # One forward, which this compiler sends twice, and one backward, merged with some of the gradients.
+    assert found[0]["statistics"]["number"] == 3 and found[0]["statistics"]["bytes"] >= 2 * 2 * 8 * 4
 
 
 def test_bad_arguments_of_the_command(run):

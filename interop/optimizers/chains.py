@@ -171,7 +171,7 @@ def chain(
         direction.append(optax.trace(momentum))
     # Without momentum there is nothing that could disagree with the gradient.
     careful = group.get("caution") and kind != "Adan" and (kind == "Lion" or on(momentum))
-    parts.append(rules.with_caution(optax.chain(*direction)) if careful else optax.chain(*direction))
+    parts += [rules.with_caution(optax.chain(*direction))] if careful else direction
     apart = signed or bool(group.get("corrected_weight_decay"))  # decay that is not multiplied as the direction is
     if on(decay) and ((decoupled and not apart) or (kind == "Adan" and group["no_prox"])):
         parts.append(optax.add_decayed_weights(decay))
