@@ -1,0 +1,192 @@
+"""flax_source: a PyTorch model as Flax source that a person would have written."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from interop._from_torch import from_torch
+from interop.porting.assembling import Assembly
+from interop.porting.bodies import Tree
+from interop.porting.proof import PortError, Proof, prove
+from interop.porting.siblings import with_arguments
+from interop.porting.source import Module
+from interop.porting.terms import Term, constant, dotted, rewritten, terms_in
+from interop.porting.values import Unprintable
+from interop.program.recorded import model_of
+from interop.weights._state_dict import state_dict
+
+if TYPE_CHECKING:
+    import torch
+
+
+def flax_source(
+    module: torch.nn.Module, *example_inputs: Any, name: str | None = None, origin: str = "", check: bool = True
+) -> str:
+    """The text of a Python file with the model in Flax NNX, which computes what the PyTorch module computes.
+
+    Args:
+        module: the PyTorch model.
+        *example_inputs: as for `interop.from_torch`; images are (N, C, H, W) here, and (N, H, W, C) in the source.
+        name: of the function that makes the model; the class's name in small letters by default.
+        origin: what the file says the model was before.
+        check: whether the source is proven: run in a process without torch and compared with PyTorch in float64.
+
+    Raises:
+        PortError: for operations without a plain expression, all at once; for a source that differs from PyTorch.
+    """
+    imported = from_torch(module, *example_inputs)
+    recorded = model_of(imported)
+    assert recorded is not None
+    title = name or re.sub(r"\W", "_", type(module).__name__).lower()
+    tree = Tree({path: type(one) for path, one in module.named_modules()})
+    try:
+        assembly = Assembly(recorded, tree, state_dict(imported))
+    except Unprintable as error:
+        raise PortError(f"{type(module).__name__} cannot be written as source: {error}") from error
+    if assembly.problems:
+        lines = [f"  {what}, in {', '.join(sorted(set(places))[:5]) or 'the model itself'}"
+                 for what, places in sorted(assembly.problems.items())]  # fmt: skip
+        raise PortError(f"{type(module).__name__} has operations without a plain expression:\n" + "\n".join(lines))
+    text = written(assembly, tree, title, origin or f"{type(module).__module__}.{type(module).__name__}", None)
+    if not check:
+        return text
+    proof = prove(text, title, module, example_inputs)
+    return written(assembly, tree, title, origin or f"{type(module).__module__}.{type(module).__name__}", proof)
+
+
+def written(assembly: Assembly, tree: Tree, title: str, origin: str, proof: Proof | None) -> str:
+    """The file, formatted."""
+    import copy
+
+    definitions = copy.deepcopy(assembly.definitions)
+    norm = _common_norm(definitions)
+    root = definitions[-1]
+    output = root.body.output
+    with_arguments(root, {d.name: d for d in definitions}, _classes(assembly, output))
+    inputs = {d.name: _names(tree.classes[d.paths[0]]) for d in definitions}
+    module = Module(definitions, inputs)
+    classes = [module.class_source(d, "") for d in definitions]
+    function = _function(root, title, module)
+    body: list[ast.stmt] = [ast.Expr(ast.Constant(_doc(title, origin, proof, assembly)))]
+    code = [*classes, function]
+    body += _imports(code, norm is not None)
+    names = [title, root.name]
+    body.append(ast.Assign([ast.Name("__all__")], ast.List([ast.Constant(one) for one in names])))
+    if norm is not None:
+        body.append(ast.Assign([ast.Name("BatchNorm")], norm))
+    body += [function, *reversed(classes)] if False else [*classes, function]
+    text = ast.unparse(ast.fix_missing_locations(ast.Module(body, [])))
+    return formatted(text)
+
+
+def _common_norm(definitions: Any) -> ast.expr | None:
+    """BatchNorm with the options that all layers share; they are left out of each."""
+    layers = [
+        term
+        for definition in definitions
+        for term in terms_in(tuple(definition.members.values()))
+        if term.kind == "call" and term.parts[0] == Term("name", ("BatchNorm",))
+    ]
+    if not layers:
+        return None
+    shared = {
+        (key, value)
+        for key, value in layers[0].parts[2]
+        if not isinstance(value, Term) and all((key, value) in one.parts[2] for one in layers)
+    }
+    defaults = {("use_bias", True), ("use_scale", True), ("track_running_stats", True), ("count_batches", False),
+                ("epsilon", 1e-5)}  # fmt: skip
+
+    def to(term: Term) -> Any:
+        if term.kind == "call" and term.parts[0] == Term("name", ("BatchNorm",)):
+            kept = tuple(pair for pair in term.parts[2] if pair not in shared)
+            return Term("call", (term.parts[0], term.parts[1], kept))
+        return term
+
+    for definition in definitions:
+        definition.members = {key: rewritten(term, to) for key, term in definition.members.items()}
+    keywords = [ast.keyword(key, constant(value)) for key, value in layers[0].parts[2]
+                if (key, value) in shared - defaults]  # fmt: skip
+    return ast.Call(ast.Name("partial"), [dotted("jaxnorm.nnx.BatchNorm")], keywords)
+
+
+def _classes(assembly: Assembly, output: Any) -> int | None:
+    lowered = assembly.modes["eval"]
+    kind, *rest = lowered.program.output
+    if kind != "leaf" or not hasattr(rest[0], "name"):
+        return None
+    seen = lowered.writer.seen[rest[0].name]
+    return seen.shape[-1] if seen.ndim == 2 and isinstance(seen.shape[-1], int) else None
+
+
+def _names(cls: type) -> list[str]:
+    """What a class's forward calls its arguments."""
+    try:
+        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _function(root: Any, title: str, module: Module) -> ast.FunctionDef:
+    from interop.porting.source import _annotation
+    from interop.porting.source import _function as made
+
+    named = root.arguments
+    arguments = ast.arguments(
+        [], [], None, [*(ast.arg(a.name, _annotation(a)) for a in named), ast.arg("rngs", dotted("nnx.Rngs"))],
+        [*(constant(a.default) for a in named), None], None, [],
+    )  # fmt: skip
+    keywords = [ast.keyword(a.name, ast.Name(a.name)) for a in named]
+    result = ast.Call(ast.Name(root.name), [], [*keywords, ast.keyword("rngs", ast.Name("rngs"))])
+    return made(title, arguments, [ast.Return(result)], ast.Name(root.name))
+
+
+def _imports(code: list[Any], norm: bool) -> list[ast.stmt]:
+    text = "\n".join(ast.unparse(ast.fix_missing_locations(node)) for node in code)
+    lines = ["from collections.abc import Callable"] if re.search(r"\bCallable\b", text) else []
+    lines += ["from functools import partial"] if norm or re.search(r"\bpartial\(", text) else []
+    lines += ["import jax"] if re.search(r"\bjax\.", text) else []
+    lines += ["import jax.numpy as jnp"] if re.search(r"\bjnp\.", text) else []
+    lines += ["from flax import nnx"]
+    lines += ["from jax import lax"] if re.search(r"\blax\.", text) else []
+    lines += ["import jaxnorm"] if norm else []
+    return ast.parse("\n".join(lines)).body
+
+
+def _doc(title: str, origin: str, proof: Proof | None, assembly: Assembly) -> str:
+    lines = [f"{title} in Flax NNX, as {origin} has it in PyTorch. Images are (N, H, W, C).", ""]
+    lines += [f"    model = {title}(rngs=nnx.Rngs(0))", "    interop.load_state_dict(model, state_dict)  # PyTorch's", ""]
+    if proof is not None:
+        import jax
+
+        lines += [
+            f"Compared with PyTorch {version('torch')} in float64 (jax {jax.__version__}, flax {version('flax')}), "
+            "largest difference relative",
+            f"to the largest value: eval {proof.eval:.0e}, train {proof.train:.0e}, gradients {proof.gradients:.0e}, "
+            f"running statistics {proof.buffers:.0e}.",
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def formatted(text: str) -> str:
+    """The text as `ruff format` has it, imports sorted.
+
+    Raises:
+        PortError: where ruff is not installed, or complains.
+    """
+    for arguments in (["check", "--fix", "--quiet", "--select", "I,F401", "-"], ["format", "--quiet", "-"]):
+        command = [sys.executable, "-m", "ruff", *arguments[:1], "--isolated", "--line-length", "110", *arguments[1:]]
+        run = subprocess.run(command, input=text, capture_output=True, text=True)
+        if "No module named ruff" in run.stderr:
+            raise PortError("the source is formatted by ruff: pip install ruff")
+        if run.returncode and not run.stdout:
+            raise PortError(f"ruff: {(run.stdout + run.stderr)[:2000]} {text[:0]}")
+        text = run.stdout
+    return text

@@ -1,0 +1,109 @@
+"""A program: the source in a folder against what PyTorch computed, without torch. `proof.py` runs it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from interop import load_state_dict, state_dict
+
+
+def main(folder: pathlib.Path, function: str) -> None:
+    """Writes {what: {name: difference}}."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    names: dict[str, Any] = {"__name__": "ported"}
+    exec(compile((folder / "ported.py").read_text(encoding="utf-8"), "ported.py", "exec"), names)
+    model = names[function](rngs=nnx.Rngs(0))
+
+    def wide(x: Any) -> Any:
+        return x.astype(jnp.float64) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    nnx.update(model, jax.tree.map(wide, nnx.state(model)))
+    state = dict(np.load(folder / "state.npz"))
+    load_state_dict(model, state)
+    home = state_dict(model)
+    wrong = [name for name in state if name not in home or home[name].tobytes() != state[name].tobytes()]
+    if wrong or home.keys() != state.keys():
+        raise SystemExit(f"the state dict does not come back: {wrong or sorted(home.keys() ^ state.keys())}"[:500])
+    inputs = [_channels_last(x) for x in _arrays(folder / "inputs.npz")]
+    weights = [jnp.asarray(x) for x in _arrays(folder / "weights.npz")]
+
+    def bernoulli(key: Any, p: Any = 0.5, shape: Any = None, **_: Any) -> Any:
+        return jnp.ones(jnp.shape(p) if shape is None else shape, bool)
+
+    def uniform(key: Any, shape: Any = (), dtype: Any = float, minval: Any = 0.0, maxval: Any = 1.0) -> Any:
+        return jnp.full(shape, (minval + maxval) / 2, dtype)
+
+    def normal(key: Any, shape: Any = (), dtype: Any = float) -> Any:
+        return jnp.zeros(shape, dtype)
+
+    with mock.patch.multiple(jax.random, bernoulli=bernoulli, uniform=uniform, normal=normal):
+        model.eval()
+        evaluated = _leaves(nnx.jit(lambda model, inputs: model(*inputs))(model, inputs))
+        model.train()
+
+        def loss(model: Any) -> Any:
+            outputs = _leaves(model(*inputs))
+            return sum((x * w).sum() for x, w in zip(outputs, weights, strict=True)), outputs
+
+        (_, outputs), gradients = nnx.jit(nnx.value_and_grad(loss, has_aux=True))(model)
+    after = state_dict(model)
+    nnx.update(model, gradients)
+    found_gradients = state_dict(model)
+    expected = dict(np.load(folder / "gradients.npz"))
+    largest = max((np.abs(x).max() for x in expected.values() if x.size), default=1.0)
+    found = {
+        "eval": _differences(evaluated, _arrays(folder / "eval.npz")),
+        "train": _differences(outputs, _arrays(folder / "train.npz")),
+        "gradients": {name: _difference(found_gradients[name], x, 1e-5 * largest) for name, x in expected.items()},
+        "buffers": {name: _difference(after[name], x) for name, x in dict(np.load(folder / "buffers.npz")).items()},
+    }
+    if "torch" in sys.modules:
+        raise SystemExit("torch was imported")
+    (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def _arrays(path: pathlib.Path) -> list[np.ndarray]:
+    with np.load(path) as file:
+        return [file[f"arr_{i}"] for i in range(len(file.files))]
+
+
+def _channels_last(x: Any) -> Any:
+    return jnp.transpose(x, (0, 2, 3, 1)) if x.ndim == 4 else jnp.asarray(x)
+
+
+def _leaves(outputs: Any) -> list[Any]:
+    """Floating results, images as PyTorch has them."""
+    leaves = [x for x in jax.tree.leaves(outputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return [jnp.transpose(x, (0, 3, 1, 2)) if x.ndim == 4 else x for x in leaves]
+
+
+def _differences(found: list[Any], expected: list[np.ndarray]) -> dict[str, float]:
+    if len(found) != len(expected):
+        raise SystemExit(f"{len(found)} results, PyTorch gives {len(expected)}")
+    return {str(i): _difference(a, b) for i, (a, b) in enumerate(zip(found, expected, strict=True))}
+
+
+def _difference(found: Any, expected: np.ndarray, least: float = 0.0) -> float:
+    found = np.asarray(found)
+    if found.shape != expected.shape:
+        raise SystemExit(f"a result has the shape {found.shape}, PyTorch's {expected.shape}")
+    if not expected.size:
+        return 0.0
+    if expected.dtype.kind in "iub":
+        return float(np.abs(found.astype(np.int64) - expected.astype(np.int64)).max())
+    size = max(np.abs(expected).max(), least)
+    return float(np.abs(found - expected).max() / (size or 1.0))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), sys.argv[2])

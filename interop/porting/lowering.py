@@ -1,0 +1,129 @@
+"""A program as steps: each node written by its printer, on what the nodes before it gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import interop.porting.printers  # noqa: F401  # registers them
+from interop.porting.looking import Seen, look
+from interop.porting.printers.registry import printer
+from interop.porting.terms import at, index, local, terms_in
+from interop.porting.values import Step, Tensor, Unprintable, Writer, plain_order
+from interop.program.nodes import Model, Node, Program, State, Value, map_leaves
+from interop.program.operations import CHECK, DROPPED
+
+
+class Lowered:
+    """One mode's steps, members by path, and result.
+
+    Attributes:
+        steps: in order; those that nothing reads are left out.
+        members: constructors of layers by path.
+        output: the program's output structure with terms for leaves.
+        problems: {what cannot be written: where}.
+    """
+
+    def __init__(self, model: Model, program: Program, arrays: Mapping[str, Any], leaves: frozenset[str]) -> None:
+        self.program = program
+        entries = {entry.name: entry for entry in model.entries}
+        self.writer = writer = ProgramWriter(model, program, look(model, program), entries, dict(arrays))
+        writer.leaves = leaves
+        self.problems: dict[str, list[str]] = {}
+        for given in program.inputs:
+            seen = writer.seen[given.name]
+            order = (0, 2, 3, 1) if seen.ndim == 4 else plain_order(seen.ndim)
+            writer.values[given.name] = Tensor(local(given.name), seen, order)
+        for node in program.nodes:
+            self._write(node)
+        self.output = None if self.problems else map_leaves(self._result, program.output)
+        self.updates = [name for name in program.updates if not name.endswith("num_batches_tracked")]
+        self.steps = self._live()
+        self.members = writer.members
+
+    def _write(self, node: Node) -> None:
+        w = self.writer
+        w.node = node
+        if node.operation in (CHECK, *DROPPED):
+            return
+        try:
+            write = printer(node.operation)
+            if write is None:
+                raise Unprintable("no expression for it yet")
+            args, kwargs = (map_leaves(self._resolved, tree) for tree in (node.args, node.kwargs))
+            w.values[node.name] = write(w, *args, **kwargs)
+        except Exception as error:
+            w.values[node.name] = _blank(w, node)
+            if isinstance(error, Unprintable) or not self.problems:
+                text = f"{node.operation} ({error})" if isinstance(error, Unprintable) else f"{node.operation}: {error!r}"
+                self.problems.setdefault(text, []).append(node.module)
+                if not isinstance(error, Unprintable):
+                    raise
+
+    def _resolved(self, leaf: Any) -> Any:
+        w = self.writer
+        if isinstance(leaf, Value):
+            return w.values[leaf.name]
+        if isinstance(leaf, State):
+            entry = w.entries[leaf.name]
+            name = entry.same_as or entry.name
+            seen = Seen(entry.shape, entry.dtype)
+            return Tensor(index(at(name), ...), seen, plain_order(len(entry.shape)), state=name)
+        return leaf
+
+    def _result(self, leaf: Any) -> Any:
+        found = self._resolved(leaf)
+        return self.writer.plain(found) if isinstance(found, Tensor) and found.ndim != 4 else (
+            self.writer.arranged(found, (0, 2, 3, 1)) if isinstance(found, Tensor) else found
+        )
+
+    def _live(self) -> list[Step]:
+        wanted = {t.parts[0] for t in terms_in(_terms(self.output)) if t.kind == "local"}
+        kept = []
+        for step in reversed(self.writer.steps):
+            if step.local in wanted or step.node.operation == "jaxnorm.batch_norm.default":
+                kept.append(step)
+                wanted |= {t.parts[0] for t in terms_in(step.term) if t.kind == "local"}
+        return kept[::-1]
+
+
+def _terms(tree: Any) -> tuple[Any, ...]:
+    found: list[Any] = []
+    map_leaves(found.append, tree)
+    return tuple(found)
+
+
+def _blank(w: Writer, node: Node) -> Any:
+    """A result of the right shapes, for what cannot be written."""
+
+    def of(seen: Any, number: int | None) -> Any:
+        if isinstance(seen, tuple):
+            return tuple(of(one, i) for i, one in enumerate(seen))
+        return Tensor(local(node.name), seen, plain_order(seen.ndim)) if isinstance(seen, Seen) else seen
+
+    return of(w.seen[node.name], None)
+
+
+class ProgramWriter(Writer):
+    """A writer that knows the modules around it."""
+
+    leaves: frozenset[str] = frozenset()  # paths of modules without modules below
+
+    def alone(self, path: str, own: set[str]) -> bool:
+        """Whether a module has no other arrays of its own than these."""
+        prefix = f"{path}."
+        direct = {name for name in self.entries if name.startswith(prefix) and "." not in name[len(prefix) :]}
+        return direct <= own
+
+    def owner(self) -> str:
+        """The path of the module whose code the node is."""
+        return self.node.module
+
+    def free_path(self, word: str) -> str:
+        """Where a layer without arrays is: at the module's place, or in the module that calls it as a function."""
+        module = self.node.module
+        return module if module in self.leaves else f"{module}.{word}".lstrip(".")
+
+    def dropout_path(self) -> str:
+        """Where an `nnx.Dropout` is."""
+        return self.free_path("dropout")

@@ -1,0 +1,13 @@
+"""How each operation is written: one file for each kind."""
+
+from interop.porting.printers import (  # noqa: F401
+    elementwise,
+    layers,
+    making,
+    matrices,
+    pooling,
+    random,
+    reducing,
+    resizing,
+    shaping,
+)

@@ -1,0 +1,44 @@
+"""Interpolation of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from interop.porting.looking import Dim
+from interop.porting.printers.registry import prints
+from interop.porting.terms import call, tuple_of
+from interop.porting.values import Tensor, Unprintable, Writer, images
+
+
+def _sizes(w: Writer, x: Tensor) -> tuple[Sequence[Dim], Sequence[Dim]]:
+    return x.shape[2:], w.seen_here().shape[2:]
+
+
+@prints("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default", "aten.upsample_nearest1d.vec",
+        "aten._upsample_nearest_exact2d.vec", "aten.upsample_nearest3d.vec")  # fmt: skip
+def nearest(w: Writer, x: Tensor, *_: Any) -> Tensor:
+    old, new = _sizes(w, x)
+    order = images(x.ndim)
+    term = w.arranged(x, order)
+    if list(old) == list(new):
+        return x
+    if all(isinstance(a, int) and isinstance(b, int) and b % a == 0 for a, b in zip(old, new, strict=True)):
+        for axis, (a, b) in enumerate(zip(old, new, strict=True), 1):
+            if b != a:
+                term = call("jnp.repeat", term, b // a, axis=axis)
+        return w.tensor(term, order)
+    raise Unprintable("nearest interpolation to sizes that are no multiples")
+
+
+@prints("aten.upsample_bilinear2d.vec", "aten.upsample_bilinear2d.default", "aten.upsample_linear1d.vec",
+        "aten.upsample_trilinear3d.vec")  # fmt: skip
+def linear(w: Writer, x: Tensor, size: Any, align_corners: bool, *_: Any) -> Tensor:
+    old, new = _sizes(w, x)
+    if list(old) == list(new):
+        return x
+    if align_corners:
+        raise Unprintable("linear interpolation with align_corners")
+    order = images(x.ndim)
+    shape = tuple_of(w.size(w.seen_here().shape[dim], x) for dim in order)
+    return w.tensor(call("jax.image.resize", w.arranged(x, order), shape, "linear", antialias=False), order)

@@ -1,0 +1,118 @@
+"""The source that was written, run in a process of its own that never imports torch, against PyTorch in float64.
+
+Compared are the outputs in eval mode, and of a training step outputs, the gradient of every parameter and every buffer
+afterwards; and that the state dict is taken and given back name by name and bit by bit. What is drawn is the same on
+both sides (`interop.porting.draws`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TOLERANCE = 1e-8
+
+
+class PortError(Exception):
+    """A source that is not what it should be, which is therefore not handed over."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The largest differences, each relative to the largest value of its array."""
+
+    eval: float
+    train: float
+    gradients: float
+    buffers: float
+    parameters: int
+
+
+def prove(text: str, function: str, module: Any, inputs: tuple[Any, ...]) -> Proof:
+    """Compares the source with the module.
+
+    Raises:
+        PortError: for a source that does not run, and for differences above `TOLERANCE`, naming the largest.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        (folder / "ported.py").write_text(text, encoding="utf-8")
+        _expected(folder, module, inputs)
+        root = str(pathlib.Path(__file__).parent.parent.parent)
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([root, *sys.path[1:]])}
+        command = [sys.executable, "-m", "interop.porting.compared", str(folder), function]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if run.returncode:
+            raise PortError(f"the source that was written does not run:\n{run.stderr[-3000:]}")
+        found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    worst = {key: max(values.values(), default=0.0) for key, values in found.items()}
+    for key, values in found.items():
+        if not worst[key] <= TOLERANCE:
+            name = max(values, key=lambda one: np.nan_to_num(values[one], nan=np.inf))
+            raise PortError(f"the source that was written differs from PyTorch: {key} {name} by {worst[key]:.1e}")
+    return Proof(worst["eval"], worst["train"], worst["gradients"], worst["buffers"], len(found["gradients"]))
+
+
+def _expected(folder: pathlib.Path, module: Any, inputs: tuple[Any, ...]) -> None:
+    """Writes what PyTorch computes."""
+    import torch
+
+    from interop.cli.draws import same_draws
+
+    module = copy.deepcopy(module).double()
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(like: Any, low: float, high: float) -> Any:
+        return torch.rand(like.shape, generator=generator, dtype=torch.float64) * (high - low) + low
+
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.modules.batchnorm._NormBase):
+                for name, low, high in (("running_mean", -0.2, 0.2), ("running_var", 0.5, 1.5), ("weight", 0.5, 1.5),
+                                        ("bias", -0.2, 0.2)):  # fmt: skip
+                    if getattr(layer, name, None) is not None:
+                        getattr(layer, name).copy_(uniform(getattr(layer, name), low, high))
+        inputs = tuple(
+            x + 0.5 * torch.randn(x.shape, generator=generator, dtype=x.dtype) if x.is_floating_point() else x
+            for x in inputs
+        )
+    np.savez(folder / "state.npz", **{name: x.numpy() for name, x in module.state_dict().items()})
+    np.savez(folder / "inputs.npz", *(x.numpy() for x in inputs))
+    with same_draws(torch):
+        module.eval()
+        with torch.no_grad():
+            outputs = _leaves(copy.deepcopy(module)(*inputs))
+        np.savez(folder / "eval.npz", *(x.numpy() for x in outputs))
+        module.train()
+        outputs = _leaves(module(*inputs))
+    np.savez(folder / "train.npz", *(x.detach().numpy() for x in outputs))
+    weights = [uniform(x, -1, 1) for x in outputs]
+    np.savez(folder / "weights.npz", *(x.numpy() for x in weights))
+    sum((x * w).sum() for x, w in zip(outputs, weights, strict=True)).backward()
+    gradients = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
+    np.savez(folder / "gradients.npz", **gradients)
+    np.savez(folder / "buffers.npz", **{name: x.numpy() for name, x in module.state_dict().items()
+                                        if name not in dict(module.named_parameters())})  # fmt: skip
+
+
+def _leaves(outputs: Any) -> list[Any]:
+    """The floating tensors of a result, in order."""
+    import torch
+
+    if isinstance(outputs, torch.Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    if isinstance(outputs, dict):
+        return [leaf for key in sorted(outputs) for leaf in _leaves(outputs[key])]
+    if isinstance(outputs, (list, tuple)):
+        return [leaf for item in outputs for leaf in _leaves(item)]
+    return []

@@ -1,0 +1,230 @@
+"""Classes as the text of a Python file."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+from interop.porting.bodies import Body, Statement
+from interop.porting.classes import MISSING, Argument, Definition
+from interop.porting.names import Names
+from interop.porting.terms import Term, constant, dotted, expression, is_attribute, rewritten, terms_in
+
+_DEFAULTS = {
+    "strides": 1, "kernel_dilation": 1, "feature_group_count": 1, "use_bias": True, "use_scale": True,
+    "count_batches": False, "epsilon": None,
+    "track_running_stats": True,
+}  # fmt: skip
+
+
+class Module:
+    """The file: imports, classes, and the function that makes the model."""
+
+    def __init__(self, definitions: Sequence[Definition], inputs: dict[str, list[str]]) -> None:
+        self.definitions = {definition.name: definition for definition in definitions}
+        self.inputs = inputs  # by class: what PyTorch's forward calls its arguments
+
+    def class_source(self, definition: Definition, doc: str) -> ast.ClassDef:
+        """A class."""
+        names = self.inputs.get(definition.name, [])
+        body: list[ast.stmt] = [ast.Expr(ast.Constant(doc))] if doc else []
+        body.append(self._init(definition))
+        if definition.body.inputs or definition.body.statements:
+            body.append(self._call(definition, names))
+        return ast.ClassDef(definition.name, [dotted("nnx.Module")], [], body, [])
+
+    def _init(self, definition: Definition) -> ast.FunctionDef:
+        plain = [a for a in definition.arguments if a.default is MISSING]
+        named = [a for a in definition.arguments if a.default is not MISSING]
+        arguments = ast.arguments(
+            [],
+            [ast.arg("self"), *(ast.arg(a.name, _annotation(a)) for a in plain)],
+            None,
+            [*(ast.arg(a.name, _annotation(a)) for a in named), ast.arg("rngs", dotted("nnx.Rngs"))],
+            [*(constant(a.default) for a in named), None],
+            None,
+            [],
+        )
+        body: list[ast.stmt] = []
+        kept = dict(definition.kept)
+        if _asks_mode(definition):
+            body.append(_assign("deterministic", ast.Constant(False)))
+        for key, term in kept.items():
+            body.append(_assign(key, self.expression(term, None)))
+        groups: dict[str, tuple[Any, list[ast.stmt], list[ast.stmt]]] = {}
+        for key, term in definition.members.items():
+            made = self._member(key, self.expression(_loop_free(term), None))
+            condition = definition.conditions.get(key)
+            if condition is None:
+                body.append(made)
+                continue
+            text = ast.unparse(self.expression(condition, None))
+            if text not in groups:
+                test = self.expression(condition, None)
+                branch = ast.If(test, [], [])
+                groups[text] = (branch, branch.body, branch.orelse)
+                body.append(branch)
+            groups[text][1].append(made)
+            if _tested(definition, key):
+                groups[text][2].append(self._member(key, ast.Constant(None)))
+        return _function("__init__", arguments, body or [ast.Pass()], ast.Constant(None))
+
+    def _member(self, key: str, value: ast.expr) -> ast.stmt:
+        if is_attribute(key):
+            return _assign(key, value)
+        return ast.Expr(ast.Call(ast.Name("setattr"), [ast.Name("self"), ast.Constant(key), value], []))
+
+    def _call(self, definition: Definition, names: Sequence[str]) -> ast.FunctionDef:
+        body = definition.body
+        if definition.evaluation is not None:
+            first, inputs = self._block(definition.evaluation, definition, names)
+            second, _ = self._block(body, definition, names)
+            test = dotted("self.deterministic")
+            statements: list[ast.stmt] = [ast.If(test, first, []), *second]
+        else:
+            statements, inputs = self._block(body, definition, names)
+        arguments = ast.arguments(
+            [], [ast.arg("self"), *(ast.arg(one, dotted("jax.Array")) for one in inputs)], None, [], [], None, []
+        )
+        returns = dotted("jax.Array") if _single(body.output) else None
+        return _function("__call__", arguments, statements, returns)
+
+    def _block(self, body: Body, definition: Definition, names: Sequence[str]) -> tuple[list[ast.stmt], list[str]]:
+        named = Names(body, names)
+        statements: list[ast.stmt] = []
+        for statement, value, conditional in named.statements():
+            made = self.expression(value, definition)
+            targets = [named.of[t] for t in statement.targets]
+            node: ast.stmt
+            if not targets:
+                node = ast.Expr(made)
+            else:
+                target = ast.Name(targets[0]) if len(targets) == 1 else ast.Tuple([ast.Name(t) for t in targets])
+                if conditional is not None:
+                    test, otherwise = self._test(statement.when, definition), ast.Name(named.of[conditional])
+                    made = ast.IfExp(test, made, otherwise)
+                node = ast.Assign([target], made)
+            if statement.when is not None and conditional is None:
+                test = self._test(statement.when, definition)
+                last = statements[-1] if statements else None
+                if isinstance(last, ast.If) and ast.unparse(last.test) == ast.unparse(test):
+                    last.body.append(node)
+                    continue
+                node = ast.If(test, [node], [])
+            statements.append(node)
+        if body.output is not None:
+            result = self.expression(named.renamed(body.output), definition)
+            last = statements[-1] if statements else None
+            if (isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Name)
+                    and ast.unparse(last.targets[0]) == ast.unparse(result)):  # fmt: skip
+                statements[-1] = ast.Return(last.value)
+            else:
+                statements.append(ast.Return(result))
+        return statements, [named.of[one] for one in body.inputs]
+
+    def _test(self, when: Any, definition: Definition) -> ast.expr:
+        if when == "train":
+            return ast.UnaryOp(ast.Not(), dotted("self.deterministic"))
+        if when == "eval":
+            return dotted("self.deterministic")
+        return self.expression(when, definition)
+
+    def expression(self, term: Any, definition: Definition | None) -> ast.expr:
+        """A term as an expression of a class."""
+        return expression(self._prepared(term), _path)
+
+    def _prepared(self, term: Any) -> Any:
+        def to(found: Term) -> Any:
+            if found.kind == "new":
+                return self._new(found)
+            if found.kind == "call":
+                function, arguments, keywords = found.parts
+                kept = tuple((k, v) for k, v in keywords if not _is_default(function, k, v))
+                return Term("call", (function, arguments, kept))
+            return found
+
+        return rewritten(term, to)
+
+    def _new(self, term: Term) -> Term:
+        """The call that makes an instance."""
+        title, values = term.parts
+        given = dict(values)
+        positional, keywords = [], []
+        for argument in self.definitions[title].arguments:
+            value = given[argument.name]
+            if argument.default is MISSING:
+                positional.append(value)
+            elif not (type(value) is type(argument.default) and value == argument.default):
+                keywords.append((argument.name, value))
+        rngs = Term("argument", ("rngs",))
+        return Term("call", (Term("name", (title,)), tuple(positional), (*keywords, ("rngs", rngs))))
+
+
+def _is_default(function: Any, key: str, value: Any) -> bool:
+    if isinstance(value, Term) or key not in _DEFAULTS:
+        return False
+    if key == "epsilon":
+        return function == Term("name", ("BatchNorm",)) and value == 1e-5
+    return type(value) is type(_DEFAULTS[key]) and value == _DEFAULTS[key]
+
+
+def _loop_free(term: Any) -> Any:
+    """Runs of one element are the element."""
+
+    def to(found: Term) -> Any:
+        return found.parts[0] if found.kind == "run" and found.parts[1] == 1 else found
+
+    return rewritten(term, to)
+
+
+def _path(path: str) -> ast.expr:
+    found: ast.expr = ast.Name("self")
+    for part in path.split("."):
+        if part.isdigit():
+            found = ast.Subscript(found, ast.Constant(int(part)))
+        elif is_attribute(part):
+            found = ast.Attribute(found, part)
+        else:
+            found = ast.Call(ast.Name("getattr"), [found, ast.Constant(part)], [])
+    return found
+
+
+def _annotation(argument: Argument) -> ast.expr | None:
+    known = {type(value) for value in argument.column}
+    if known == {Term}:
+        return dotted("Callable")
+    if len(known) == 1 and (kind := known.pop()) in (int, float, bool, str):
+        return ast.Name(kind.__name__)
+    if known <= {int, float}:
+        return ast.Name("float")
+    if known == {tuple}:
+        return ast.Name("tuple")
+    return None
+
+
+def _asks_mode(definition: Definition) -> bool:
+    return definition.evaluation is not None or any(s.when in ("train", "eval") for s in definition.body.statements)
+
+
+def _tested(definition: Definition, key: str) -> bool:
+    """Whether the forward pass asks if there is such a member."""
+    asked = Term("compare", ("is not", Term("self", (key,)), None))
+    return any(asked in set(terms_in(s.when)) for s in definition.body.statements if isinstance(s.when, Term))
+
+
+def _single(output: Any) -> bool:
+    return isinstance(output, Term) and output.kind not in ("tuple", "list", "dict")
+
+
+def _assign(key: str, value: ast.expr) -> ast.stmt:
+    return ast.Assign([ast.Attribute(ast.Name("self"), key)], value)
+
+
+def _function(title: str, arguments: ast.arguments, body: list[ast.stmt], returns: ast.expr | None) -> ast.FunctionDef:
+    return ast.FunctionDef(title, arguments, body, [], returns)
+
+
+def statement_of(statement: Statement) -> str:
+    """For errors."""
+    return f"{statement.targets} = {statement.value}"
