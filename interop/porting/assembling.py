@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from interop.porting.bodies import (
 from interop.porting.classes import Chooser, Definition, Instance, merged
 from interop.porting.lowering import Lowered
 from interop.porting.printers.elementwise import jnp_type
-from interop.porting.terms import Term, at, call, name, rewritten, terms_in
+from interop.porting.terms import Term, at, call, local, name, rewritten, terms_in
 from interop.porting.unify import fit, of_two_modes
 from interop.porting.values import Unprintable
 from interop.program.nodes import Model
@@ -118,6 +119,8 @@ class Assembly:
             return
         for path in paths:
             instances.append(self._instance(path))
+        if len({len(instance.body.inputs) for instance in instances}) > 1:
+            instances = [_with_any_number(instance) for instance in instances]
         taken = {definition.name for definition in self.definitions}
         for kind in merged(instances):
             title = _unused(cls.__name__.lstrip("_"), taken)
@@ -152,7 +155,7 @@ class Assembly:
         statements = [
             Statement(s.targets, rewritten(s.value, to), s.when, s.source, s.hint) for s in body.statements
         ]
-        return Body(body.inputs, _dropouts(statements), rewritten(body.output, to))
+        return Body(body.inputs, statements, rewritten(body.output, to))
 
     def _members(self, path: str) -> dict[str, Any]:
         """{name: constructor} of what hangs under a module, in PyTorch's order."""
@@ -244,8 +247,21 @@ def _repeats(element: Any) -> bool:
     return isinstance(element, Term) and element.kind in ("new", "call")
 
 
-def _dropouts(statements: list[Statement]) -> list[Statement]:
-    return statements
+def _with_any_number(instance: Instance) -> Instance:
+    """The instance with `*inputs`, if all that it does with its inputs is to put them in one list."""
+    body = instance.body
+    listed = Term("list", tuple(map(local, body.inputs)))
+    trees = [s.value for s in body.statements] + [body.output]
+    count = sum(term == listed for tree in trees for term in terms_in(tree))
+    reads = sum(t.kind == "local" and t.parts[0] in body.inputs for tree in trees for t in terms_in(tree))
+    if count != 1 or reads != len(body.inputs) or instance.evaluation is not None:
+        return instance
+
+    def to(term: Term) -> Any:
+        return local("*") if term == listed else term
+
+    statements = [replace(s, value=rewritten(s.value, to)) for s in body.statements]
+    return replace(instance, body=Body(("*",), statements, rewritten(body.output, to)))
 
 
 def _same(bodies: list[Body], path: str) -> Body:

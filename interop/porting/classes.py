@@ -11,6 +11,8 @@ from interop.porting.bodies import Body, Statement
 from interop.porting.terms import Term, rewritten, terms_in
 from interop.porting.unify import Different, Holes, fit, holes_in, is_activation, matched, renamed
 
+_MOST_CONDITIONS = 6  # statements of a class that depend on its arguments; beyond that two classes are easier to read
+
 
 class Missing(enum.Enum):
     """No value."""
@@ -79,7 +81,7 @@ class Kind:
             self.holes.values[:] = kept
             return False
         found = fit(self.body, renamed(instance.body, "_"), self.holes)
-        if found is None:
+        if found is None or sum(not (a and b) for a, b in found.present) > _MOST_CONDITIONS:
             self.holes.values[:] = kept
             return False
         self.members |= new
@@ -248,7 +250,7 @@ class Chooser:
         return Term("argument", (made.name,))
 
     def _name(self, role: str, key: str) -> str:
-        taken = {argument.name for argument in self.arguments} | set(self.kind.members) | {"rngs", "self"}
+        taken = {argument.name for argument in self.arguments} | set(self.kind.members) | set(self.kept) | {"rngs", "self"}
         base = {"num_features": "features", "feature_group_count": "groups", "kernel_dilation": "dilation"}.get(role, role)
         stem = key.replace(".", "_")
         widths = role in _WIDTHS
@@ -317,7 +319,7 @@ class Chooser:
         taken = [key for key, value in self.kept.items() if value == condition]
         if taken:
             return Term("self", (taken[0],))
-        while word in self.kept or word in self.kind.members:
+        while word in self.kept or word in self.kind.members or any(a.name == word for a in self.arguments):
             word += "_"
         self.kept[word] = condition
         return Term("self", (word,))

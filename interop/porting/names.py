@@ -48,7 +48,8 @@ class Names:
         taken: set[str] = set()
         for i, one in enumerate(self.body.inputs):
             wanted = names[i] if i < len(names) else _SPARE[i] if i < len(_SPARE) else f"x{i}"
-            wanted = {"input": "x", "self": "x", "inputs": "x"}.get(wanted, wanted)
+            wanted = "inputs" if one.endswith("*") else wanted
+            wanted = {"input": "x", "self": "x", **({} if one.endswith("*") else {"inputs": "x"})}.get(wanted, wanted)
             while wanted in taken or not is_attribute(wanted):
                 wanted += "_"
             taken.add(wanted)

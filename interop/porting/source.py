@@ -84,9 +84,9 @@ class Module:
             statements: list[ast.stmt] = [ast.If(test, first, []), *second]
         else:
             statements, inputs = self._block(body, definition, names)
-        arguments = ast.arguments(
-            [], [ast.arg("self"), *(ast.arg(one, dotted("jax.Array")) for one in inputs)], None, [], [], None, []
-        )
+        given = [ast.arg(one, dotted("jax.Array")) for one in inputs]
+        any_number = given.pop() if body.inputs[-1:] and body.inputs[-1].endswith("*") else None
+        arguments = ast.arguments([], [ast.arg("self"), *given], any_number, [], [], None, [])
         returns = dotted("jax.Array") if _single(body.output) else None
         return _function("__call__", arguments, statements, returns)
 
@@ -194,12 +194,13 @@ def _annotation(argument: Argument) -> ast.expr | None:
     known = {type(value) for value in argument.column}
     if known == {Term}:
         return dotted("Callable")
-    if len(known) == 1 and (kind := known.pop()) in (int, float, bool, str):
-        return ast.Name(kind.__name__)
+    for kind in (int, float, bool, str):
+        if known == {kind}:
+            return ast.Name(kind.__name__)
     if known <= {int, float}:
         return ast.Name("float")
-    if known == {tuple}:
-        return ast.Name("tuple")
+    if known == {tuple} and all(type(x) is int for value in argument.column for x in value):
+        return ast.Subscript(ast.Name("tuple"), ast.Tuple([ast.Name("int"), ast.Constant(...)]))
     return None
 
 

@@ -145,6 +145,8 @@ def expression(term: Any, of_self: Callable[[str], ast.expr]) -> ast.expr:
     def to(item: Any) -> ast.expr:
         return expression(item, of_self)
 
+    if isinstance(term, tuple):
+        return ast.Tuple([to(item) for item in term])
     if not isinstance(term, Term):
         return constant(term)
     parts = term.parts
