@@ -53,6 +53,7 @@ def restore_model(
     **Raises:** `FileNotFoundError` if there is no such checkpoint; `ValueError` naming every array that differs, if it
     is of another model, and where there is no average, or no `TrainState`; `OSError` if its files cannot be read.
     """
+    check.flag("average", average)
     definition, collections = take_apart(model)
     wanted = named_leaves({name: getattr(collections, name) for name in COLLECTIONS})
     with SavedRun(directory, step) as run:

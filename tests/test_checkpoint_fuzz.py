@@ -12,6 +12,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 import fuzz_checkpoint
 import fuzz_structures
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("format", fuzz_checkpoint.FORMATS)
 def test_odd_files_are_read_rightly_or_refused(format, monkeypatch):

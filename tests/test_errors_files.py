@@ -20,6 +20,8 @@ import torch
 import interop
 from interop import CheckpointError, load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.once
+
 
 def paths():
     """What is no path, what is nowhere, and what is there but no file, from a folder with a few of them."""

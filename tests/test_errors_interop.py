@@ -33,6 +33,8 @@ import interop
 import jaxnorm
 from interop import conventions, layouts
 
+pytestmark = pytest.mark.once
+
 ROOTS = tuple(str(pathlib.Path(package.__file__).parent) for package in (interop, jaxnorm))
 
 

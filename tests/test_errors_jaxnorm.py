@@ -5,7 +5,11 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import jaxnorm
+
+pytestmark = pytest.mark.once
 
 
 def test_the_wrong_kind_of_everything_is_refused_by_name():
@@ -22,5 +26,5 @@ def test_the_wrong_kind_of_everything_is_refused_by_name():
 def test_every_public_function_is_among_them():
     text = (pathlib.Path(__file__).parent / "wrong_arguments.py").read_text(encoding="utf-8")
     # Plain data, and packages.
-    data = {"EmaState", "Moments", "Plan", "linen", "nnx"}
+    data = {"EmaState", "Moments", "Plan", "RestoredModel", "linen", "nnx"}
     assert [name for name in jaxnorm.__all__ if name not in data and f"jaxnorm.{name}" not in text] == []

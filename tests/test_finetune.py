@@ -13,6 +13,8 @@ import torch
 import interop
 import jaxnorm
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def data():

@@ -30,6 +30,8 @@ import fuzz_structures
 from interop.files import distributed
 from interop.files.budget import Budget
 
+pytestmark = pytest.mark.once
+
 
 def archive(pickled: bytes) -> bytes:
     stream = io.BytesIO()

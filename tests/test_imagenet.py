@@ -16,6 +16,8 @@ from torch import nn
 
 import interop
 
+pytestmark = pytest.mark.once
+
 
 class Net(nn.Module):
     def __init__(self):

@@ -18,6 +18,8 @@ from interop import lint
 from interop.linting.rules import RULES
 from interop.tracing import private
 
+pytestmark = pytest.mark.once
+
 LAYERS = 49  # BatchNorm layers of EfficientNet-Lite0
 
 

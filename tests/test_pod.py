@@ -15,6 +15,8 @@ from processes_worker import Group
 
 import jaxnorm
 
+pytestmark = pytest.mark.once
+
 OPTIONS = ("--save-every", "3", "--log-every", "1", "--batch", "8")
 FOR_EVER = 10**6  # steps: until it is stopped
 

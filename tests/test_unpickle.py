@@ -27,6 +27,8 @@ from interop.files.rebuild import build, call
 from interop.files.stand_ins import Global, Instance, UnpickleError
 from interop.files.unpickle import unpickle
 
+pytestmark = pytest.mark.once
+
 
 def read(content: bytes) -> object:
     """The value and nothing left over."""

@@ -23,6 +23,8 @@ from yolo_tasks import TASKS
 import interop
 import jaxnorm
 
+pytestmark = pytest.mark.once
+
 CLASSES = len(yolo_data.NAMES)
 # Compiling takes longer than running here.
 in_haste = functools.partial(

@@ -14,6 +14,8 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils import loss as theirs
 from ultralytics.utils.tal import TaskAlignedAssigner
 
+pytestmark = pytest.mark.once
+
 LOGGER.setLevel("ERROR")
 STRIDES, CLASSES, PROTOTYPES, KEYPOINTS = (8, 16, 32), 3, 32, (17, 3)
 BACKBONE = [

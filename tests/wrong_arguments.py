@@ -219,7 +219,7 @@ SKIPPED = {
     *((title, "batch", wrong) for title in ("train_step()", "data_parallel()")
       for wrong in ("other shape", "complex", "no numbers")),
     ("recalibrate", "forward", "type"),
-    ("Checkpoints.restore", "step", "huge"),  # a step as any other, of which there is no checkpoint
+    *((title, "step", "huge") for title in ("Checkpoints.restore", "restore_model")),  # a step as any other, of which there is no checkpoint
     ("recalibrate", "batches", "complex"),
     *(("plan", "batch", wrong) for wrong in WRONG if wrong not in ("None", "text", "object")),
     ("Checkpoints", "directory", "text"),
@@ -283,6 +283,14 @@ def restored(step):
         checkpoints.save(1, {"a": X})
         checkpoints.wait()
         return checkpoints.restore({"a": X}, step)
+
+
+def out_of_a_run(**given):
+    with tempfile.TemporaryDirectory() as folder:
+        with jaxnorm.Checkpoints(folder) as checkpoints:
+            checkpoints.save(1, jaxnorm.TrainState.create(Linear(), optax.sgd(0.1)))
+            checkpoints.wait()
+        return jaxnorm.restore_model(**{"directory": folder, **given})
 
 
 def saved(**given):
@@ -373,6 +381,7 @@ CHECKPOINTS = {
     "Checkpoints": (opened, {"directory": tempfile.mkdtemp(), "config": None, "keep": 3, "timeout": 600}),
     "Checkpoints.save": (saved, {"step": 1, "state": {"a": X}, "data": None}),
     "Checkpoints.restore": (restored, {"step": 1}),
+    "restore_model": (out_of_a_run, {"model": Linear(), "step": 1, "average": False}),
 }
 
 if __name__ == "__main__":

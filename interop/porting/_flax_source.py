@@ -127,8 +127,9 @@ def _classes(assembly: Assembly, output: Any) -> int | None:
 
 def _names(cls: type) -> list[str]:
     """What a class's forward calls its arguments."""
+    forward: Any = getattr(cls, "forward", None)
     try:
-        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return []
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -162,7 +163,11 @@ def _imports(code: list[Any], norm: bool) -> list[ast.stmt]:
 
 def _doc(title: str, origin: str, proof: Proof | None, assembly: Assembly) -> str:
     lines = [f"{title} in Flax NNX, as {origin} has it in PyTorch. Images are (N, H, W, C).", ""]
-    lines += [f"    model = {title}(rngs=nnx.Rngs(0))", "    interop.load_state_dict(model, state_dict)  # PyTorch's", ""]
+    lines += [
+        f"    model = {title}(rngs=nnx.Rngs(0))",
+        "    interop.load_state_dict(model, state_dict)  # PyTorch's",
+        "",
+    ]
     if proof is not None:
         import jax
 

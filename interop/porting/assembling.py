@@ -98,7 +98,7 @@ class Assembly:
         done: set[str] = set()
         waiting = dict(by_class)
         while waiting:
-            for cls, paths in list(waiting.items()):
+            for cls, paths in waiting.items():  # noqa: B007
                 inside = {p for p in depth for path in paths if p != path and _below(p, path) and p not in paths}
                 if inside <= done:
                     break
@@ -136,15 +136,15 @@ class Assembly:
         for mode, bodies in self.bodies.items():
             calls[mode] = [self._within(body, path) for (p, _), body in bodies.found.items() if p == path]
         members = self._members(path)
-        bodies = [of_two_modes(a, b) for a, b in zip(calls["train"], calls["eval"], strict=False)]
+        joined = [of_two_modes(a, b) for a, b in zip(calls["train"], calls["eval"], strict=False)]
         if not calls["train"] or not calls["eval"]:
             one = calls["train"] or calls["eval"]
             if not one:
                 return Instance(path, members, Body((), [], None))
             return Instance(path, members, _same(one, path))
-        if any(body is None for body in bodies):
+        if any(body is None for body in joined):
             return Instance(path, members, _same(calls["train"], path), _same(calls["eval"], path))
-        return Instance(path, members, _same([body for body in bodies if body is not None], path))
+        return Instance(path, members, _same([body for body in joined if body is not None], path))
 
     def _within(self, body: Body, path: str) -> Body:
         """The body with the paths that the module itself has."""
@@ -152,9 +152,7 @@ class Assembly:
         def to(term: Term) -> Any:
             return at(relative(term.parts[0], path)) if term.kind == "self" else term
 
-        statements = [
-            Statement(s.targets, rewritten(s.value, to), s.when, s.source, s.hint) for s in body.statements
-        ]
+        statements = [Statement(s.targets, rewritten(s.value, to), s.when, s.source, s.hint) for s in body.statements]
         return Body(body.inputs, statements, rewritten(body.output, to))
 
     def _members(self, path: str) -> dict[str, Any]:
@@ -310,5 +308,3 @@ def _initial(entry: Any, value: Any, learned: bool) -> Any:
 
 def _nested(value: Any) -> Any:
     return Term("list", tuple(map(_nested, value))) if isinstance(value, list) else value
-
-

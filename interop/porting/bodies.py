@@ -162,7 +162,8 @@ class Bodies:
                 groups[-1][1].append(statement)
             else:
                 groups.append((key, [statement]))
-        value, chain = body.inputs[0], []
+        value = body.inputs[0]
+        chain: list[tuple[str, Any]] = []
         for key, statements in groups:
             function = _function(statements, value)
             if function is None or any(key == other for other, _ in chain):
@@ -256,11 +257,9 @@ def kinds_of(tree: Tree, members: Iterable[str], layers: frozenset[str]) -> dict
             cls = tree.classes[path]
             if issubclass(cls, torch.nn.ModuleList):
                 found[path] = LIST
-            elif numbered and cls.forward is torch.nn.Sequential.forward:
+            elif numbered and getattr(cls, "forward", None) is torch.nn.Sequential.forward:
                 found[path] = SEQUENTIAL
             else:
                 found[path] = CLASS
     found[""] = CLASS
     return found
-
-

@@ -195,16 +195,16 @@ class Chooser:
         self._conditions: dict[tuple[bool, ...], Any] = {}
         conditions = {}
         for key in kind.members:
-            column = tuple(key in has for has in kind.has)
-            if not all(column):
-                conditions[key] = self._condition(column, key)
+            there = tuple(key in has for has in kind.has)
+            if not all(there):
+                conditions[key] = self._condition(there, key)
         members = {key: _fill(term, fills) for key, term in kind.members.items()}
         statements = []
         for number, statement in enumerate(kind.body.statements):
-            column = tuple(runs[number] for runs in kind.runs)
+            runs = tuple(one[number] for one in kind.runs)
             when = statement.when
-            if not all(column):
-                when = self._statement_condition(statement, column, conditions)
+            if not all(runs):
+                when = self._statement_condition(statement, runs, conditions)
             value = self._in_body(_fill(statement.value, {h: fills[h] for h in fills if h in in_body}))
             statements.append(replace(statement, value=value, when=when))
         output = self._in_body(_fill(kind.body.output, fills))
@@ -229,6 +229,8 @@ class Chooser:
         if all(_same(value, known[0]) for value in known):
             return known[0]
         role, key = self.roles.get(hole, ("value", ""))
+        if all(isinstance(value, Term) for value in known):
+            role = "activation"
         return self._expressed(column, role, key)
 
     def _expressed(self, column: list[Any], role: str, key: str) -> Any:
@@ -250,8 +252,12 @@ class Chooser:
         return Term("argument", (made.name,))
 
     def _name(self, role: str, key: str) -> str:
-        taken = {argument.name for argument in self.arguments} | set(self.kind.members) | set(self.kept) | {"rngs", "self"}
-        base = {"num_features": "features", "feature_group_count": "groups", "kernel_dilation": "dilation"}.get(role, role)
+        taken = (
+            {argument.name for argument in self.arguments} | set(self.kind.members) | set(self.kept) | {"rngs", "self"}
+        )
+        base = {"num_features": "features", "feature_group_count": "groups", "kernel_dilation": "dilation"}.get(
+            role, role
+        )
         stem = key.replace(".", "_")
         widths = role in _WIDTHS
         for candidate in (base, f"{stem}_features" if widths else f"{stem}_{base}", f"{stem}_{base}"):
@@ -297,7 +303,9 @@ class Chooser:
         for argument in self.arguments:
             numbers = [x for x in argument.column if isinstance(x, int) and not isinstance(x, bool)]
             if len(numbers) == len(argument.column) and argument.role in ("strides", "out_features", "in_features"):
-                options.append(([x == 1 for x in numbers], Term("compare", ("==", Term("argument", (argument.name,)), 1))))
+                options.append(
+                    ([x == 1 for x in numbers], Term("compare", ("==", Term("argument", (argument.name,)), 1)))
+                )
         for values, term in options:
             if tuple(values) == column:
                 return term
@@ -305,7 +313,9 @@ class Chooser:
                 return _negated(term)
         return None
 
-    def _statement_condition(self, statement: Statement, column: tuple[bool, ...], conditions: Mapping[str, Any]) -> Any:
+    def _statement_condition(
+        self, statement: Statement, column: tuple[bool, ...], conditions: Mapping[str, Any]
+    ) -> Any:
         for term in terms_in(statement.value):
             if term.kind == "self":
                 member = _member_of(term.parts[0], conditions)
@@ -333,6 +343,8 @@ class Chooser:
                 continue
             if argument.role == "flag":
                 argument.default = False
+            elif argument.role == "activation":
+                argument.default = max(known, key=known.count)
             elif argument.role in ("strides", "kernel_dilation", "feature_group_count") and 1 in known:
                 argument.default = 1
         self.arguments.sort(key=lambda argument: argument.default is not MISSING)

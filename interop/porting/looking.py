@@ -1,4 +1,4 @@
-"""What each value of a program is: shapes, element types, and numbers, found by running it on shapes for two batches."""
+"""What each value of a program is: shapes, element types and numbers, by running it on shapes for two batches."""
 
 from __future__ import annotations
 
@@ -102,7 +102,11 @@ def _joined(one: Any, other: Any, first: int, second: int) -> Any:
     if isinstance(one, tuple):
         return tuple(_joined(a, b, first, second) for a, b in zip(one, other, strict=True))
     if isinstance(one, Seen):
-        shape = tuple(_size(a, b, first, second) for a, b in zip(one.shape, other.shape, strict=True))
+        shape = tuple(
+            _size(a, b, first, second)
+            for a, b in zip(one.shape, other.shape, strict=True)
+            if isinstance(a, int) and isinstance(b, int)
+        )
         return Seen(shape, one.dtype)
     if type(one) is int:
         return _size(one, other, first, second)

@@ -27,8 +27,7 @@ class Lowered:
     def __init__(self, model: Model, program: Program, arrays: Mapping[str, Any], leaves: frozenset[str]) -> None:
         self.program = program
         entries = {entry.name: entry for entry in model.entries}
-        self.writer = writer = ProgramWriter(model, program, look(model, program), entries, dict(arrays))
-        writer.leaves = leaves
+        self.writer = writer = Writer(model, program, look(model, program), entries, dict(arrays), leaves=leaves)
         self.problems: dict[str, list[str]] = {}
         for given in program.inputs:
             seen = writer.seen[given.name]
@@ -55,7 +54,9 @@ class Lowered:
         except Exception as error:
             w.values[node.name] = _blank(w, node)
             if isinstance(error, Unprintable) or not self.problems:
-                text = f"{node.operation} ({error})" if isinstance(error, Unprintable) else f"{node.operation}: {error!r}"
+                text = (
+                    f"{node.operation} ({error})" if isinstance(error, Unprintable) else f"{node.operation}: {error!r}"
+                )
                 self.problems.setdefault(text, []).append(node.module)
                 if not isinstance(error, Unprintable):
                     raise
@@ -73,8 +74,10 @@ class Lowered:
 
     def _result(self, leaf: Any) -> Any:
         found = self._resolved(leaf)
-        return self.writer.plain(found) if isinstance(found, Tensor) and found.ndim != 4 else (
-            self.writer.arranged(found, (0, 2, 3, 1)) if isinstance(found, Tensor) else found
+        return (
+            self.writer.plain(found)
+            if isinstance(found, Tensor) and found.ndim != 4
+            else (self.writer.arranged(found, (0, 2, 3, 1)) if isinstance(found, Tensor) else found)
         )
 
     def _live(self) -> list[Step]:
@@ -102,28 +105,3 @@ def _blank(w: Writer, node: Node) -> Any:
         return Tensor(local(node.name), seen, plain_order(seen.ndim)) if isinstance(seen, Seen) else seen
 
     return of(w.seen[node.name], None)
-
-
-class ProgramWriter(Writer):
-    """A writer that knows the modules around it."""
-
-    leaves: frozenset[str] = frozenset()  # paths of modules without modules below
-
-    def alone(self, path: str, own: set[str]) -> bool:
-        """Whether a module has no other arrays of its own than these."""
-        prefix = f"{path}."
-        direct = {name for name in self.entries if name.startswith(prefix) and "." not in name[len(prefix) :]}
-        return direct <= own
-
-    def owner(self) -> str:
-        """The path of the module whose code the node is."""
-        return self.node.module
-
-    def free_path(self, word: str) -> str:
-        """Where a layer without arrays is: at the module's place, or in the module that calls it as a function."""
-        module = self.node.module
-        return module if module in self.leaves else f"{module}.{word}".lstrip(".")
-
-    def dropout_path(self) -> str:
-        """Where an `nnx.Dropout` is."""
-        return self.free_path("dropout")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from interop.porting.bodies import Body, Statement
-from interop.porting.terms import Term, is_attribute, local, locals_in, rewritten, terms_in
+from interop.porting.terms import Term, is_attribute, local, locals_in, rewritten, substituted, terms_in
 
 _LONGEST = 70  # characters of a statement that takes another into it
 _SPARE = ("x", "y", "z", "u", "v", "w")
@@ -42,7 +42,9 @@ class Names:
 
     def renamed(self, tree: Any) -> Any:
         """A term with the names that there are now."""
-        return rewritten(tree, lambda t: local(self.of[t.parts[0]]) if t.kind == "local" and t.parts[0] in self.of else t)
+        return rewritten(
+            tree, lambda t: local(self.of[t.parts[0]]) if t.kind == "local" and t.parts[0] in self.of else t
+        )
 
     def _inputs(self, names: Sequence[str]) -> None:
         taken: set[str] = set()
@@ -100,8 +102,7 @@ def _nested(body: Body) -> list[Statement]:
     for statement in body.statements:
         while found and _fits(found[-1], statement, reads):
             before = found.pop()
-            (target,) = before.targets
-            value = rewritten(statement.value, lambda t, b=before: b.value if t == local(b.targets[0]) else t)
+            value = substituted(statement.value, {before.targets[0]: before.value})
             statement = replace(statement, value=value, hint=statement.hint or before.hint)
         found.append(statement)
     return found

@@ -1,8 +1,8 @@
-"""What the model's siblings differ in, as arguments with defaults: how many blocks a stage has, and how many classes."""
+"""What a model's siblings differ in, as arguments with defaults: how many blocks a stage has, how many classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from interop.porting.classes import Argument, Definition
@@ -74,8 +74,3 @@ def _classes(root: Definition, classes: int) -> None:
             root.members[key] = Term("call", (function, (arguments[0], argument), keywords))
             root.arguments.append(Argument("num_classes", [classes], "classes", classes))
             return
-
-
-def names_of(arguments: Sequence[Argument]) -> list[str]:
-    """The arguments' names."""
-    return [argument.name for argument in arguments]

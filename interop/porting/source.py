@@ -9,7 +9,7 @@ from typing import Any
 from interop.porting.bodies import Body, Statement
 from interop.porting.classes import MISSING, Argument, Definition
 from interop.porting.names import Names
-from interop.porting.terms import Term, constant, dotted, expression, is_attribute, rewritten, terms_in
+from interop.porting.terms import Term, dotted, expression, is_attribute, rewritten, terms_in
 
 _DEFAULTS = {
     "strides": 1, "kernel_dilation": 1, "feature_group_count": 1, "use_bias": True, "use_scale": True,
@@ -42,7 +42,7 @@ class Module:
             [ast.arg("self"), *(ast.arg(a.name, _annotation(a)) for a in plain)],
             None,
             [*(ast.arg(a.name, _annotation(a)) for a in named), ast.arg("rngs", dotted("nnx.Rngs"))],
-            [*(constant(a.default) for a in named), None],
+            [*(self.expression(a.default, None) for a in named), None],
             None,
             [],
         )

@@ -15,6 +15,7 @@ from interop.porting.bodies import Body, Statement
 from interop.porting.terms import Term, local, locals_in, rewritten, substituted
 
 _BUDGET = 4000  # pairs of statements that are tried
+_MOST_ALONE = 12  # statements that only one of two bodies has
 _FREE_NAMES = ("nnx.", "jax.nn.")  # functions that instances may differ in
 
 
@@ -154,11 +155,18 @@ class _Search:
 
     def __init__(self, skeleton: Body, other: Body, holes: Holes | None) -> None:
         self.skeleton, self.other, self.holes = skeleton, other, holes
-        self.budget = _BUDGET
+        self.budget, self.alone = _BUDGET, 0
 
     def run(self) -> Fit | None:
+        """The fit in which the fewest statements are in one of the two alone."""
         pairs = {(a, b): a for a, b in zip(self.skeleton.inputs, self.other.inputs, strict=True)}
-        return self._from(0, 0, pairs, {}, [])
+        fewest = abs(len(self.skeleton.statements) - len(self.other.statements))
+        for alone in range(fewest, _MOST_ALONE + 1):
+            self.budget, self.alone = _BUDGET, alone
+            found = self._from(0, 0, pairs, {}, [])
+            if found is not None:
+                return found
+        return None
 
     def _from(
         self,
@@ -169,7 +177,8 @@ class _Search:
         made: list[tuple[Statement, bool, bool]],
     ) -> Fit | None:
         self.budget -= 1
-        if self.budget < 0:
+        alone = sum(not (first and second) for _, first, second in made)
+        if self.budget < 0 or alone > self.alone:
             return None
         left, right = self.skeleton.statements, self.other.statements
         if i == len(left) and j == len(right):
@@ -189,9 +198,6 @@ class _Search:
             return self._without_right(i, j, pairs, values, made)
         return None
 
-    def _read(self, tree: Any, side: int, pairs: dict[tuple[str, str], str]) -> Any:
-        return tree
-
     def _paired(
         self, a: Statement, b: Statement, pairs: dict[tuple[str, str], str], values: dict[int, Any]
     ) -> tuple[dict[tuple[str, str], str], Statement, dict[int, Any]] | None:
@@ -202,9 +208,7 @@ class _Search:
 
         def same(one: str, two: str) -> bool:
             merged = pairs.get((one, two))
-            if merged is None or used.setdefault(one, merged) != merged:
-                return False
-            return True
+            return not (merged is None or used.setdefault(one, merged) != merged)
 
         try:
             matched(a.value, b.value, same, found)
@@ -249,7 +253,13 @@ class _Search:
         if len(statement.targets) != 1:
             if statement.targets:
                 return None
-            return self._from(i, j + 1, pairs, values, [*made, (replace(statement, value=self._renamed(statement.value, pairs)), False, True)])
+            return self._from(
+                i,
+                j + 1,
+                pairs,
+                values,
+                [*made, (replace(statement, value=self._renamed(statement.value, pairs)), False, True)],
+            )
         (target,) = statement.targets
         new_name = f"{target}__"
         while any(new_name == merged for merged in pairs.values()):

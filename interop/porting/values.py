@@ -65,6 +65,18 @@ class Tensor:
         return self.vector is None and self.order == tuple(range(self.ndim))
 
 
+def numbers(shape: Sequence[Dim]) -> list[int]:
+    """The sizes, none of which goes with the batch.
+
+    Raises:
+        Unprintable: for one that does.
+    """
+    found = [n for n in shape if isinstance(n, int)]
+    if len(found) < len(shape):
+        raise Unprintable("a size that goes with the batch, where a number is needed")
+    return found
+
+
 def plain_order(ndim: int) -> tuple[int, ...]:
     """PyTorch's."""
     return tuple(range(ndim))
@@ -96,7 +108,19 @@ class Writer:
     values: dict[str, Any] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     members: dict[str, Term] = field(default_factory=dict)  # what makes the layers and variables, by path
+    leaves: frozenset[str] = frozenset()  # paths of modules without modules below
     node: Node = field(default=None)  # type: ignore[assignment]  # the one being written
+
+    def alone(self, path: str, own: set[str]) -> bool:
+        """Whether a module has no other arrays of its own than these."""
+        prefix = f"{path}."
+        direct = {name for name in self.entries if name.startswith(prefix) and "." not in name[len(prefix) :]}
+        return direct <= own
+
+    def free_path(self, word: str) -> str:
+        """Where a layer without arrays is: at the module's place, or in the module that calls it as a function."""
+        module = self.node.module
+        return module if module in self.leaves else f"{module}.{word}".lstrip(".")
 
     def tensor(self, term: Any, order: Sequence[int] | None = None, result: int | None = None) -> Tensor:
         """The current node's result (or one of its results): a statement of its own."""

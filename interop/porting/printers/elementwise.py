@@ -203,7 +203,9 @@ def glu(w: Writer, x: Tensor, dim: int = -1) -> Tensor:
 def prelu(w: Writer, x: Tensor, weight: Tensor) -> Tensor:
     if weight.state is None:
         raise Unprintable("prelu with a computed weight")
-    slope = Tensor(weight.term, Seen((1,) + weight.shape + (1,) * (x.ndim - 2), weight.seen.dtype), tuple(range(x.ndim)), 1)
+    slope = Tensor(
+        weight.term, Seen((1,) + weight.shape + (1,) * (x.ndim - 2), weight.seen.dtype), tuple(range(x.ndim)), 1
+    )
     if weight.shape == (1,):
         slope = weight
     return w.elementwise(lambda x, a: call("jnp.where", compare(">", x, 0), x, binary("*", a, x)), x, slope)

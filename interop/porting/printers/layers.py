@@ -11,7 +11,7 @@ from interop.porting.looking import Seen
 from interop.porting.printers.registry import prints
 from interop.porting.printers.shaping import padded
 from interop.porting.terms import Term, binary, call, index, tuple_of
-from interop.porting.values import Tensor, Unprintable, Writer, images, plain_order
+from interop.porting.values import Tensor, Unprintable, Writer, images, numbers, plain_order
 
 RNGS = Term("argument", ("rngs",))
 
@@ -40,7 +40,7 @@ def conv(
     if x.ndim != spatial + 2:
         raise Unprintable("a convolution without a batch")
     stride, dilation = per_dim(stride, spatial), per_dim(dilation, spatial)
-    kernel = weight.shape[2:]
+    inputs, *kernel = numbers(weight.shape[1:])
     if padding == "same":
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         if any(n % 2 for n in total):
@@ -52,17 +52,21 @@ def conv(
     array = w.arranged(x, images(x.ndim))
     path = layer_path(w, weight, bias)
     if path is not None:
-        rest: dict[str, Any] = {"strides": _one(stride), "padding": _pairs(_one(padding)), "kernel_dilation": _one(dilation)}
+        rest: dict[str, Any] = {
+            "strides": _one(stride),
+            "padding": _pairs(_one(padding)),
+            "kernel_dilation": _one(dilation),
+        }
         rest |= {"feature_group_count": groups, "use_bias": bias is not None}
-        constructor = call("nnx.Conv", weight.shape[1] * groups, weight.shape[0], tuple(kernel), **rest, rngs=RNGS)
+        constructor = call("nnx.Conv", inputs * groups, weight.shape[0], tuple(kernel), **rest, rngs=RNGS)
         return w.tensor(call(w.member(path, constructor), array), images(x.ndim))
     letters = "DHW"[-spatial:]
-    numbers = tuple_of((f"N{letters}C", f"OI{letters}", f"N{letters}C"))
+    layout = (f"N{letters}C", f"OI{letters}", f"N{letters}C")
     rest = {"rhs_dilation": tuple_of(dilation)} if any(d != 1 for d in dilation) else {}
     rest |= {"feature_group_count": groups} if groups != 1 else {}
     pads = tuple_of(tuple_of((n, n)) for n in padding)
     y: Any = call("lax.conv_general_dilated", array, w.plain(weight), tuple_of(stride), pads, **rest,
-                  dimension_numbers=numbers)  # fmt: skip
+                  dimension_numbers=layout)  # fmt: skip
     if bias is not None:
         y = binary("+", y, w.plain(bias))
     return w.tensor(y, images(x.ndim))
@@ -88,7 +92,7 @@ def conv_transpose(
         raise Unprintable("a transposed convolution in groups, or with a computed kernel")
     stride, dilation = per_dim(stride, spatial), per_dim(dilation, spatial)
     padding, extra = per_dim(padding, spatial), per_dim(output_padding, spatial)
-    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    reach = [d * (k - 1) for d, k in zip(dilation, numbers(weight.shape[2:]), strict=True)]
     pads = tuple((r - p, r - p + e) for r, p, e in zip(reach, padding, extra, strict=True))
     rest: dict[str, Any] = {"strides": tuple(stride), "padding": pads, "kernel_dilation": _one(dilation)}
     rest["use_bias"] = bias is not None
@@ -213,8 +217,10 @@ def functional_batch_norm(
 ) -> Tensor:  # fmt: skip
     """Without statistics that are kept: of a kernel that is standardised, say."""
     if mean is not None and not training:
-        scale = call("lax.rsqrt", binary("+", w.expanded(_channels(var, x), x.order), eps))
-        y: Any = binary("*", binary("-", x.term, w.expanded(_channels(mean, x), x.order)), scale)
+        center, spread = _channels(mean, x), _channels(var, x)
+        assert center is not None and spread is not None
+        scale = call("lax.rsqrt", binary("+", w.expanded(spread, x.order), eps))
+        y: Any = binary("*", binary("-", x.term, w.expanded(center, x.order)), scale)
         for sign, parameter in (("*", _channels(weight, x)), ("+", _channels(bias, x))):
             if parameter is not None:
                 y = binary(sign, y, w.expanded(parameter, x.order))
@@ -232,5 +238,3 @@ def embedding(w: Writer, weight: Tensor, indices: Tensor, *_: Any) -> Tensor:
         return w.tensor(index(w.plain(weight), w.plain(indices)))
     constructor = call("nnx.Embed", weight.shape[0], weight.shape[1], rngs=RNGS)
     return w.tensor(call(w.member(path, constructor), w.plain(indices)))
-
-

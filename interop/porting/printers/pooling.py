@@ -7,7 +7,7 @@ from typing import Any
 from interop.ops.convolution import per_dim
 from interop.porting.printers.registry import prints
 from interop.porting.terms import call, list_of, method, tuple_of
-from interop.porting.values import Tensor, Unprintable, Writer, images
+from interop.porting.values import Tensor, Unprintable, Writer, images, numbers
 
 
 def _hanging(n: int, k: int, s: int, p: int, d: int, ceil: bool) -> int:
@@ -24,9 +24,7 @@ def _windows(x: Tensor, kernel: Any, stride: Any, padding: Any, ceil: bool) -> t
     kernel = per_dim(kernel, spatial)
     stride = kernel if stride in (None, [], ()) else per_dim(stride, spatial)
     padding = per_dim(padding, spatial)
-    sizes = x.shape[2:]
-    if not all(isinstance(n, int) for n in sizes):
-        raise Unprintable("pooling over sizes that go with the batch")
+    sizes = numbers(x.shape[2:])
     over = [_hanging(n, k, s, p, 1, ceil) for n, k, s, p in zip(sizes, kernel, stride, padding, strict=True)]
     pads = [(p, p + o) for p, o in zip(padding, over, strict=True)]
     return kernel, stride, pads, any(over)
@@ -78,9 +76,10 @@ def adaptive(w: Writer, x: Tensor, size: Any) -> Tensor:
         return w.tensor(method(w.arranged(x, order), "max" if most else "mean", axes, keepdims=True), order)
     if list(x.shape[2:]) == wanted:
         return x
-    if any(not isinstance(n, int) or n % m for n, m in zip(x.shape[2:], wanted, strict=True)):
+    sizes = list(zip(numbers(x.shape[2:]), numbers(wanted), strict=True))
+    if any(n % m for n, m in sizes):
         raise Unprintable("adaptive pooling to sizes that do not divide the input's")
-    windows = [n // m for n, m in zip(x.shape[2:], wanted, strict=True)]
+    windows = [n // m for n, m in sizes]
     array = w.arranged(x, images(x.ndim))
     name = "nnx.max_pool" if most else "nnx.avg_pool"
     return w.tensor(call(name, array, tuple_of(windows), strides=tuple_of(windows)), images(x.ndim))

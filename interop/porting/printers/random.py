@@ -20,14 +20,14 @@ def dropout(w: Writer, x: Tensor, p: float, train: bool) -> Tensor:
     rest: dict[str, Any] = {}
     if "feature" in w.node.operation:
         rest["broadcast_dims"] = tuple_of(x.axis(dim) for dim in range(2, x.ndim))
-    path = w.dropout_path()
+    path = w.free_path("dropout")
     layer = w.member(path, call("nnx.Dropout", p, **rest, rngs=RNGS))
     return w.tensor(call(layer, x.term), x.order)
 
 
 def drawn(w: Writer) -> Any:
     """A key of the module's own stream."""
-    path = f"{w.owner()}.rngs".lstrip(".")
+    path = f"{w.node.module}.rngs".lstrip(".")
     return call(w.member(path, method(Term("attribute", (RNGS, "dropout")), "fork")))
 
 

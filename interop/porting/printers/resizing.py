@@ -8,7 +8,7 @@ from typing import Any
 from interop.porting.looking import Dim
 from interop.porting.printers.registry import prints
 from interop.porting.terms import call, tuple_of
-from interop.porting.values import Tensor, Unprintable, Writer, images
+from interop.porting.values import Tensor, Unprintable, Writer, images, numbers
 
 
 def _sizes(w: Writer, x: Tensor) -> tuple[Sequence[Dim], Sequence[Dim]]:
@@ -23,8 +23,9 @@ def nearest(w: Writer, x: Tensor, *_: Any) -> Tensor:
     term = w.arranged(x, order)
     if list(old) == list(new):
         return x
-    if all(isinstance(a, int) and isinstance(b, int) and b % a == 0 for a, b in zip(old, new, strict=True)):
-        for axis, (a, b) in enumerate(zip(old, new, strict=True), 1):
+    pairs = list(zip(numbers(old), numbers(new), strict=True))
+    if all(b % a == 0 for a, b in pairs):
+        for axis, (a, b) in enumerate(pairs, 1):
             if b != a:
                 term = call("jnp.repeat", term, b // a, axis=axis)
         return w.tensor(term, order)

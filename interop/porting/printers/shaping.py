@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from interop.porting.looking import Dim, Seen, Size
 from interop.porting.printers.registry import prints
 from interop.porting.terms import Term, call, index, list_of, method, slice_of, tuple_of
-from interop.porting.values import Tensor, Unprintable, Writer, common_order, images, plain_order
+from interop.porting.values import Tensor, Unprintable, Writer, common_order, images, numbers, plain_order
 
 
 @prints("aten.permute.default")
@@ -309,9 +308,7 @@ def gather(w: Writer, x: Tensor, dim: int, indices: Tensor, **_: Any) -> Tensor:
 
 @prints("aten.pixel_shuffle.default", "aten.pixel_unshuffle.default")
 def pixel_shuffle(w: Writer, x: Tensor, r: int) -> Tensor:
-    n, h, width, c = (x.shape[dim] for dim in (0, 2, 3, 1))
-    if not all(isinstance(m, int) for m in (h, width, c)):
-        raise Unprintable("pixel_shuffle of sizes that go with the batch")
+    n, (c, h, width) = x.shape[0], numbers(x.shape[1:])
     array = Tensor(w.arranged(x, images(4)), Seen((n, h, width, c), x.seen.dtype), plain_order(4))
     up = "unshuffle" not in w.node.operation
     shape = (n, h, width, c // r**2, r, r) if up else (n, h // r, r, width // r, r, c)
@@ -324,9 +321,10 @@ def pixel_shuffle(w: Writer, x: Tensor, r: int) -> Tensor:
 @prints("aten.channel_shuffle.default")
 def channel_shuffle(w: Writer, x: Tensor, groups: int) -> Tensor:
     laid = [x.shape[dim] for dim in images(x.ndim)]
+    (channels,) = numbers(laid[-1:])
     array = Tensor(w.arranged(x, images(x.ndim)), Seen(tuple(laid), x.seen.dtype), plain_order(x.ndim))
-    cut = method(w.reshaped(array, [*laid[:-1], groups, laid[-1] // groups]), "swapaxes", -1, -2)
-    again = Tensor(cut, Seen((*laid[:-1], laid[-1] // groups, groups), x.seen.dtype), plain_order(x.ndim + 1))
+    cut = method(w.reshaped(array, [*laid[:-1], groups, channels // groups]), "swapaxes", -1, -2)
+    again = Tensor(cut, Seen((*laid[:-1], channels // groups, groups), x.seen.dtype), plain_order(x.ndim + 1))
     return w.tensor(w.reshaped(again, laid), images(x.ndim))
 
 
@@ -339,8 +337,3 @@ def unfold(w: Writer, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     places = Term("binary", ("+", index(starts, slice_of(), None), call("jnp.arange", size)))
     found = call("jnp.take", w.plain(x), places, axis=dim % x.ndim)
     return w.tensor(call("jnp.moveaxis", found, dim % x.ndim + 1, -1))
-
-
-def size_of(shape: Sequence[int]) -> int:
-    """The number of elements."""
-    return math.prod(shape)
