@@ -1,5 +1,6 @@
 """PyTorch in, PyTorch out: models and checkpoints to JAX and back. torch is imported only where its objects arrive."""
 
+from interop._flax_source import flax_source
 from interop._from_torch import from_torch
 from interop.arrays import to_torch
 from interop.comparing._compare import compare
@@ -14,6 +15,7 @@ from interop.optimizers._optax_from_torch import optax_from_torch
 from interop.optimizers.plateau import Plateau, plateau_from_torch
 from interop.optimizers.schedules import schedule_from_torch
 from interop.optimizers.state import load_optimizer_state, optimizer_state_dict
+from interop.porting.proof import PortError
 from interop.running._features import features
 from interop.running.artifact import load, save
 from interop.running.module import TracedModule
@@ -35,6 +37,7 @@ __all__ = [
     "Frozen",
     "LayerDifference",
     "Plateau",
+    "PortError",
     "ProgramError",
     "Suggestion",
     "TraceError",
@@ -44,6 +47,7 @@ __all__ = [
     "config",
     "features",
     "first_epoch",
+    "flax_source",
     "freeze",
     "from_torch",
     "layouts",

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "interop"
 # The files outside the rooms, from the bottom; everything may use them. The door (`interop` itself) uses everything.
 SHARED = ("errors", "dtypes", "arrays", "conventions", "variables")
-DOOR = ("__init__", "_from_torch")
+DOOR = ("__init__", "_flax_source", "_from_torch")
 USES = {
     "program": set(),
     "ops": {"program"},
@@ -21,6 +21,7 @@ USES = {
     "optimizers": {"program", "weights"},
     "linting": {"files", "weights"},
     "comparing": {"program", "running", "weights"},
+    "porting": {"program", "ops", "running", "weights", "tracing"},
     "cli": {
         "the door",
         "program",
@@ -32,6 +33,7 @@ USES = {
         "optimizers",
         "linting",
         "comparing",
+        "porting",
     },
 }
 

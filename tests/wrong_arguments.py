@@ -219,7 +219,8 @@ SKIPPED = {
     *((title, "batch", wrong) for title in ("train_step()", "data_parallel()")
       for wrong in ("other shape", "complex", "no numbers")),
     ("recalibrate", "forward", "type"),
-    *((title, "step", "huge") for title in ("Checkpoints.restore", "restore_model")),  # a step as any other, of which there is no checkpoint
+    # a step as any other, of which there is no checkpoint
+    *((title, "step", "huge") for title in ("Checkpoints.restore", "restore_model")),
     ("recalibrate", "batches", "complex"),
     *(("plan", "batch", wrong) for wrong in WRONG if wrong not in ("None", "text", "object")),
     ("Checkpoints", "directory", "text"),

@@ -16,13 +16,13 @@ from jax.typing import DTypeLike
 
 from interop._from_torch import from_torch
 from interop.arrays import to_numpy
-from interop.cli import draws
 from interop.cli._import import DYNAMIC_HELP, INPUT_HELP, MODEL_HELP, OPTION_HELP, WHICH_HELP
 from interop.cli.libraries import require
 from interop.cli.models import build, checkpoint_of, dimensions, input_shapes, load, parse_options
 from interop.cli.output import table
 from interop.running import artifact
 from interop.running.module import TracedModule
+from interop.tracing import draws
 from interop.weights._state_dict import state_dict
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from interop.cli._export import export
 from interop.cli._import import import_
 from interop.cli._inspect import inspect
 from interop.cli._plan import plan
+from interop.cli._port import port
 from interop.cli._verify import verify
 
 
@@ -29,6 +30,7 @@ def command() -> Any:
     app.command("verify")(verify)
     app.command("compare")(compare)
     app.command("plan")(plan)
+    app.command("port")(port)
     return typer.main.get_command(app)
 
 
@@ -59,4 +61,5 @@ def _options(
       jaxnorm export resnet50 resnet50.pth
       jaxnorm compare torchvision:resnet50 mypackage.resnet:build
       jaxnorm plan timm:resnet50 --topology v5e:4x4 --batch 2048
+      jaxnorm port timm:resnet50 resnet50.py
     """

@@ -6,16 +6,16 @@ import json
 import pathlib
 import sys
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from interop import load_state_dict, state_dict
 from interop.ops.activations import hardsigmoid
 from interop.ops.convolution import _convolution
+from interop.ops.draws import middles
+from interop.weights._state_dict import load_state_dict, state_dict
 
 
 def main(folder: pathlib.Path, function: str) -> None:
@@ -39,15 +39,6 @@ def main(folder: pathlib.Path, function: str) -> None:
     inputs = [_channels_last(x) for x in _arrays(folder / "inputs.npz")]
     weights = [jnp.asarray(x) for x in _arrays(folder / "weights.npz")]
 
-    def bernoulli(key: Any, p: Any = 0.5, shape: Any = None, **_: Any) -> Any:
-        return jnp.ones(jnp.shape(p) if shape is None else shape, bool)
-
-    def uniform(key: Any, shape: Any = (), dtype: Any = float, minval: Any = 0.0, maxval: Any = 1.0) -> Any:
-        return jnp.full(shape, (minval + maxval) / 2, dtype)
-
-    def normal(key: Any, shape: Any = (), dtype: Any = float) -> Any:
-        return jnp.zeros(shape, dtype)
-
     whole = jax.lax.conv_general_dilated
 
     def convolution(x: Any, kernel: Any, strides: Any, padding: Any, *rest: Any, **options: Any) -> Any:
@@ -66,7 +57,7 @@ def main(folder: pathlib.Path, function: str) -> None:
         if isinstance(layer, nnx.Conv):
             layer.conv_general_dilated = convolution
     setattr(nnx, "hard_sigmoid", hardsigmoid)  # noqa: B010  # whose derivative has PyTorch's rounding
-    with mock.patch.multiple(jax.random, bernoulli=bernoulli, uniform=uniform, normal=normal):
+    with middles():
         model.eval()
         evaluated = _leaves(nnx.jit(lambda model, inputs: model(*inputs))(model, inputs))
         model.train()

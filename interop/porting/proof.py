@@ -24,7 +24,7 @@ import numpy as np
 TOLERANCE = 1e-8
 
 
-class PortError(Exception):
+class PortError(ValueError):
     """A source that is not what it should be, which is therefore not handed over."""
 
 
@@ -73,7 +73,7 @@ def _expected(folder: pathlib.Path, module: Any, inputs: tuple[Any, ...]) -> Non
     """Writes what PyTorch computes."""
     import torch
 
-    from interop.cli.draws import same_draws
+    from interop.tracing.draws import same_draws
 
     module = copy.deepcopy(module).double()
     inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)

@@ -1,69 +1,26 @@
-"""flax_source: a PyTorch model as Flax source that a person would have written."""
+"""The file as a whole: what it says of itself, what it imports, the classes, and the function that makes the model."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import re
 import subprocess
 import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from interop._from_torch import from_torch
 from interop.porting.assembling import Assembly
 from interop.porting.bodies import Tree
-from interop.porting.proof import PortError, Proof, prove
+from interop.porting.proof import PortError, Proof
 from interop.porting.siblings import with_arguments
 from interop.porting.source import Module
 from interop.porting.terms import Term, constant, dotted, rewritten, terms_in
-from interop.porting.values import Unprintable
-from interop.program.recorded import model_of
-from interop.weights._state_dict import state_dict
-
-if TYPE_CHECKING:
-    import torch
-
-
-def flax_source(
-    module: torch.nn.Module, *example_inputs: Any, name: str | None = None, origin: str = "", check: bool = True
-) -> str:
-    """The text of a Python file with the model in Flax NNX, which computes what the PyTorch module computes.
-
-    Args:
-        module: the PyTorch model.
-        *example_inputs: as for `interop.from_torch`; images are (N, C, H, W) here, and (N, H, W, C) in the source.
-        name: of the function that makes the model; the class's name in small letters by default.
-        origin: what the file says the model was before.
-        check: whether the source is proven: run in a process without torch and compared with PyTorch in float64.
-
-    Raises:
-        PortError: for operations without a plain expression, all at once; for a source that differs from PyTorch.
-    """
-    imported = from_torch(module, *example_inputs)
-    recorded = model_of(imported)
-    assert recorded is not None
-    title = name or re.sub(r"\W", "_", type(module).__name__).lower()
-    tree = Tree({path: type(one) for path, one in module.named_modules()})
-    try:
-        assembly = Assembly(recorded, tree, state_dict(imported))
-    except Unprintable as error:
-        raise PortError(f"{type(module).__name__} cannot be written as source: {error}") from error
-    if assembly.problems:
-        lines = [f"  {what}, in {', '.join(sorted(set(places))[:5]) or 'the model itself'}"
-                 for what, places in sorted(assembly.problems.items())]  # fmt: skip
-        raise PortError(f"{type(module).__name__} has operations without a plain expression:\n" + "\n".join(lines))
-    text = written(assembly, tree, title, origin or f"{type(module).__module__}.{type(module).__name__}", None)
-    if not check:
-        return text
-    proof = prove(text, title, module, example_inputs)
-    return written(assembly, tree, title, origin or f"{type(module).__module__}.{type(module).__name__}", proof)
 
 
 def written(assembly: Assembly, tree: Tree, title: str, origin: str, proof: Proof | None) -> str:
     """The file, formatted."""
-    import copy
-
     definitions = copy.deepcopy(assembly.definitions)
     norm = _common_norm(definitions)
     root = definitions[-1]
@@ -80,7 +37,7 @@ def written(assembly: Assembly, tree: Tree, title: str, origin: str, proof: Proo
     body.append(ast.Assign([ast.Name("__all__")], ast.List([ast.Constant(one) for one in names])))
     if norm is not None:
         body.append(ast.Assign([ast.Name("BatchNorm")], norm))
-    body += [function, *reversed(classes)] if False else [*classes, function]
+    body += [*classes, function]
     text = ast.unparse(ast.fix_missing_locations(ast.Module(body, [])))
     return formatted(text)
 

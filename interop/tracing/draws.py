@@ -1,4 +1,4 @@
-"""Random numbers that are the same in PyTorch and JAX: each draw gives the middle of its distribution, or "keep"."""
+"""Random numbers that are the same in PyTorch and JAX: `interop.ops.draws`, and the same of PyTorch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
-import jax
-import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
-
+from interop.ops.draws import middles
 from interop.program.nodes import Program, every_node
 from interop.tracing import private
 
@@ -67,20 +63,5 @@ def same_draws(torch: ModuleType) -> Iterator[None]:
                     return args[0].fill_(args[1] if len(args) > 1 else kwargs.get("mean", 0.0))
             return function(*args, **kwargs)
 
-    def bernoulli(key: jax.Array, p: ArrayLike = 0.5, shape: Sequence[int] | None = None) -> jax.Array:
-        return jnp.ones(jnp.shape(p) if shape is None else shape, bool)
-
-    def uniform(
-        key: jax.Array,
-        shape: Sequence[int] = (),
-        dtype: DTypeLike = float,
-        minval: jax.Array | float = 0.0,
-        maxval: jax.Array | float = 1.0,
-    ) -> jax.Array:
-        return jnp.full(shape, (minval + maxval) / 2, dtype)
-
-    def normal(key: jax.Array, shape: Sequence[int] = (), dtype: DTypeLike = float) -> jax.Array:
-        return jnp.zeros(shape, dtype)
-
-    with Fixed(), mock.patch.multiple(jax.random, bernoulli=bernoulli, uniform=uniform, normal=normal):
+    with Fixed(), middles():
         yield
