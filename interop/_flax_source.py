@@ -55,7 +55,7 @@ def flax_source(
     tree = Tree({path: type(one) for path, one in module.named_modules()})
     described = origin or f"{type(module).__module__}.{type(module).__name__}"
     try:
-        assembly = Assembly(recorded, tree, state_dict(imported))
+        assembly = Assembly(recorded, tree, state_dict(imported), title)
     except Unprintable as error:
         raise PortError(f"{type(module).__name__} cannot be written as source: {error}") from error
     if assembly.problems:

@@ -128,10 +128,11 @@ def test_a_room_knows_no_library_that_is_not_its_business():
 
 
 PUBLIC = """
-Buffer Checkpoint CheckpointError Comparison Constant Finding Frozen LayerDifference Plateau ProgramError Suggestion
-TraceError TracedModule apply_config compare config features first_epoch freeze from_torch layouts lint load
-load_checkpoint load_config load_optimizer_state load_state_dict optax_from_torch optimizer_state_dict
-plateau_from_torch register save save_checkpoint schedule_from_torch state_dict suggest_rename to_torch unfreeze
+Buffer Checkpoint CheckpointError Comparison Constant Finding Frozen LayerDifference Plateau PortError ProgramError
+Suggestion TraceError TracedModule apply_config compare config features first_epoch flax_source freeze from_torch
+layouts lint load load_checkpoint load_config load_optimizer_state load_state_dict optax_from_torch
+optimizer_state_dict plateau_from_torch register save save_checkpoint schedule_from_torch state_dict suggest_rename
+to_torch unfreeze
 """
 
 

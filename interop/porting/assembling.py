@@ -35,8 +35,8 @@ RNGS = Term("argument", ("rngs",))
 class Assembly:
     """The classes of a model."""
 
-    def __init__(self, model: Model, tree: Tree, arrays: Mapping[str, Any]) -> None:
-        self.model, self.tree, self.arrays = model, tree, arrays
+    def __init__(self, model: Model, tree: Tree, arrays: Mapping[str, Any], title: str = "model") -> None:
+        self.model, self.tree, self.arrays, self.title = model, tree, arrays, title
         leaves = frozenset(path for path in tree.classes if not any(parent(o) == path for o in tree.classes if o))
         self.modes = {m: Lowered(model, getattr(model, m), arrays, leaves) for m in ("train", "eval")}
         self.problems = {text: places for m in self.modes.values() for text, places in m.problems.items()}
@@ -48,8 +48,12 @@ class Assembly:
         self._raw = self._raw_members(read)
         self._made: dict[str, Term] = {}  # of each module that is an instance of a class
         self._kinds = kinds_of(tree, [*self._layers, *self._raw], frozenset(self._layers))
+        lengths: dict[str, int] = {}
+        for path in tree.classes:
+            if path:
+                lengths[parent(path)] = lengths.get(parent(path), 0) + 1
         while True:
-            self.bodies = {mode: Bodies(lowered, self._kinds) for mode, lowered in self.modes.items()}
+            self.bodies = {mode: Bodies(lowered, self._kinds, lengths) for mode, lowered in self.modes.items()}
             broken = set().union(*(bodies.broken for bodies in self.bodies.values())) | self._unfit()
             if not broken:
                 break
@@ -122,8 +126,9 @@ class Assembly:
         if len({len(instance.body.inputs) for instance in instances}) > 1:
             instances = [_with_any_number(instance) for instance in instances]
         taken = {definition.name for definition in self.definitions}
-        for kind in merged(instances):
-            title = _unused(cls.__name__.lstrip("_"), taken)
+        # What has the most in it comes first: the others have a part of it.
+        for kind in merged(sorted(instances, key=lambda one: -len(one.body.statements))):
+            title = _unused(self._title(cls, kind.instances[0].path), taken)
             taken.add(title)
             definition = Chooser(kind, title).definition()
             self.definitions.append(definition)
@@ -131,12 +136,20 @@ class Assembly:
                 values = tuple((argument.name, argument.column[number]) for argument in definition.arguments)
                 self._made[instance.path] = Term("new", (title, values))
 
+    def _title(self, cls: type, path: str) -> str:
+        """A class's name: PyTorch's, but for one of its containers that of its place."""
+        if not cls.__module__.startswith("torch.nn.modules.container"):
+            return cls.__name__.lstrip("_")
+        words = path.rpartition(".")[2] or self.title
+        return "".join(word.capitalize() for word in words.split("_") if word) or "Model"
+
     def _instance(self, path: str) -> Instance:
         calls: dict[str, list[Body]] = {mode: [] for mode in self.modes}
         for mode, bodies in self.bodies.items():
             calls[mode] = [self._within(body, path) for (p, _), body in bodies.found.items() if p == path]
         members = self._members(path)
-        joined = [of_two_modes(a, b) for a, b in zip(calls["train"], calls["eval"], strict=False)]
+        dropouts = {relative(p, path) for p, made in self._layers.items() if made.parts[0] == name("nnx.Dropout")}
+        joined = [of_two_modes(a, b, dropouts) for a, b in zip(calls["train"], calls["eval"], strict=False)]
         if not calls["train"] or not calls["eval"]:
             one = calls["train"] or calls["eval"]
             if not one:
@@ -287,7 +300,7 @@ def _unused(title: str, taken: set[str]) -> str:
 def _initial(entry: Any, value: Any, learned: bool) -> Any:
     """The value that a variable begins with."""
     shape = tuple(entry.shape)
-    dtype = () if entry.dtype == "float32" or (learned and entry.dtype == "float64") else (jnp_type(entry.dtype),)
+    dtype = (jnp_type(entry.dtype),)
     flat = np.asarray(value).reshape(-1)
     if flat.size and (flat == flat[0]).all():
         number = flat[0].item()
@@ -297,8 +310,7 @@ def _initial(entry: Any, value: Any, learned: bool) -> Any:
             return call("jnp.ones", shape, *dtype)
         return call("jnp.full", shape, number, *dtype)
     if learned:
-        normal = call(call("nnx.initializers.normal", 0.02), call(Term("attribute", (RNGS, "params"))), shape)
-        return normal
+        return call(call("nnx.initializers.normal", 0.02), call(Term("attribute", (RNGS, "params"))), shape, *dtype)
     if flat.size <= 64:
         return call("jnp.array", _nested(np.asarray(value).tolist()), *dtype)
     if not entry.persistent:

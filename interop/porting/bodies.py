@@ -78,8 +78,8 @@ Call = tuple[str, int]  # of the module at a path, which of its calls
 class Bodies:
     """The bodies of all calls of one program."""
 
-    def __init__(self, lowered: Lowered, kinds: Mapping[str, str]) -> None:
-        self.lowered, self.kinds = lowered, kinds
+    def __init__(self, lowered: Lowered, kinds: Mapping[str, str], lengths: Mapping[str, int]) -> None:
+        self.lowered, self.kinds, self.lengths = lowered, kinds, lengths
         self.found: dict[Call, Body] = {}
         self.chains: dict[Call, list[tuple[str, Any]]] = {}  # of Sequentials: (key, function) one after another
         self.broken: set[str] = set()  # Sequentials that are none
@@ -129,8 +129,44 @@ class Bodies:
             inputs, outputs = self._border(sorted(inside))
             output = local(outputs[0]) if len(outputs) == 1 else Term("tuple", tuple(map(local, outputs)))
             self.found[this] = Body(tuple(inputs), statements, output if outputs else None)
+        body = self.found[this]
+        body.statements = self._loops(body)
         if self.kinds.get(this[0]) == SEQUENTIAL:
             self._as_sequential(this)
+
+    def _loops(self, body: Body) -> list[Statement]:
+        """The statements, with the layers of a list that are called one after another as one."""
+        found: list[Statement] = []
+        i = 0
+        while i < len(body.statements):
+            chain = self._chain_from(body, i)
+            if len(chain) < 2:
+                found.append(body.statements[i])
+                i += 1
+                continue
+            first, last = chain[0], chain[-1]
+            layers = first.value.parts[0].parts[0].rpartition(".")[0]
+            value = Term("loop", (at(layers), first.value.parts[1][0]))
+            found.append(Statement(last.targets, value, hint=last.hint))
+            i += len(chain)
+        return found
+
+    def _chain_from(self, body: Body, start: int) -> list[Statement]:
+        """The calls of all layers of a list from a statement on, each with what the one before it gave alone."""
+        layers = _called(body.statements[start])
+        if layers is None or self.kinds.get(layers.rpartition(".")[0]) != LIST or not layers.endswith(".0"):
+            return []
+        base = layers.rpartition(".")[0]
+        chain = [body.statements[start]]
+        for statement in body.statements[start + 1 :]:
+            before = chain[-1].targets[0]
+            if _called(statement) != f"{base}.{len(chain)}" or statement.value.parts[1] != (local(before),):
+                break
+            reads = sum(before in locals_in((s.value,)) for s in body.statements) + (before in locals_in(body.output))
+            if reads != 1:
+                break
+            chain.append(statement)
+        return chain if len(chain) == self.lengths.get(base) else []
 
     def _border(self, indices: list[int]) -> tuple[list[str], list[str]]:
         """What steps read from around them, and what is read of theirs elsewhere."""
@@ -183,6 +219,16 @@ class Bodies:
             below = relative(module, path) if module != path else ""
             return below.split(".")[0] or None
         return None
+
+
+def _called(statement: Statement) -> str | None:
+    """The path of the one layer that a statement calls with one value."""
+    value = statement.value
+    if len(statement.targets) != 1 or not isinstance(value, Term) or value.kind != "call" or value.parts[2]:
+        return None
+    function, arguments, _ = value.parts
+    plain = function.kind == "self" and len(arguments) == 1 and isinstance(arguments[0], Term)
+    return function.parts[0] if plain and arguments[0].kind == "local" else None
 
 
 def _function(statements: list[Statement], given: str) -> Any:

@@ -204,7 +204,8 @@ class Chooser:
             runs = tuple(one[number] for one in kind.runs)
             when = statement.when
             if not all(runs):
-                when = self._statement_condition(statement, runs, conditions)
+                condition = self._statement_condition(statement, runs, conditions)
+                when = condition if when is None else (when, condition)
             value = self._in_body(_fill(statement.value, {h: fills[h] for h in fills if h in in_body}))
             statements.append(replace(statement, value=value, when=when))
         output = self._in_body(_fill(kind.body.output, fills))

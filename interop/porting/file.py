@@ -8,6 +8,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from typing import Any
 
@@ -144,8 +145,9 @@ def formatted(text: str) -> str:
         PortError: where ruff is not installed, or complains.
     """
     for arguments in (["check", "--fix", "--quiet", "--select", "I,F401", "-"], ["format", "--quiet", "-"]):
-        command = [sys.executable, "-m", "ruff", *arguments[:1], "--isolated", "--line-length", "110", *arguments[1:]]
-        run = subprocess.run(command, input=text, capture_output=True, text=True)
+        command = [sys.executable, "-m", "ruff", *arguments[:1], "--isolated", "--line-length", "120", *arguments[1:]]
+        # Elsewhere than in a project of its own, whose packages ruff would sort apart.
+        run = subprocess.run(command, input=text, capture_output=True, text=True, cwd=tempfile.gettempdir())
         if "No module named ruff" in run.stderr:
             raise PortError("the source is formatted by ruff: pip install ruff")
         if run.returncode and not run.stdout:

@@ -103,7 +103,7 @@ def _expected(folder: pathlib.Path, module: Any, inputs: tuple[Any, ...]) -> Non
         module.train()
         outputs = _leaves(module(*inputs))
     np.savez(folder / "train.npz", *(x.detach().numpy() for x in outputs))
-    weights = [uniform(x, -1, 1) for x in outputs]
+    weights = [uniform(x, -1.0, 1.0) for x in outputs]
     np.savez(folder / "weights.npz", *(x.numpy() for x in weights))
     sum((x * w).sum() for x, w in zip(outputs, weights, strict=True)).backward()
     gradients = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}

@@ -94,8 +94,11 @@ class Module:
         named = Names(body, names)
         statements: list[ast.stmt] = []
         for statement, value, conditional in named.statements():
-            made = self.expression(value, definition)
             targets = [named.of[t] for t in statement.targets]
+            if isinstance(value, Term) and value.kind == "loop":
+                statements += self._loop(value, targets[0])
+                continue
+            made = self.expression(value, definition)
             node: ast.stmt
             if not targets:
                 node = ast.Expr(made)
@@ -123,7 +126,20 @@ class Module:
                 statements.append(ast.Return(result))
         return statements, [named.of[one] for one in body.inputs]
 
+    def _loop(self, value: Term, target: str) -> list[ast.stmt]:
+        """`for block in self.blocks: x = block(x)`."""
+        layers, given = value.parts
+        word = layers.parts[0].rpartition(".")[2]
+        word = word[:-1] if word.endswith("s") and not word.endswith("ss") else f"{word}_layer"
+        step = ast.Assign([ast.Name(target)], ast.Call(ast.Name(word), [ast.Name(target)], []))
+        loop = ast.For(ast.Name(word), self.expression(layers, None), [step], [])
+        if given.kind == "local" and given.parts[0] == target:
+            return [loop]
+        return [ast.Assign([ast.Name(target)], self.expression(given, None)), loop]
+
     def _test(self, when: Any, definition: Definition) -> ast.expr:
+        if isinstance(when, tuple):
+            return ast.BoolOp(ast.And(), [self._test(one, definition) for one in reversed(when)])
         if when == "train":
             return ast.UnaryOp(ast.Not(), dotted("self.deterministic"))
         if when == "eval":
@@ -180,8 +196,8 @@ def _loop_free(term: Any) -> Any:
 
 def _path(path: str) -> ast.expr:
     found: ast.expr = ast.Name("self")
-    for part in path.split("."):
-        if part.isdigit():
+    for depth, part in enumerate(path.split(".")):
+        if part.isdigit() and depth:
             found = ast.Subscript(found, ast.Constant(int(part)))
         elif is_attribute(part):
             found = ast.Attribute(found, part)
@@ -205,13 +221,18 @@ def _annotation(argument: Argument) -> ast.expr | None:
 
 
 def _asks_mode(definition: Definition) -> bool:
-    return definition.evaluation is not None or any(s.when in ("train", "eval") for s in definition.body.statements)
+    return definition.evaluation is not None or any(
+        one in ("train", "eval")
+        for s in definition.body.statements
+        for one in (s.when if isinstance(s.when, tuple) else (s.when,))
+        if isinstance(one, str)
+    )
 
 
 def _tested(definition: Definition, key: str) -> bool:
     """Whether the forward pass asks if there is such a member."""
     asked = Term("compare", ("is not", Term("self", (key,)), None))
-    return any(asked in set(terms_in(s.when)) for s in definition.body.statements if isinstance(s.when, Term))
+    return any(asked in set(terms_in(s.when)) for s in definition.body.statements if isinstance(s.when, Term | tuple))
 
 
 def _single(output: Any) -> bool:

@@ -7,7 +7,7 @@ body, and so do instances of one class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -305,10 +305,10 @@ class _Search:
         return Fit(body, [(first, second) for _, first, second in made], {**values, **found})
 
 
-def of_two_modes(train: Body, evaluation: Body) -> Body | None:
+def of_two_modes(train: Body, evaluation: Body, dropouts: Collection[str] = ()) -> Body | None:
     """One body for both modes; None where they differ in more than statements of one mode alone.
 
-    Dropout is a layer that does nothing in eval mode: it needs no condition.
+    Dropout is a layer that does nothing in eval mode: `dropouts`, by their paths, need no condition.
     """
     found = fit(train, evaluation, None)
     if found is None:
@@ -316,8 +316,15 @@ def of_two_modes(train: Body, evaluation: Body) -> Body | None:
     statements = []
     for statement, (in_train, in_eval) in zip(found.body.statements, found.present, strict=True):
         when = None if in_train and in_eval else "train" if in_train else "eval"
+        if when == "train" and _is_dropout(statement.value, dropouts):
+            when = None
         statements.append(replace(statement, when=when, source=statement.source if when else None))
     return Body(found.body.inputs, statements, found.body.output)
+
+
+def _is_dropout(value: Any, dropouts: Collection[str]) -> bool:
+    function = value.parts[0] if isinstance(value, Term) and value.kind == "call" else None
+    return isinstance(function, Term) and function.kind == "self" and function.parts[0] in dropouts
 
 
 def renamed(body: Body, prefix: str) -> Body:

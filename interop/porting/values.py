@@ -148,8 +148,8 @@ class Writer:
             raise Unprintable(f"{path} is used in two ways")
         return at(path)
 
-    def size(self, dim: Dim, *near: Any) -> Any:
-        """A size as a term: a number, or the length of an axis of one of the tensors near."""
+    def size(self, dim: Any, *near: Any) -> Any:
+        """A size as a term: a number (any other constant stays too), or the length of an axis of a tensor near."""
         if not isinstance(dim, Size):
             return dim
         inputs = (self.values[item.name] for item in self.program.inputs)
@@ -165,8 +165,8 @@ class Writer:
                     return Term("binary", ("*", length, dim.times // other.times))
         raise Unprintable(f"a size that goes with the batch ({dim.times} x batch + {dim.more})")
 
-    def reshaped(self, tensor: Tensor, laid: Sequence[Dim]) -> Any:
-        """The term of the tensor's array with another shape."""
+    def reshaped(self, tensor: Tensor, laid: Sequence[Dim], near: Tensor | None = None) -> Any:
+        """The term of the tensor's array with another shape; sizes are those of a tensor near."""
         if tuple(laid) == tensor.laid:
             return tensor.term
         inserted = _inserted(tensor.laid, tuple(laid))
@@ -178,9 +178,9 @@ class Writer:
         free = sum(isinstance(n, Size) and n not in tensor.laid for n in laid) == 0
         for n in laid:
             if isinstance(n, Size) and n in tensor.laid:
-                sizes.append(self.size(n, tensor))
+                sizes.append(self.size(n, near or tensor))
             elif isinstance(n, Size):
-                sizes.append(-1 if sizes.count(-1) == 0 else self.size(n, tensor))
+                sizes.append(-1 if sizes.count(-1) == 0 else self.size(n, near or tensor))
             else:
                 sizes.append(n)
         if free and len(sizes) == 2 and isinstance(laid[0], Size) and not isinstance(laid[1], Size):

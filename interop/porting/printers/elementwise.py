@@ -57,19 +57,19 @@ def gelu(w: Writer, x: Tensor, approximate: str = "none") -> Tensor:
 
 
 @prints("aten.leaky_relu.default")
-def leaky_relu(w: Writer, x: Tensor, slope: float = 0.01) -> Tensor:
+def leaky_relu(w: Writer, x: Tensor, slope: Any = 0.01) -> Tensor:
     return w.elementwise(lambda x: call("nnx.leaky_relu", x, slope), x)
 
 
 @prints("aten.elu.default")
-def elu(w: Writer, x: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+def elu(w: Writer, x: Tensor, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Tensor:
     if scale != 1 or input_scale != 1:
         raise Unprintable("elu with scales")
     return w.elementwise(lambda x: call("nnx.elu", x, alpha), x)
 
 
 @prints("aten.celu.default")
-def celu(w: Writer, x: Tensor, alpha: float = 1.0) -> Tensor:
+def celu(w: Writer, x: Tensor, alpha: Any = 1.0) -> Tensor:
     return w.elementwise(lambda x: call("nnx.celu", x, alpha), x)
 
 
@@ -215,6 +215,13 @@ def jnp_type(dtype: DType | str) -> Term:
     """`jnp.float32`."""
     found = dtype.name if isinstance(dtype, DType) else dtype
     return name({"bool": "jnp.bool_"}.get(found, f"jnp.{found}"))
+
+
+def type_like(x: Any, dtype: str) -> Any:
+    """An element type as a term: that of the tensor at hand, where it has it."""
+    if isinstance(x, Tensor) and x.seen.dtype == dtype and dtype.startswith(("float", "bfloat")):
+        return Term("attribute", (x.term, "dtype"))
+    return jnp_type(dtype)
 
 
 @prints("aten._to_copy.default", "aten.to.dtype", "aten.to.device", "aten.to.dtype_layout", "aten.type_as.default",

@@ -135,7 +135,7 @@ def batch_norm(w: Writer, x: Tensor, path: str, *mask: Any) -> Tensor:
 @prints("aten.layer_norm.default")
 def layer_norm(
     w: Writer, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
-    eps: float = 1e-5, *_: Any,
+    eps: Any = 1e-5, *_: Any,
 ) -> Tensor:  # fmt: skip
     if len(shape) != 1:
         return _normalised(w, x, tuple(range(x.ndim - len(shape), x.ndim)), weight, bias, eps)
@@ -163,7 +163,7 @@ def rms_norm(w: Writer, x: Tensor, shape: Sequence[int], weight: Tensor | None =
 
 
 def _normalised(
-    w: Writer, x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    w: Writer, x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: Any
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps), written out."""
     axes = tuple_of(sorted(x.axis(dim) for dim in dims))
@@ -178,7 +178,7 @@ def _normalised(
 
 @prints("aten.group_norm.default")
 def group_norm(
-    w: Writer, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+    w: Writer, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: Any = 1e-5,
     *_: Any,
 ) -> Tensor:  # fmt: skip
     channels = x.shape[1]
@@ -196,7 +196,7 @@ def group_norm(
 @prints("aten.instance_norm.default")
 def instance_norm(
     w: Writer, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, mean: Any = None, var: Any = None,
-    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+    use_input_stats: bool = True, momentum: Any = 0.1, eps: Any = 1e-5, *_: Any,
 ) -> Tensor:  # fmt: skip
     if mean is not None or not use_input_stats:
         raise Unprintable("instance_norm with running statistics")
@@ -213,7 +213,7 @@ def _channels(parameter: Tensor | None, x: Tensor) -> Tensor | None:
 @prints("aten.batch_norm.default", "aten._native_batch_norm_legit.no_stats")
 def functional_batch_norm(
     w: Writer, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None = None,
-    var: Tensor | None = None, training: bool = True, momentum: float = 0.0, eps: float = 1e-5, *_: Any,
+    var: Tensor | None = None, training: bool = True, momentum: Any = 0.0, eps: Any = 1e-5, *_: Any,
 ) -> Tensor:  # fmt: skip
     """Without statistics that are kept: of a kernel that is standardised, say."""
     if mean is not None and not training:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from interop.porting.printers.elementwise import jnp_type
+from interop.porting.printers.elementwise import jnp_type, type_like
 from interop.porting.printers.registry import prints
 from interop.porting.terms import call, tuple_of
 from interop.porting.values import Tensor, Writer
@@ -13,7 +13,7 @@ from interop.porting.values import Tensor, Writer
 def _filled(w: Writer, value: Any, *near: Any) -> Tensor:
     seen = w.seen_here()
     shape = tuple_of(w.size(n, *near) for n in seen.shape)
-    dtype = jnp_type(seen.dtype)
+    dtype = type_like(near[0] if near else None, seen.dtype)
     if value in (0, 1) and not isinstance(value, Tensor):
         return w.tensor(call(f"jnp.{'ones' if value else 'zeros'}", shape, dtype))
     return w.tensor(call("jnp.full", shape, value.term if isinstance(value, Tensor) else value, dtype))

@@ -41,8 +41,8 @@ def outer(w: Writer, a: Tensor, b: Tensor) -> Tensor:
 
 @prints("aten.scaled_dot_product_attention.default")
 def attention(
-    w: Writer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0,
-    causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+    w: Writer, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: Any = 0.0,
+    causal: bool = False, *, scale: Any = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """softmax(q k^T / sqrt(d)) v, written out: `nnx.dot_product_attention` has heads elsewhere."""
     from interop.porting.values import Unprintable

@@ -46,7 +46,9 @@ def max_pool(
         raise Unprintable("a dilated max_pool")
     kernel, stride, pads, _ = _windows(x, kernel, stride, padding, ceil)
     array = w.arranged(x, images(x.ndim))
-    return w.tensor(call("nnx.max_pool", array, tuple_of(kernel), **_options(stride, pads)), images(x.ndim))
+    return w.tensor(
+        call("nnx.max_pool", array, window_shape=tuple_of(kernel), **_options(stride, pads)), images(x.ndim)
+    )
 
 
 @prints("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
@@ -61,7 +63,9 @@ def avg_pool(
     rest = {} if count_padding and not over else {"count_include_pad": False}
     rest = rest if any(map(any, pads)) else {}
     array = w.arranged(x, images(x.ndim))
-    return w.tensor(call("nnx.avg_pool", array, tuple_of(kernel), **_options(stride, pads), **rest), images(x.ndim))
+    return w.tensor(
+        call("nnx.avg_pool", array, window_shape=tuple_of(kernel), **_options(stride, pads), **rest), images(x.ndim)
+    )
 
 
 @prints("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.adaptive_avg_pool3d.default",
@@ -82,4 +86,4 @@ def adaptive(w: Writer, x: Tensor, size: Any) -> Tensor:
     windows = [n // m for n, m in sizes]
     array = w.arranged(x, images(x.ndim))
     name = "nnx.max_pool" if most else "nnx.avg_pool"
-    return w.tensor(call(name, array, tuple_of(windows), strides=tuple_of(windows)), images(x.ndim))
+    return w.tensor(call(name, array, window_shape=tuple_of(windows), strides=tuple_of(windows)), images(x.ndim))

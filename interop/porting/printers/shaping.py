@@ -68,7 +68,7 @@ def reshaped(w: Writer, x: Tensor, seen: Seen) -> Tensor:
     length = x.shape[x.vector] if x.vector is not None else x.shape[0] if x.ndim == 1 else None
     if length is not None and len(solid) == 1 and seen.shape[solid[0]] == length and len(seen.shape) > 1:
         return Tensor(x.term, seen, plain_order(len(seen.shape)), solid[0])  # an axis, the rest are left out
-    order = order_after(x, seen.shape)
+    order, before = order_after(x, seen.shape), x
     if order is None:
         x = Tensor(w.plain(x), x.seen, plain_order(x.ndim))
         order = plain_order(len(seen.shape))
@@ -77,7 +77,7 @@ def reshaped(w: Writer, x: Tensor, seen: Seen) -> Tensor:
     laid = [seen.shape[dim] for dim in order]
     if tuple(laid) == x.laid:
         return Tensor(x.term, seen, order)
-    return w.tensor(w.reshaped(x, laid), order)
+    return w.tensor(w.reshaped(x, laid, before), order)
 
 
 def order_after(x: Tensor, shape: Sequence[Dim]) -> tuple[int, ...] | None:
