@@ -24,6 +24,7 @@ from interop.porting.bodies import (
 from interop.porting.classes import Chooser, Definition, Instance, merged
 from interop.porting.lowering import Lowered
 from interop.porting.printers.elementwise import jnp_type
+from interop.porting.series import grown
 from interop.porting.terms import Term, at, call, local, name, rewritten, terms_in
 from interop.porting.unify import fit, of_two_modes
 from interop.porting.values import Unprintable
@@ -126,6 +127,7 @@ class Assembly:
         if len({len(instance.body.inputs) for instance in instances}) > 1:
             instances = [_with_any_number(instance) for instance in instances]
         taken = {definition.name for definition in self.definitions}
+        instances = [grown(instance) for instance in instances]
         # What has the most in it comes first: the others have a part of it.
         for kind in merged(sorted(instances, key=lambda one: -len(one.body.statements))):
             title = _unused(self._title(cls, kind.instances[0].path), taken)

@@ -162,7 +162,7 @@ def _roles(key: str, term: Any, found: dict[int, tuple[str, str]]) -> None:
         for role, value in term.parts[1]:
             for hole in holes_in(value):
                 found.setdefault(hole, (role, key))
-    elif term.kind == "run":
+    elif term.kind in ("run", "series"):
         for hole in holes_in(term.parts[1]):
             found.setdefault(hole, ("depth", key))
     for part in term.parts:
@@ -358,6 +358,10 @@ def _member_of(path: str, members: Mapping[str, Any]) -> str | None:
 
 def _word(statement: Statement) -> str:
     value = statement.value
+    if isinstance(value, Term) and value.kind == "call" and not statement.hint:
+        function = value.parts[0]
+        if function.kind in ("name", "self") and (word := function.parts[0].rpartition(".")[2]).isidentifier():
+            return f"with_{word}"
     if isinstance(value, Term) and value.kind == "binary" and value.parts[0] == "+":
         return "residual"
     return f"with_{statement.hint}" if statement.hint else "with_this"

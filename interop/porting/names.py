@@ -113,7 +113,7 @@ def _fits(before: Statement, statement: Statement, reads: dict[str, int]) -> boo
         return False
     if statement.when is not None or before.targets[0] not in locals_in(statement.value):
         return False
-    if any(t.kind in ("function", "loop") for t in terms_in((before.value, statement.value))):
+    if any(t.kind in ("function", "loop", "grow") for t in terms_in((before.value, statement.value))):
         return False
     return _size(before.value) + _size(statement.value) <= _LONGEST
 

@@ -54,7 +54,9 @@ class Module:
             body.append(_assign(key, self.expression(term, None)))
         groups: dict[str, tuple[Any, list[ast.stmt], list[ast.stmt]]] = {}
         for key, term in definition.members.items():
-            made = self._member(key, self.expression(_loop_free(term), None))
+            made = (
+                self._series(key, term) if "{}" in key else self._member(key, self.expression(_loop_free(term), None))
+            )
             condition = definition.conditions.get(key)
             if condition is None:
                 body.append(made)
@@ -69,6 +71,28 @@ class Module:
             if _tested(definition, key):
                 groups[text][2].append(self._member(key, ast.Constant(None)))
         return _function("__init__", arguments, body or [ast.Pass()], ast.Constant(None))
+
+    def _series(self, key: str, term: Term) -> ast.stmt:
+        """`for i in range(count): setattr(self, f"layer{i + 1}", ...)`."""
+        element, count, number = term.parts
+        made = ast.Call(
+            ast.Name("setattr"), [ast.Name("self"), _formatted(key, number), self.expression(element, None)], []
+        )
+        return ast.For(
+            ast.Name("i"), ast.Call(ast.Name("range"), [self.expression(count, None)], []), [ast.Expr(made)], []
+        )
+
+    def _grow(self, value: Term, target: str) -> list[ast.stmt]:
+        """`features.append(getattr(self, f"layer{i + 1}")(*features))`, in a loop."""
+        layers, initial, count, number = value.parts
+        layer = ast.Call(ast.Name("getattr"), [ast.Name("self"), _formatted(layers.parts[0], number)], [])
+        result = ast.Call(layer, [ast.Starred(ast.Name(target))], [])
+        append = ast.Expr(ast.Call(ast.Attribute(ast.Name(target), "append"), [result], []))
+        rounds = ast.Call(ast.Name("range"), [self.expression(count, None)], [])
+        return [
+            ast.Assign([ast.Name(target)], self.expression(initial, None)),
+            ast.For(ast.Name("i"), rounds, [append], []),
+        ]
 
     def _member(self, key: str, value: ast.expr) -> ast.stmt:
         if is_attribute(key):
@@ -97,6 +121,9 @@ class Module:
             targets = [named.of[t] for t in statement.targets]
             if isinstance(value, Term) and value.kind == "loop":
                 statements += self._loop(value, targets[0])
+                continue
+            if isinstance(value, Term) and value.kind == "grow":
+                statements += self._grow(value, targets[0])
                 continue
             made = self.expression(value, definition)
             node: ast.stmt
@@ -192,6 +219,12 @@ def _loop_free(term: Any) -> Any:
         return found.parts[0] if found.kind == "run" and found.parts[1] == 1 else found
 
     return rewritten(term, to)
+
+
+def _formatted(key: str, number: int) -> ast.expr:
+    """`f"layer{i + 1}"`."""
+    place: ast.expr = ast.Name("i") if number == 0 else ast.BinOp(ast.Name("i"), ast.Add(), ast.Constant(number))
+    return ast.JoinedStr([ast.Constant(key.partition("{}")[0]), ast.FormattedValue(place, -1)])
 
 
 def _path(path: str) -> ast.expr:

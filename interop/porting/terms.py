@@ -15,8 +15,12 @@ A term is a kind and parts, which are terms or constants. Constants are what ins
 | binary, compare | operator, a, b | `a + b` |
 | unary | operator, a | `-a` |
 | tuple, list | items | `(a, b)` |
+| dict | keys and values | `{"a": b}` |
 | function | local's name, body | `lambda x: ...` |
 | run | element, count | `*(element for _ in range(count))` |
+| affine | start, step | `start + step * i` |
+| series | element, count, first number | layers named by numbers: `series.py` |
+| grow | layers, list, count, first number | a loop in which each layer is given what all before it gave |
 | hole | number | where instances of a class differ |
 """
 
@@ -181,9 +185,14 @@ def expression(term: Any, of_self: Callable[[str], ast.expr]) -> ast.expr:
             return ast.Tuple([to(item) for item in parts])
         case "list":
             return ast.List([to(item) for item in parts])
+        case "dict":
+            return ast.Dict([constant(key) for key, _ in parts], [to(value) for _, value in parts])
         case "function":
             arguments = ast.arguments([], [ast.arg(parts[0])], None, [], [], None, [])
             return ast.Lambda(arguments, to(parts[1]))
+        case "affine":
+            grown = ast.BinOp(to(parts[1]), ast.Mult(), ast.Name("i"))
+            return ast.BinOp(to(parts[0]), ast.Add(), grown)
         case "run":
             loop = ast.comprehension(ast.Name("_"), ast.Call(ast.Name("range"), [to(parts[1])], []), [], 0)
             return ast.Starred(ast.GeneratorExp(to(parts[0]), [loop]))

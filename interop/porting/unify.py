@@ -73,6 +73,10 @@ class Holes:
                 return Term("function", (parts[0], self.opened(parts[1])))
             case "dict":
                 return Term("dict", tuple((key, self.opened(value)) for key, value in parts))
+            case "series":
+                return Term("series", (self.opened(parts[0]), self._hole(parts[1]), parts[2]))
+            case "grow":
+                return Term("grow", (*self.opened(parts[:2]), self._hole(parts[2]), parts[3]))
             case "new":
                 return Term("new", (parts[0], tuple((key, self.opened(value)) for key, value in parts[1])))
         return Term(term.kind, self.opened(parts))
