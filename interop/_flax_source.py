@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from interop._from_torch import from_torch
 from interop.porting.proof import PortError
 from interop.program.recorded import model_of
-from interop.weights._state_dict import state_dict
+from interop.running.places import variable
+from interop.variables import to_numpy
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,8 @@ def flax_source(
     tree = Tree({path: type(one) for path, one in module.named_modules()})
     described = origin or f"{type(module).__module__}.{type(module).__name__}"
     try:
-        assembly = Assembly(recorded, tree, state_dict(imported), title)
+        arrays = {entry.name: to_numpy(variable(imported, entry.name)) for entry in recorded.entries}
+        assembly = Assembly(recorded, tree, arrays, title)
     except Unprintable as error:
         raise PortError(f"{type(module).__name__} cannot be written as source: {error}") from error
     if assembly.problems:

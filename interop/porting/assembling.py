@@ -78,10 +78,12 @@ class Assembly:
         return found
 
     def _variable(self, entry: Any) -> Term:
-        value = self.arrays.get(entry.name)
         learned = entry.kind in ("parameter", "frozen")
-        made = _initial(entry, value if value is not None else np.zeros(entry.shape), learned)
-        return call("nnx.Param" if learned else "nnx.Variable", made)
+        made = _initial(entry, self.arrays[entry.name], learned)
+        if learned:
+            return call("nnx.Param", made)
+        # interop.state_dict leaves out what says so of itself, as PyTorch leaves out a buffer that is not persistent.
+        return call("nnx.Variable", made, **({} if entry.persistent else {"persistent": False}))
 
     def _unfit(self) -> set[str]:
         """Sequentials with a layer that no constructor stands for."""
