@@ -24,7 +24,7 @@ from interop.porting.bodies import (
 from interop.porting.classes import Chooser, Definition, Instance, merged
 from interop.porting.lowering import Lowered
 from interop.porting.printers.elementwise import jnp_type
-from interop.porting.series import grown
+from interop.porting.series import each, grown
 from interop.porting.terms import Term, at, call, local, name, rewritten, terms_in
 from interop.porting.unify import fit, of_two_modes
 from interop.porting.values import Unprintable
@@ -196,7 +196,8 @@ class Assembly:
         if kind == SEQUENTIAL:
             return self._sequential(path)
         if kind == LIST:
-            return call("nnx.List", Term("list", tuple(_runs(self._elements(path)))))
+            elements = self._elements(path)
+            return call("nnx.List", Term("list", tuple(each(elements) or _runs(elements))))
         raise Unprintable(f"the module at {path}")
 
     def _elements(self, path: str) -> list[Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interop.porting.lowering import Lowered
-from interop.porting.terms import Term, at, call, local, locals_in, rewritten, substituted
+from interop.porting.terms import Term, at, call, local, locals_in, rewritten, substituted, terms_in
 from interop.porting.values import Step
 
 CLASS, SEQUENTIAL, LIST = "class", "sequential", "list"
@@ -130,6 +130,7 @@ class Bodies:
             output = local(outputs[0]) if len(outputs) == 1 else Term("tuple", tuple(map(local, outputs)))
             self.found[this] = Body(tuple(inputs), statements, output if outputs else None)
         body = self.found[this]
+        body.statements = unpacked(body)
         body.statements = self._loops(body)
         if self.kinds.get(this[0]) == SEQUENTIAL:
             self._as_sequential(this)
@@ -219,6 +220,45 @@ class Bodies:
             below = relative(module, path) if module != path else ""
             return below.split(".")[0] or None
         return None
+
+
+def unpacked(body: Body) -> list[Statement]:
+    """The statements, with `parts = split(x); a = parts[0]; b = parts[1]` as `a, b = split(x)`."""
+    reads: dict[str, int] = {}
+    for tree in (*(s.value for s in body.statements), body.output):
+        for term in terms_in((tree,)):
+            if term.kind == "local":
+                reads[term.parts[0]] = reads.get(term.parts[0], 0) + 1
+    found: list[Statement] = []
+    i = 0
+    while i < len(body.statements):
+        statement = body.statements[i]
+        count = _results(statement.value)
+        after = body.statements[i + 1 : i + 1 + count]
+        (whole,) = statement.targets if len(statement.targets) == 1 else ("",)
+        parts = [Term("index", (local(whole), (n,))) for n in range(count)]
+        if count and [s.value for s in after] == parts and reads.get(whole) == count:
+            found.append(Statement(tuple(s.targets[0] for s in after), statement.value))
+            i += 1 + count
+        else:
+            found.append(statement)
+            i += 1
+    return found
+
+
+def _results(value: Any) -> int:
+    """How many arrays an expression gives as a list; 0 where it gives one."""
+    if not isinstance(value, Term) or value.kind != "call" or value.parts[0].kind != "name":
+        return 0
+    called, arguments = value.parts[0].parts[0], value.parts[1]
+    if called == "jnp.meshgrid":
+        return len(arguments)
+    if called == "jax.lax.top_k":
+        return 2
+    if called != "jnp.split":
+        return 0
+    places = arguments[1]
+    return places if isinstance(places, int) else len(places.parts) + 1
 
 
 def _called(statement: Statement) -> str | None:

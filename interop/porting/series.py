@@ -9,9 +9,11 @@ from typing import Any
 
 from interop.porting.bodies import Body, Statement
 from interop.porting.classes import Instance
-from interop.porting.terms import Term, at, local, locals_in, rewritten, terms_in
+from interop.porting.terms import Term, at, local, locals_in, rewritten
+from interop.porting.unify import Different, Holes, matched
 
 _FEWEST = 3
+_LOOP = ("n", "m", "k")  # names of what a loop runs over
 
 
 def grown(instance: Instance) -> Instance:
@@ -103,6 +105,50 @@ def _series(constructors: list[Any], number: int) -> Term | None:
     return Term("series", (Term("new", (first.parts[0], tuple(values))), len(constructors), number))
 
 
-def is_series(term: Any) -> bool:
-    """Whether a member is several, by numbers."""
-    return isinstance(term, Term) and any(one.kind == "series" for one in terms_in(term))
+def each(elements: list[Any]) -> list[Any] | None:
+    """Elements that differ in a few numbers, as one in a loop over these; None where they are no such thing."""
+    if len(elements) < _FEWEST or all(element == elements[0] for element in elements):
+        return None
+    holes = Holes()
+    whole = [_unrolled(element) for element in elements]
+    skeleton = holes.opened(whole[0])
+    columns: list[dict[int, Any]] = []
+    for element in whole:
+        values: dict[int, Any] = {}
+        try:
+            matched(skeleton, element, lambda a, b: a == b, values)
+        except Different:
+            return None
+        columns.append(values)
+    varying: dict[tuple[Any, ...], str] = {}
+    fills: dict[int, Any] = {}
+    for hole in sorted(columns[0]):
+        column = tuple(values[hole] for values in columns)
+        if all(type(value) is type(column[0]) and value == column[0] for value in column):
+            fills[hole] = column[0]
+        elif all(type(value) is int for value in column):
+            name = varying.setdefault(column, _LOOP[len(varying) % len(_LOOP)])
+            fills[hole] = Term("argument", (name,))
+        else:
+            return None
+    if not 0 < len(varying) <= len(_LOOP):
+        return None
+    rows = tuple(zip(*varying, strict=True)) if len(varying) > 1 else next(iter(varying))
+    element = rewritten(skeleton, lambda t: fills[t.parts[0]] if t.kind == "hole" else t)
+    return [Term("each", (element, tuple(varying.values()), rows))]
+
+
+def _unrolled(tree: Any) -> Any:
+    """The tree with each of an element's repetitions written out."""
+
+    def to(term: Term) -> Any:
+        if term.kind != "call":
+            return term
+        function, arguments, keywords = term.parts
+        found: list[Any] = []
+        for item in arguments:
+            repeated = isinstance(item, Term) and item.kind == "run" and isinstance(item.parts[1], int)
+            found += [item.parts[0]] * item.parts[1] if repeated else [item]
+        return Term("call", (function, tuple(found), keywords))
+
+    return rewritten(tree, to)

@@ -10,6 +10,7 @@ from interop.porting.bodies import Body, Statement
 from interop.porting.classes import MISSING, Argument, Definition
 from interop.porting.names import Names
 from interop.porting.terms import Term, dotted, expression, is_attribute, rewritten, terms_in
+from interop.porting.unify import side_by_side
 
 _DEFAULTS = {
     "strides": 1, "kernel_dilation": 1, "feature_group_count": 1, "use_bias": True, "use_scale": True,
@@ -102,12 +103,8 @@ class Module:
     def _call(self, definition: Definition, names: Sequence[str]) -> ast.FunctionDef:
         body = definition.body
         if definition.evaluation is not None:
-            first, inputs = self._block(definition.evaluation, definition, names)
-            second, _ = self._block(body, definition, names)
-            test = dotted("self.deterministic")
-            statements: list[ast.stmt] = [ast.If(test, first, []), *second]
-        else:
-            statements, inputs = self._block(body, definition, names)
+            body = side_by_side(body, definition.evaluation)
+        statements, inputs = self._block(body, definition, names)
         given = [ast.arg(one, dotted("jax.Array")) for one in inputs]
         any_number = given.pop() if body.inputs[-1:] and body.inputs[-1].endswith("*") else None
         arguments = ast.arguments([], [ast.arg("self"), *given], any_number, [], [], None, [])
@@ -117,7 +114,16 @@ class Module:
     def _block(self, body: Body, definition: Definition, names: Sequence[str]) -> tuple[list[ast.stmt], list[str]]:
         named = Names(body, names)
         statements: list[ast.stmt] = []
+        around = statements
         for statement, value, conditional in named.statements():
+            if isinstance(value, Term) and value.kind == "begin":
+                statements = []
+                continue
+            if isinstance(value, Term) and value.kind == "end":
+                self._return(statements, value.parts[0], definition)
+                around.append(ast.If(dotted("self.deterministic"), statements, []))
+                statements = around
+                continue
             targets = [named.of[t] for t in statement.targets]
             if isinstance(value, Term) and value.kind == "loop":
                 statements += self._loop(value, targets[0])
@@ -144,14 +150,18 @@ class Module:
                 node = ast.If(test, [node], [])
             statements.append(node)
         if body.output is not None:
-            result = self.expression(named.renamed(body.output), definition)
-            last = statements[-1] if statements else None
-            if (isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Name)
-                    and ast.unparse(last.targets[0]) == ast.unparse(result)):  # fmt: skip
-                statements[-1] = ast.Return(last.value)
-            else:
-                statements.append(ast.Return(result))
+            self._return(statements, named.renamed(body.output), definition)
         return statements, [named.of[one] for one in body.inputs]
+
+    def _return(self, statements: list[ast.stmt], output: Any, definition: Definition) -> None:
+        """The last statement, with what it assigns if that is the result."""
+        result = self.expression(output, definition)
+        last = statements[-1] if statements else None
+        same = isinstance(last, ast.Assign) and ast.unparse(last.targets[0]) == ast.unparse(result)
+        if isinstance(last, ast.Assign) and same and isinstance(last.targets[0], ast.Name):
+            statements[-1] = ast.Return(last.value)
+        else:
+            statements.append(ast.Return(result))
 
     def _loop(self, value: Term, target: str) -> list[ast.stmt]:
         """`for block in self.blocks: x = block(x)`."""

@@ -18,6 +18,7 @@ A term is a kind and parts, which are terms or constants. Constants are what ins
 | dict | keys and values | `{"a": b}` |
 | function | local's name, body | `lambda x: ...` |
 | run | element, count | `*(element for _ in range(count))` |
+| each | element, names, rows | `element for names in rows` |
 | affine | start, step | `start + step * i` |
 | series | element, count, first number | layers named by numbers: `series.py` |
 | grow | layers, list, count, first number | a loop in which each layer is given what all before it gave |
@@ -184,12 +185,21 @@ def expression(term: Any, of_self: Callable[[str], ast.expr]) -> ast.expr:
         case "tuple":
             return ast.Tuple([to(item) for item in parts])
         case "list":
-            return ast.List([to(item) for item in parts])
+            items = [to(item) for item in parts]
+            if len(items) == 1 and isinstance(items[0], ast.Starred) and isinstance(items[0].value, ast.GeneratorExp):
+                return ast.ListComp(items[0].value.elt, items[0].value.generators)
+            return ast.List(items)
         case "dict":
             return ast.Dict([constant(key) for key, _ in parts], [to(value) for _, value in parts])
         case "function":
             arguments = ast.arguments([], [ast.arg(parts[0])], None, [], [], None, [])
             return ast.Lambda(arguments, to(parts[1]))
+        case "each":
+            names: ast.expr = ast.Name(parts[1][0])
+            if len(parts[1]) > 1:
+                names = ast.Tuple([ast.Name(one) for one in parts[1]])
+            loop = ast.comprehension(names, to(parts[2]), [], 0)
+            return ast.Starred(ast.GeneratorExp(to(parts[0]), [loop]))
         case "affine":
             grown = ast.BinOp(to(parts[1]), ast.Mult(), ast.Name("i"))
             return ast.BinOp(to(parts[0]), ast.Add(), grown)

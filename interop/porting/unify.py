@@ -73,6 +73,8 @@ class Holes:
                 return Term("function", (parts[0], self.opened(parts[1])))
             case "dict":
                 return Term("dict", tuple((key, self.opened(value)) for key, value in parts))
+            case "each":
+                return Term("each", (self.opened(parts[0]), parts[1], self.opened(parts[2])))
             case "series":
                 return Term("series", (self.opened(parts[0]), self._hole(parts[1]), parts[2]))
             case "grow":
@@ -324,6 +326,32 @@ def of_two_modes(train: Body, evaluation: Body, dropouts: Collection[str] = ()) 
             when = None
         statements.append(replace(statement, when=when, source=statement.source if when else None))
     return Body(found.body.inputs, statements, found.body.output)
+
+
+def side_by_side(train: Body, evaluation: Body) -> Body:
+    """Two bodies as one: what both begin with, what eval mode does then ("begin" to "end", with its result), the rest.
+
+    For a reader: where the two are that different, each has its own end.
+    """
+    evaluation = renamed(evaluation, "eval_")
+    names = dict(zip(evaluation.inputs, train.inputs, strict=False))
+    shared = 0
+    for a, b in zip(train.statements, evaluation.statements, strict=False):
+        here = substituted(b.value, {old: local(new) for old, new in names.items()})
+        if here != a.value or len(a.targets) != len(b.targets) or a.when != b.when:
+            break
+        names |= dict(zip(b.targets, a.targets, strict=True))
+        shared += 1
+
+    def to(tree: Any) -> Any:
+        return substituted(tree, {old: local(new) for old, new in names.items()})
+
+    rest = [
+        replace(s, value=to(s.value), source=names.get(s.source or "", s.source))
+        for s in evaluation.statements[shared:]
+    ]
+    begin, end = Statement((), Term("begin", ())), Statement((), Term("end", (to(evaluation.output),)))
+    return Body(train.inputs, [*train.statements[:shared], begin, *rest, end, *train.statements[shared:]], train.output)
 
 
 def _is_dropout(value: Any, dropouts: Collection[str]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from interop.porting.looking import Dim
 from interop.porting.printers.registry import prints
-from interop.porting.terms import call, tuple_of
+from interop.porting.terms import call, list_of, tuple_of
 from interop.porting.values import Tensor, Unprintable, Writer, images, numbers
 
 
@@ -38,8 +38,17 @@ def linear(w: Writer, x: Tensor, size: Any, align_corners: bool, *_: Any) -> Ten
     old, new = _sizes(w, x)
     if list(old) == list(new):
         return x
-    if align_corners:
-        raise Unprintable("linear interpolation with align_corners")
     order = images(x.ndim)
     shape = tuple_of(w.size(w.seen_here().shape[dim], x) for dim in order)
-    return w.tensor(call("jax.image.resize", w.arranged(x, order), shape, "linear", antialias=False), order)
+    array = w.arranged(x, order)
+    if not align_corners:
+        return w.tensor(call("jax.image.resize", array, shape, "linear", antialias=False), order)
+    # The first and the last of the old and of the new lie on one another.
+    scales = [(b - 1) / (a - 1) if a > 1 else 1.0 for a, b in zip(numbers(old), numbers(new), strict=True)]
+    if any(a == 1 for a in old):
+        raise Unprintable("linear interpolation of one with align_corners")
+    axes = tuple(range(1, x.ndim - 1))
+    shifts = call("jnp.array", list_of(0.5 - 0.5 * s for s in scales))
+    scaled = call("jax.image.scale_and_translate", array, shape, axes, call("jnp.array", list_of(scales)), shifts,
+                  "linear", antialias=False)  # fmt: skip
+    return w.tensor(scaled, order)
