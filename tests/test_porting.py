@@ -239,3 +239,72 @@ def test_the_command(tmp_path, capsys):
     assert main(["port", "test_porting:Net", str(tmp_path / "net.py"), "--input", "4,3,16,16"]) == 0
     assert re.search(r"test_porting:Net: \d+ lines, 3 classes", capsys.readouterr().out)
     assert (tmp_path / "net.py").read_text().startswith('"""net in Flax NNX, as test_porting:Net has it in PyTorch.')
+
+
+class Layer(nn.Module):
+    def __init__(self, inputs, growth):
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, growth, 3, padding=1, bias=False)
+
+    def forward(self, features):
+        return self.conv(torch.relu(self.norm(torch.cat(features, 1))))
+
+
+class Dense(nn.Module):
+    """Layers named by numbers, each of which is given what all before it gave."""
+
+    def __init__(self, inputs, count):
+        super().__init__()
+        self.count = count
+        for i in range(count):
+            self.add_module(f"layer{i + 1}", Layer(inputs + 4 * i, 4))
+
+    def forward(self, x):
+        features = [x]
+        for i in range(self.count):
+            features.append(getattr(self, f"layer{i + 1}")(features))
+        return torch.cat(features, 1)
+
+
+class Heads(nn.Module):
+    """One for each scale; what eval mode gives is made of what both modes compute."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Sequential(nn.Conv2d(n, 6, 1), nn.BatchNorm2d(6)) for n in widths)
+
+    def forward(self, scales):
+        found = torch.cat([head(x).flatten(2) for head, x in zip(self.heads, scales, strict=True)], 2)
+        if self.training:
+            return found
+        boxes, scores = found.split((4, 2), 1)
+        places = torch.arange(found.shape[2], dtype=found.dtype) + 0.5
+        return torch.cat([boxes * 2 + places, scores.sigmoid()], 1)
+
+
+class Pyramid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = Dense(3, 3), Dense(15, 5), Dense(35, 4)
+        self.heads = Heads((15, 35, 51))
+
+    def forward(self, x):
+        a = self.first(x)
+        b = self.second(nn.functional.avg_pool2d(a, 2))
+        c = self.third(nn.functional.interpolate(b, scale_factor=2.0))
+        return self.heads((a, b, c))
+
+
+def test_loops_lists_and_modes_that_end_apart():
+    torch.manual_seed(0)
+    text = interop.flax_source(Pyramid(), torch.zeros(3, 3, 8, 8))
+    assert [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)] == [
+        "Layer", "Dense", "Heads", "Pyramid",
+    ]  # fmt: skip
+    assert 'setattr(self, f"layer{i + 1}", Layer(' in text and "for i in range(self.depth):" in text
+    assert "for n in (15, 35, 51)" in text
+    assert re.search(r"\w+, \w+ = jnp\.split\(", text)
+    heads = text.partition("class Heads")[2].partition("class ")[0]
+    assert heads.count("self.heads[0](") == 1  # what both modes compute stands there once
+    assert "if self.deterministic:" in heads and heads.count("return ") == 2
+    assert max(largest(text)) <= 1e-8
