@@ -24,11 +24,11 @@ class Mlp(nnx.Module):
 
 
 class ConvNeXtBlock(nnx.Module):
-    def __init__(self, value: int, *, rngs: nnx.Rngs) -> None:
-        self.gamma = nnx.Param(jnp.full((value,), 9.999999974752427e-07, jnp.float32))
-        self.conv_dw = nnx.Conv(value, value, (7, 7), padding=3, feature_group_count=value, rngs=rngs)
-        self.norm = nnx.LayerNorm(value, epsilon=1e-06, rngs=rngs)
-        self.mlp = Mlp(value, rngs=rngs)
+    def __init__(self, features: int, *, rngs: nnx.Rngs) -> None:
+        self.gamma = nnx.Param(jnp.full((features,), 1e-06, jnp.float32))
+        self.conv_dw = nnx.Conv(features, features, (7, 7), padding=3, feature_group_count=features, rngs=rngs)
+        self.norm = nnx.LayerNorm(features, epsilon=1e-06, rngs=rngs)
+        self.mlp = Mlp(features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.mlp(self.norm(self.conv_dw(x)))
@@ -36,7 +36,9 @@ class ConvNeXtBlock(nnx.Module):
 
 
 class ConvNeXtStage(nnx.Module):
-    def __init__(self, features: int, value: int, depth: int, *, with_downsample: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, features: int, blocks_features: int, depth: int, *, with_downsample: bool = False, rngs: nnx.Rngs
+    ) -> None:
         if with_downsample:
             self.downsample = nnx.Sequential(
                 nnx.LayerNorm(features, epsilon=1e-06, rngs=rngs),
@@ -44,7 +46,7 @@ class ConvNeXtStage(nnx.Module):
             )
         else:
             self.downsample = None
-        self.blocks = nnx.Sequential(*(ConvNeXtBlock(value, rngs=rngs) for _ in range(depth)))
+        self.blocks = nnx.Sequential(*(ConvNeXtBlock(blocks_features, rngs=rngs) for _ in range(depth)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.downsample is not None:

@@ -308,7 +308,8 @@ def _initial(entry: Any, value: Any, learned: bool) -> Any:
     dtype = (jnp_type(entry.dtype),)
     flat = np.asarray(value).reshape(-1)
     if flat.size and (flat == flat[0]).all():
-        number = flat[0].item()
+        # Of single precision the shortest number that rounds to it: 1e-06.
+        number = float(str(flat[0])) if flat.dtype == np.float32 else flat[0].item()
         if number == 0:
             return call("jnp.zeros", shape, *dtype)
         if number == 1:

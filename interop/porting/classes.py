@@ -139,6 +139,9 @@ _ROLES = {
     "nnx.RMSNorm": ("num_features",),
     "nnx.Embed": ("num_embeddings", "out_features"),
     "nnx.Dropout": ("rate",),
+    "jnp.zeros": ("num_features",),
+    "jnp.ones": ("num_features",),
+    "jnp.full": ("num_features", "initial"),
 }
 _WIDTHS = ("in_features", "out_features", "num_features", "feature_group_count")
 _WINDOWS = ("kernel_size", "strides", "padding", "kernel_dilation")
