@@ -117,7 +117,7 @@ def test_ruff_has_nothing_to_say(text, tmp_path):
     check = ["check", "--select", "E,F,I,UP,B", "--line-length", "120"]
     for arguments in (check, ["format", "--check", "--line-length", "120"]):
         command = [sys.executable, "-m", "ruff", *arguments, "--isolated", str(tmp_path)]
-        run = subprocess.run(command, capture_output=True, text=True)
+        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert run.returncode == 0, run.stdout
 
 
