@@ -149,7 +149,7 @@ def formatted(text: str) -> str:
         # Elsewhere than in a project of its own, whose packages ruff would sort apart.
         run = subprocess.run(command, input=text, capture_output=True, text=True, cwd=tempfile.gettempdir())
         if "No module named ruff" in run.stderr:
-            raise PortError("the source is formatted by ruff: pip install ruff")
+            raise PortError("the source is formatted by ruff: pip install 'jaxnorm[cli]'")
         if run.returncode and not run.stdout:
             raise PortError(f"ruff: {(run.stdout + run.stderr)[:2000]} {text[:0]}")
         text = run.stdout
