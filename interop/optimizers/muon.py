@@ -35,7 +35,8 @@ def torchs(group: Mapping[str, Any], rate: Schedule, axes: tuple[int, ...] | Non
         x = iterated(x / jnp.maximum(_norm(x), float(group["eps"])), coefficients)
         a, b = p.shape[:2]
         kind = group["adjust_lr_fn"] or "original"
-        scale = {"original": math.sqrt(max(1, a / b)), "match_rms_adamw": 0.2 * math.sqrt(max(a, b))}[kind]
+        scales = {"original": math.sqrt(max(1, a / b)), "match_rms_adamw": 0.2 * math.sqrt(max(a, b))}
+        scale = (scales | {"spectral_unclamped": math.sqrt(a / b)})[kind]
         lr = like(now.rate, p)
         return -lr * decay * p - lr * scale * x.astype(p.dtype), {"momentum_buffer": buffer}
 
