@@ -7,7 +7,7 @@ A module becomes a class of its own where it holds layers or arrays; a `Sequenti
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from interop.porting.lowering import Lowered
@@ -15,7 +15,6 @@ from interop.porting.terms import Term, at, call, local, locals_in, rewritten, s
 from interop.porting.values import Step
 
 CLASS, SEQUENTIAL, LIST = "class", "sequential", "list"
-TRAIN, EVAL = "train", "eval"
 
 
 @dataclass
@@ -46,14 +45,9 @@ class Body:
 
 @dataclass
 class Tree:
-    """The modules of a PyTorch model: for each path its class, and names of `forward`'s arguments."""
+    """The modules of a PyTorch model: for each path its class."""
 
     classes: Mapping[str, type]
-    kinds: dict[str, str] = field(default_factory=dict)
-
-    def class_of(self, path: str) -> str:
-        """The name of the module's class."""
-        return self.classes[path].__name__
 
 
 def prefixes(path: str) -> list[str]:
@@ -120,7 +114,7 @@ class Bodies:
             inputs, outputs = self._border(indices)
             path = key[0]
             made = call(at(path), *map(local, inputs))
-            statements.append(Statement(tuple(outputs), made, hint=_hint_of_call(steps, indices, this[0])))
+            statements.append(Statement(tuple(outputs), made))
             self._body(key, indices, depth + 1)
         if this[0] == "" and depth == 0:
             inputs = [given.name for given in self.lowered.program.inputs]
@@ -322,10 +316,6 @@ def _hint(source: str) -> str:
         if found and isinstance(found[0], ast.AugAssign) and isinstance(found[0].target, ast.Name):
             return found[0].target.id
         return ""
-    return ""
-
-
-def _hint_of_call(steps: list[Step], indices: Iterable[int], path: str) -> str:
     return ""
 
 

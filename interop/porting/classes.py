@@ -9,7 +9,7 @@ from typing import Any
 
 from interop.porting.bodies import Body, Statement
 from interop.porting.terms import Term, rewritten, terms_in
-from interop.porting.unify import Different, Holes, fit, holes_in, is_activation, matched, renamed
+from interop.porting.unify import Different, Holes, fit, holes_in, matched, renamed
 
 _MOST_CONDITIONS = 6  # statements of a class that depend on its arguments; beyond that two classes are easier to read
 
@@ -144,7 +144,6 @@ _ROLES = {
     "jnp.full": ("num_features", "initial"),
 }
 _WIDTHS = ("in_features", "out_features", "num_features", "feature_group_count")
-_WINDOWS = ("kernel_size", "strides", "padding", "kernel_dilation")
 
 
 def _roles(key: str, term: Any, found: dict[int, tuple[str, str]]) -> None:
@@ -420,8 +419,3 @@ def merged(instances: Sequence[Instance]) -> list[Kind]:
         if not any(kind.take(instance) for kind in kinds):
             kinds.append(Kind.of(instance))
     return kinds
-
-
-def activation(term: Any) -> bool:
-    """Whether a value is the name of an activation."""
-    return isinstance(term, Term) and is_activation(term)

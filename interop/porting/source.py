@@ -6,7 +6,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-from interop.porting.bodies import Body, Statement
+from interop.porting.bodies import Body
 from interop.porting.classes import MISSING, Argument, Definition
 from interop.porting.names import Names
 from interop.porting.terms import Term, dotted, expression, is_attribute, rewritten, terms_in
@@ -288,8 +288,3 @@ def _assign(key: str, value: ast.expr) -> ast.stmt:
 
 def _function(title: str, arguments: ast.arguments, body: list[ast.stmt], returns: ast.expr | None) -> ast.FunctionDef:
     return ast.FunctionDef(title, arguments, body, [], returns)
-
-
-def statement_of(statement: Statement) -> str:
-    """For errors."""
-    return f"{statement.targets} = {statement.value}"

@@ -16,7 +16,6 @@ from interop.porting.terms import Term, local, locals_in, rewritten, substituted
 
 _BUDGET = 4000  # pairs of statements that are tried
 _MOST_ALONE = 12  # statements that only one of two bodies has
-_FREE_NAMES = ("nnx.", "jax.nn.")  # functions that instances may differ in
 
 
 class Different(Exception):

@@ -13,7 +13,7 @@ from typing import Any
 
 from interop.ops.layout import inverse
 from interop.porting.looking import Dim, Seen, Size
-from interop.porting.terms import Term, at, index, local, method, tuple_of
+from interop.porting.terms import Term, at, index, local, method
 from interop.program.nodes import Entry, Model, Node, Program
 
 
@@ -272,8 +272,3 @@ def _inserted(old: tuple[Dim, ...], new: tuple[Dim, ...]) -> list[Any] | None:
     while items and isinstance(items[-1], Term):
         items.pop()
     return items
-
-
-def shape_term(sizes: Sequence[Any]) -> Term:
-    """A tuple of sizes."""
-    return tuple_of(sizes)

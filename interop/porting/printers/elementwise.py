@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -260,8 +259,3 @@ def getitem(w: Writer, x: Any, which: Any) -> Any:
     if isinstance(x, Tensor):
         return w.tensor(index(w.plain(x), which))
     return x[which]
-
-
-def is_finite(x: Any) -> bool:
-    """Whether a constant is a number that has a literal."""
-    return not isinstance(x, float) or math.isfinite(x)

@@ -83,8 +83,6 @@ def var(
     w: Writer, x: Tensor, dims: Any = None, unbiased: Any = True, keepdim: bool = False, *, correction: Any = None
 ) -> Tensor:
     name = w.node.operation.split(".")[1]
-    if w.node.operation.endswith("correction"):
-        keepdim = keepdim or (unbiased is True and False)
     ddof = (1 if unbiased else 0) if correction is None else correction
     how: dict[str, Any] = {"ddof": ddof} if ddof else {}
     how |= {"keepdims": True} if keepdim else {}
