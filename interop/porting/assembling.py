@@ -25,6 +25,7 @@ from interop.porting.classes import Chooser, Definition, Instance, merged
 from interop.porting.lowering import Lowered
 from interop.porting.printers.elementwise import jnp_type
 from interop.porting.series import each, grown
+from interop.porting.tables import shortest, table
 from interop.porting.terms import Term, at, call, local, name, rewritten, terms_in
 from interop.porting.unify import fit, of_two_modes
 from interop.porting.values import Unprintable
@@ -308,8 +309,7 @@ def _initial(entry: Any, value: Any, learned: bool) -> Any:
     dtype = (jnp_type(entry.dtype),)
     flat = np.asarray(value).reshape(-1)
     if flat.size and (flat == flat[0]).all():
-        # Of single precision the shortest number that rounds to it: 1e-06.
-        number = float(str(flat[0])) if flat.dtype == np.float32 else flat[0].item()
+        number = shortest(flat[0])
         if number == 0:
             return call("jnp.zeros", shape, *dtype)
         if number == 1:
@@ -317,12 +317,9 @@ def _initial(entry: Any, value: Any, learned: bool) -> Any:
         return call("jnp.full", shape, number, *dtype)
     if learned:
         return call(call("nnx.initializers.normal", 0.02), call(Term("attribute", (RNGS, "params"))), shape, *dtype)
-    if flat.size <= 64:
-        return call("jnp.array", _nested(np.asarray(value).tolist()), *dtype)
-    if not entry.persistent:
+    if entry.persistent and flat.size > 64:
+        return call("jnp.zeros", shape, *dtype)
+    made = table(np.asarray(value), *dtype)
+    if made is None:
         raise Unprintable(f"{entry.name}, {flat.size} numbers that are in no state dict")
-    return call("jnp.zeros", shape, *dtype)
-
-
-def _nested(value: Any) -> Any:
-    return Term("list", tuple(map(_nested, value))) if isinstance(value, list) else value
+    return made

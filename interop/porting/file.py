@@ -14,6 +14,7 @@ from typing import Any
 
 from interop.porting.assembling import Assembly
 from interop.porting.bodies import Tree
+from interop.porting.helpers import sources
 from interop.porting.proof import PortError, Proof
 from interop.porting.siblings import with_arguments
 from interop.porting.source import Module
@@ -32,13 +33,14 @@ def written(assembly: Assembly, tree: Tree, title: str, origin: str, proof: Proo
     classes = [module.class_source(d, "") for d in definitions]
     function = _function(root, title, module)
     body: list[ast.stmt] = [ast.Expr(ast.Constant(_doc(title, origin, proof, assembly)))]
-    code = [*classes, function]
+    helpers = ast.parse("\n\n".join(sources(_called([*classes, function])))).body
+    code = [*helpers, *classes, function]
     body += _imports(code, norm is not None)
     names = [title, root.name]
     body.append(ast.Assign([ast.Name("__all__")], ast.List([ast.Constant(one) for one in names])))
     if norm is not None:
         body.append(ast.Assign([ast.Name("BatchNorm")], norm))
-    body += [*classes, function]
+    body += code
     text = ast.unparse(ast.fix_missing_locations(ast.Module(body, [])))
     return formatted(text)
 
@@ -107,12 +109,18 @@ def _function(root: Any, title: str, module: Module) -> ast.FunctionDef:
     return made(title, arguments, [ast.Return(result)], ast.Name(root.name))
 
 
+def _called(code: list[Any]) -> set[str]:
+    return {node.id for part in code for node in ast.walk(part) if isinstance(node, ast.Name)}
+
+
 def _imports(code: list[Any], norm: bool) -> list[ast.stmt]:
     text = "\n".join(ast.unparse(ast.fix_missing_locations(node)) for node in code)
-    lines = ["from collections.abc import Callable"] if re.search(r"\bCallable\b", text) else []
+    lines = ["import base64", "import zlib"] if "unpacked(" in text else []
+    lines += ["from collections.abc import Callable"] if re.search(r"\bCallable\b", text) else []
     lines += ["from functools import partial"] if norm or re.search(r"\bpartial\(", text) else []
     lines += ["import jax"] if re.search(r"\bjax\.", text) else []
     lines += ["import jax.numpy as jnp"] if re.search(r"\bjnp\.", text) else []
+    lines += ["import numpy as np"] if re.search(r"\bnp\.", text) else []
     lines += ["from flax import nnx"]
     lines += ["from jax import lax"] if re.search(r"\blax\.", text) else []
     lines += ["import jaxnorm"] if norm else []

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from interop.porting import helpers
 from interop.porting.bodies import Body, Statement
 from interop.porting.terms import Term, is_attribute, local, locals_in, rewritten, substituted, terms_in
 
@@ -83,7 +84,7 @@ class Names:
         self.of[target] = f"x{number}"
 
 
-_RESERVED = {"self", "nnx", "jnp", "jax", "lax", "partial", "rngs"}
+_RESERVED = {"self", "nnx", "jnp", "jax", "lax", "np", "partial", "rngs", "int", *helpers.NAMES}
 
 
 def _nested(body: Body) -> list[Statement]:

@@ -72,27 +72,27 @@ def celu(w: Writer, x: Tensor, alpha: Any = 1.0) -> Tensor:
     return w.elementwise(lambda x: call("nnx.celu", x, alpha), x)
 
 
-@prints("aten.hardtanh.default", "aten.clamp.default")
+@prints("aten.hardtanh.default", "aten.clamp.default", "aten.clamp.Tensor")
 def clamp(w: Writer, x: Tensor, low: Any = None, high: Any = None) -> Tensor:
     if w.node.operation == "aten.hardtanh.default":
         low, high = (-1.0 if low is None else low), (1.0 if high is None else high)
         if (low, high) == (0, 6):
             return w.elementwise(lambda x: call("nnx.relu6", x), x)
     if high is None:
-        return w.elementwise(lambda x: call("jnp.maximum", x, low), x)
+        return maximum(w, x, low)
     if low is None:
-        return w.elementwise(lambda x: call("jnp.minimum", x, high), x)
-    return w.elementwise(lambda x: call("jnp.clip", x, low, high), x)
+        return minimum(w, x, high)
+    return w.elementwise(lambda x, low, high: call("jnp.clip", x, low, high), x, low, high)
 
 
-@prints("aten.clamp_min.default")
+@prints("aten.clamp_min.default", "aten.clamp_min.Tensor")
 def clamp_min(w: Writer, x: Tensor, low: Any) -> Tensor:
-    return w.elementwise(lambda x: call("jnp.maximum", x, low), x)
+    return maximum(w, x, low)
 
 
-@prints("aten.clamp_max.default")
+@prints("aten.clamp_max.default", "aten.clamp_max.Tensor")
 def clamp_max(w: Writer, x: Tensor, high: Any) -> Tensor:
-    return w.elementwise(lambda x: call("jnp.minimum", x, high), x)
+    return minimum(w, x, high)
 
 
 def _number(x: Any) -> bool:
@@ -211,9 +211,9 @@ def prelu(w: Writer, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def jnp_type(dtype: DType | str) -> Term:
-    """`jnp.float32`."""
+    """`jnp.float32`; `int` for int64, which is as wide as jax has it."""
     found = dtype.name if isinstance(dtype, DType) else dtype
-    return name({"bool": "jnp.bool_"}.get(found, f"jnp.{found}"))
+    return name({"bool": "jnp.bool_", "int64": "int"}.get(found, f"jnp.{found}"))
 
 
 def type_like(x: Any, dtype: str) -> Any:

@@ -10,7 +10,7 @@ from interop.ops.convolution import per_dim
 from interop.porting.looking import Seen
 from interop.porting.printers.registry import prints
 from interop.porting.printers.shaping import padded
-from interop.porting.terms import Term, binary, call, index, tuple_of
+from interop.porting.terms import Term, binary, call, index, method, tuple_of
 from interop.porting.values import Tensor, Unprintable, Writer, images, numbers, plain_order
 
 RNGS = Term("argument", ("rngs",))
@@ -156,15 +156,20 @@ def layer_norm(
 def rms_norm(w: Writer, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: Any = None) -> Tensor:
     path = layer_path(w, weight)
     if path is None or eps is None or len(shape) != 1:
-        raise Unprintable("rms_norm without a layer, or without epsilon")
+        axes = tuple_of(sorted(x.axis(dim) for dim in range(x.ndim - len(shape), x.ndim)))
+        least = Term("attribute", (call("jnp.finfo", Term("attribute", (x.term, "dtype"))), "eps"))
+        squares = method(binary("**", x.term, 2), "mean", axes, keepdims=True)
+        y: Any = binary("*", x.term, call("lax.rsqrt", binary("+", squares, least if eps is None else eps)))
+        return w.tensor(y if weight is None else binary("*", y, w.expanded(weight, x.order)), x.order)
     order = x.order if x.order[-1] == x.ndim - 1 and x.vector is None else plain_order(x.ndim)
     constructor = call("nnx.RMSNorm", shape[0], epsilon=eps, rngs=RNGS)
     return w.tensor(call(w.member(path, constructor), w.arranged(x, order)), order)
 
 
 def _normalised(
-    w: Writer, x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: Any
-) -> Tensor:
+    w: Writer, x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: Any,
+    result: int | None = None,
+) -> Tensor:  # fmt: skip
     """(x - mean) / sqrt(var + eps), written out."""
     axes = tuple_of(sorted(x.axis(dim) for dim in dims))
     mean = call(Term("attribute", (x.term, "mean")), axes, keepdims=True)
@@ -173,7 +178,7 @@ def _normalised(
     for sign, parameter in (("*", weight), ("+", bias)):
         if parameter is not None:
             y = binary(sign, y, w.expanded(parameter, x.order))
-    return w.tensor(y, x.order)
+    return w.tensor(y, x.order, result)
 
 
 @prints("aten.group_norm.default")
@@ -210,7 +215,16 @@ def _channels(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return Tensor(parameter.term, Seen(shape, parameter.seen.dtype), plain_order(x.ndim), 1)
 
 
-@prints("aten.batch_norm.default", "aten._native_batch_norm_legit.no_stats")
+@prints("aten._native_batch_norm_legit.no_stats")
+def batch_norm_without_stats(
+    w: Writer, x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: Any, eps: Any
+) -> tuple[Tensor, ...]:
+    """Its first result alone: the others are for PyTorch's backward pass."""
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    return (_normalised(w, x, dims, _channels(weight, x), _channels(bias, x), eps, 0),)
+
+
+@prints("aten.batch_norm.default")
 def functional_batch_norm(
     w: Writer, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None = None,
     var: Tensor | None = None, training: bool = True, momentum: Any = 0.0, eps: Any = 1e-5, *_: Any,

@@ -7,6 +7,7 @@ from typing import Any
 from interop.ops.convolution import per_dim
 from interop.porting.printers.registry import prints
 from interop.porting.terms import call, list_of, method, tuple_of
+from interop.porting.terms import name as named
 from interop.porting.values import Tensor, Unprintable, Writer, images, numbers
 
 
@@ -41,14 +42,15 @@ def _options(stride: Any, pads: Any) -> dict[str, Any]:
         "aten.max_pool2d_with_indices.default")  # fmt: skip
 def max_pool(
     w: Writer, x: Tensor, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil: bool = False
-) -> Tensor:
+) -> Tensor | tuple[Tensor]:
     if any(d != 1 for d in per_dim(dilation, x.ndim - 2)):
         raise Unprintable("a dilated max_pool")
     kernel, stride, pads, _ = _windows(x, kernel, stride, padding, ceil)
     array = w.arranged(x, images(x.ndim))
-    return w.tensor(
-        call("nnx.max_pool", array, window_shape=tuple_of(kernel), **_options(stride, pads)), images(x.ndim)
-    )
+    made = call("nnx.max_pool", array, window_shape=tuple_of(kernel), **_options(stride, pads))
+    if w.node.operation.endswith("with_indices.default"):
+        return (w.tensor(made, images(x.ndim), 0),)
+    return w.tensor(made, images(x.ndim))
 
 
 @prints("aten.avg_pool1d.default", "aten.avg_pool2d.default", "aten.avg_pool3d.default")
@@ -82,8 +84,11 @@ def adaptive(w: Writer, x: Tensor, size: Any) -> Tensor:
         return x
     sizes = list(zip(numbers(x.shape[2:]), numbers(wanted), strict=True))
     if any(n % m for n, m in sizes):
-        raise Unprintable("adaptive pooling to sizes that do not divide the input's")
+        if most:
+            raise Unprintable("adaptive max pooling to sizes that do not divide the input's")
+        array = w.arranged(x, images(x.ndim))
+        return w.tensor(call("resampled", array, tuple_of(numbers(wanted)), named("windows")), images(x.ndim))
     windows = [n // m for n, m in sizes]
     array = w.arranged(x, images(x.ndim))
-    name = "nnx.max_pool" if most else "nnx.avg_pool"
-    return w.tensor(call(name, array, window_shape=tuple_of(windows), strides=tuple_of(windows)), images(x.ndim))
+    pool = "nnx.max_pool" if most else "nnx.avg_pool"
+    return w.tensor(call(pool, array, window_shape=tuple_of(windows), strides=tuple_of(windows)), images(x.ndim))

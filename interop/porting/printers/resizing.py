@@ -7,7 +7,7 @@ from typing import Any
 
 from interop.porting.looking import Dim
 from interop.porting.printers.registry import prints
-from interop.porting.terms import call, list_of, tuple_of
+from interop.porting.terms import binary, call, name, tuple_of
 from interop.porting.values import Tensor, Unprintable, Writer, images, numbers
 
 
@@ -18,37 +18,60 @@ def _sizes(w: Writer, x: Tensor) -> tuple[Sequence[Dim], Sequence[Dim]]:
 @prints("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default", "aten.upsample_nearest1d.vec",
         "aten._upsample_nearest_exact2d.vec", "aten.upsample_nearest3d.vec")  # fmt: skip
 def nearest(w: Writer, x: Tensor, *_: Any) -> Tensor:
+    """Each output's element is the one at floor(i * old / new), exactly: `floor((i + 1/2) * old / new)`."""
     old, new = _sizes(w, x)
     order = images(x.ndim)
     term = w.arranged(x, order)
     if list(old) == list(new):
         return x
-    pairs = list(zip(numbers(old), numbers(new), strict=True))
-    if all(b % a == 0 for a, b in pairs):
-        for axis, (a, b) in enumerate(pairs, 1):
-            if b != a:
-                term = call("jnp.repeat", term, b // a, axis=axis)
-        return w.tensor(term, order)
-    raise Unprintable("nearest interpolation to sizes that are no multiples")
+    exact = "exact" in w.node.operation
+    for axis, (a, b) in enumerate(zip(numbers(old), numbers(new), strict=True), 1):
+        if b % a == 0:
+            term = term if a == b else call("jnp.repeat", term, b // a, axis=axis)
+            continue
+        place: Any = call("jnp.arange", b)
+        if exact:
+            place = binary("//", binary("*", binary("+", binary("*", 2, place), 1), a), 2 * b)
+        else:
+            place = binary("//", binary("*", place, a), b)
+        term = call("jnp.take", term, place, axis=axis)
+    return w.tensor(term, order)
 
 
 @prints("aten.upsample_bilinear2d.vec", "aten.upsample_bilinear2d.default", "aten.upsample_linear1d.vec",
         "aten.upsample_trilinear3d.vec")  # fmt: skip
-def linear(w: Writer, x: Tensor, size: Any, align_corners: bool, *_: Any) -> Tensor:
+def linear(w: Writer, x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
     old, new = _sizes(w, x)
     if list(old) == list(new):
         return x
     order = images(x.ndim)
+    if align_corners:
+        return _resampled(w, x, "edge_to_edge")
+    _check_ratios(x, new, scales)
     shape = tuple_of(w.size(w.seen_here().shape[dim], x) for dim in order)
-    array = w.arranged(x, order)
-    if not align_corners:
-        return w.tensor(call("jax.image.resize", array, shape, "linear", antialias=False), order)
-    # The first and the last of the old and of the new lie on one another.
-    scales = [(b - 1) / (a - 1) if a > 1 else 1.0 for a, b in zip(numbers(old), numbers(new), strict=True)]
-    if any(a == 1 for a in old):
-        raise Unprintable("linear interpolation of one with align_corners")
-    axes = tuple(range(1, x.ndim - 1))
-    shifts = call("jnp.array", list_of(0.5 - 0.5 * s for s in scales))
-    scaled = call("jax.image.scale_and_translate", array, shape, axes, call("jnp.array", list_of(scales)), shifts,
-                  "linear", antialias=False)  # fmt: skip
-    return w.tensor(scaled, order)
+    return w.tensor(call("jax.image.resize", w.arranged(x, order), shape, "linear", antialias=False), order)
+
+
+@prints("aten.upsample_bicubic2d.vec", "aten.upsample_bicubic2d.default")
+def cubic(w: Writer, x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
+    old, new = _sizes(w, x)
+    if list(old) == list(new):
+        return x
+    if align_corners:
+        raise Unprintable("bicubic interpolation with align_corners")
+    _check_ratios(x, new, scales)
+    return _resampled(w, x, "bicubic")
+
+
+def _resampled(w: Writer, x: Tensor, weights: str) -> Tensor:
+    order = images(x.ndim)
+    sizes = tuple_of(numbers(w.seen_here().shape[2:]))
+    return w.tensor(call("resampled", w.arranged(x, order), sizes, name(weights)), order)
+
+
+def _check_ratios(x: Tensor, new: Sequence[Dim], scales: Sequence[Any]) -> None:
+    """PyTorch goes by the scale that it is given, also where the sizes have another ratio."""
+    given = scales[0] if scales and isinstance(scales[0], (list, tuple)) else scales
+    for a, b, scale in zip(numbers(x.shape[2:]), numbers(new), given or (), strict=False):
+        if scale and a * scale != b:
+            raise Unprintable(f"interpolation from {a} to {b} by a factor of {scale}")

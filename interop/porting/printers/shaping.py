@@ -7,7 +7,7 @@ from typing import Any
 
 from interop.porting.looking import Dim, Seen, Size
 from interop.porting.printers.registry import prints
-from interop.porting.terms import Term, call, index, list_of, method, slice_of, tuple_of
+from interop.porting.terms import Term, call, index, list_of, method, name, slice_of, tuple_of
 from interop.porting.values import Tensor, Unprintable, Writer, common_order, images, numbers, plain_order
 
 
@@ -156,7 +156,7 @@ def expand(w: Writer, x: Tensor, *_: Any, **__: Any) -> Tensor:
     return w.tensor(call("jnp.broadcast_to", w.expanded(x, order), tuple_of(sizes)), order)
 
 
-@prints("aten.repeat.default")
+@prints("aten.repeat.default", "aten.tile.default")
 def repeat(w: Writer, x: Tensor, times: Sequence[int]) -> Tensor:
     return w.tensor(call("jnp.tile", w.plain(x), tuple_of(w.size(n, x) for n in times)))
 
@@ -299,6 +299,11 @@ def index_(w: Writer, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
 @prints("aten.index_select.default")
 def index_select(w: Writer, x: Tensor, dim: int, indices: Tensor) -> Tensor:
     return w.tensor(call("jnp.take", x.term, w.plain(indices), axis=x.axis(dim)), x.order)
+
+
+@prints("aten.one_hot.default")
+def one_hot(w: Writer, x: Tensor, classes: int = -1) -> Tensor:
+    return w.tensor(call("nnx.one_hot", w.plain(x), classes, dtype=name("int")))
 
 
 @prints("aten.gather.default")

@@ -1,0 +1,95 @@
+"""Functions that a file is given where its classes call them: what neither jnp nor nnx has a function for.
+
+They are copied as they are, so each stands alone but for `resampled`, jax, jnp and numpy.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import sys
+import zlib
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def resampled(x: jax.Array, sizes: tuple[int, ...], weights: Callable) -> jax.Array:
+    """(N, spatial..., C) with other sizes, one axis after another: `weights` gives a matrix for two sizes."""
+    for axis, size in enumerate(sizes, start=1):
+        if size != x.shape[axis]:
+            matrix = jnp.asarray(weights(x.shape[axis], size), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(x, matrix, (axis, 1)), -1, axis)
+    return x
+
+
+def bicubic(old: int, new: int) -> np.ndarray:
+    """Keys' kernel with a = -0.75, as PyTorch has it; the border is repeated."""
+    place = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    taps = np.floor(place).astype(int) + np.arange(-1, 3)
+    d = np.abs(place - taps)
+    near = (1.25 * d - 2.25) * d * d + 1
+    far = ((-0.75 * d + 3.75) * d - 6) * d + 3
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), np.where(d <= 1, near, far))
+    return matrix
+
+
+def windows(old: int, new: int) -> np.ndarray:
+    """The means of windows that cover an axis, as those of PyTorch's adaptive average pooling: they may overlap."""
+    i = np.arange(new)[:, None]
+    start, stop = i * old // new, -(-(i + 1) * old // new)
+    inside = (np.arange(old) >= start) & (np.arange(old) < stop)
+    return inside / (stop - start)
+
+
+def edge_to_edge(old: int, new: int) -> np.ndarray:
+    """Linear, the first and the last of the old and of the new on one another (PyTorch's align_corners)."""
+    place = np.arange(new)[:, None] * ((old - 1) / max(new - 1, 1))
+    return np.maximum(1 - np.abs(place - np.arange(old)), 0)
+
+
+def relative_positions(height: int, width: int, class_token: bool = False) -> np.ndarray:
+    """For each pair of positions of a window the number of their offset, rows first; a token apart has three more."""
+    y, x = np.indices((height, width)).reshape(2, -1)
+    rows, columns = y[:, None] - y + height - 1, x[:, None] - x + width - 1
+    table = rows * (2 * width - 1) + columns
+    if class_token:
+        count = (2 * height - 1) * (2 * width - 1)
+        table = np.pad(table, (1, 0))
+        table[0, 1:], table[1:, 0], table[0, 0] = count, count + 1, count + 2
+    return table
+
+
+def distances(height: int, width: int, stride: int = 1) -> np.ndarray:
+    """For each pair of positions, of which the first are `stride` apart, the number of their distance, rows first."""
+    y, x = np.indices((height, width))
+    to_y, to_x = y[::stride, ::stride].reshape(-1, 1), x[::stride, ::stride].reshape(-1, 1)
+    return np.abs(to_y - y.reshape(-1)) * width + np.abs(to_x - x.reshape(-1))
+
+
+def shifted_windows(
+    height: int, width: int, window: tuple[int, int], shift: tuple[int, int], away: float
+) -> np.ndarray:
+    """(windows, positions, positions): `away` for positions that are in one window only since all were shifted."""
+    (h, w), (down, right) = window, shift
+    y, x = np.indices((height, width))
+    part = 3 * ((y >= height - h).astype(int) + (y >= height - down)) + (x >= width - w) + (x >= width - right)
+    part = part.reshape(height // h, h, width // w, w).swapaxes(1, 2).reshape(-1, h * w)
+    return np.where(part[:, :, None] == part[:, None, :], 0.0, away)
+
+
+def unpacked(text: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A table of numbers."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype).reshape(shape)
+
+
+NAMES = ("resampled", "bicubic", "windows", "edge_to_edge", "relative_positions", "distances", "shifted_windows", "unpacked")
+
+
+def sources(names: Iterable[str]) -> list[str]:
+    """The source of the functions of these names, in this file's order."""
+    wanted = set(names)
+    return [inspect.getsource(getattr(sys.modules[__name__], name)) for name in NAMES if name in wanted]
