@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from interop.porting.borrowed import lent
 from interop.porting.lowering import Lowered
 from interop.porting.terms import Term, at, call, local, locals_in, rewritten, substituted, terms_in
 from interop.porting.values import Step
@@ -77,7 +78,7 @@ class Bodies:
         self.found: dict[Call, Body] = {}
         self.chains: dict[Call, list[tuple[str, Any]]] = {}  # of Sequentials: (key, function) one after another
         self.broken: set[str] = set()  # Sequentials that are none
-        steps = lowered.steps
+        self.steps = steps = lent(lowered.steps, self._chain)
         self._defined = {step.local: i for i, step in enumerate(steps)}
         self._result = _as_term(lowered.output)
         self._of = [self._chain(step) for step in steps]
@@ -99,7 +100,7 @@ class Bodies:
         ]
 
     def _body(self, this: Call, region: list[int], depth: int) -> None:
-        steps = self.lowered.steps
+        steps = self.steps
         items: dict[Any, list[int]] = {}
         for i in region:
             chain = self._of[i]
@@ -165,7 +166,7 @@ class Bodies:
 
     def _border(self, indices: list[int]) -> tuple[list[str], list[str]]:
         """What steps read from around them, and what is read of theirs elsewhere."""
-        steps, inside = self.lowered.steps, set(indices)
+        steps, inside = self.steps, set(indices)
         own = {steps[i].local for i in indices}
         inputs = dict.fromkeys(one for i in indices for one in locals_in(steps[i].term) if one not in own)
         result = set(locals_in(self._result))
@@ -183,9 +184,8 @@ class Bodies:
             self.broken.add(path)
             return
         groups: list[tuple[str, list[Statement]]] = []
-        steps = self.lowered.steps
         for statement in body.statements:
-            key = self._key(statement, path, steps)
+            key = self._key(statement, path, self.steps)
             if key is None:
                 self.broken.add(path)
                 return

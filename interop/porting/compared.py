@@ -17,6 +17,10 @@ from interop.ops.convolution import _convolution
 from interop.ops.draws import middles
 from interop.weights._state_dict import load_state_dict, state_dict
 
+# What is left of a gradient that cancels to nothing (of a bias before BatchNorm) is rounding. A difference of a hundred
+# times PyTorch's own rounding counts as 1e-8.
+_ROUNDINGS = 1e10
+
 
 def main(folder: pathlib.Path, function: str) -> None:
     """Writes {what: {name: difference}}."""
@@ -71,12 +75,13 @@ def main(folder: pathlib.Path, function: str) -> None:
     nnx.update(model, gradients)
     found_gradients = state_dict(model)
     expected = dict(np.load(folder / "gradients.npz"))
-    # What is left of a gradient that cancels to nothing (of a bias before BatchNorm) is rounding.
-    typical = float(np.median([np.abs(x).max() for x in expected.values() if x.size] or [1.0]))
+    noise = dict(np.load(folder / "noise.npz"))
     found = {
         "eval": _differences(evaluated, _arrays(folder / "eval.npz")),
         "train": _differences(outputs, _arrays(folder / "train.npz")),
-        "gradients": {name: _difference(found_gradients[name], x, 1e-3 * typical) for name, x in expected.items()},
+        "gradients": {
+            name: _difference(found_gradients[name], x, _ROUNDINGS * noise[name]) for name, x in expected.items()
+        },
         "buffers": {name: _difference(after[name], x) for name, x in dict(np.load(folder / "buffers.npz")).items()},
     }
     if "torch" in sys.modules:
@@ -106,6 +111,7 @@ def _differences(found: list[Any], expected: list[np.ndarray]) -> dict[str, floa
 
 
 def _difference(found: Any, expected: np.ndarray, least: float = 0.0) -> float:
+    """The largest difference relative to the largest value, or to `least` where that is more."""
     found = np.asarray(found)
     if found.shape != expected.shape:
         raise SystemExit(f"a result has the shape {found.shape}, PyTorch's {expected.shape}")

@@ -51,6 +51,20 @@ def edge_to_edge(old: int, new: int) -> np.ndarray:
     return np.maximum(1 - np.abs(place - np.arange(old)), 0)
 
 
+def folded(
+    x: jax.Array, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+) -> jax.Array:
+    """(N, windows, C kernel) as images (N, H, W, C): each window is added at its place (PyTorch's fold)."""
+    height, width = (n + 2 * p for n, p in zip(size, padding, strict=True))
+    rows, columns = ((n - k) // s + 1 for n, k, s in zip((height, width), kernel, stride, strict=True))
+    x = x.reshape(x.shape[0], rows, columns, -1, *kernel)
+    total = jnp.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
+    for i, j in np.ndindex(*kernel):
+        place = np.s_[:, i : i + rows * stride[0] : stride[0], j : j + columns * stride[1] : stride[1]]
+        total = total.at[place].add(x[..., i, j])
+    return total[:, padding[0] : height - padding[0], padding[1] : width - padding[1]]
+
+
 def relative_positions(height: int, width: int, class_token: bool = False) -> np.ndarray:
     """For each pair of positions of a window the number of their offset, rows first; a token apart has three more."""
     y, x = np.indices((height, width)).reshape(2, -1)
@@ -86,7 +100,17 @@ def unpacked(text: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype).reshape(shape)
 
 
-NAMES = ("resampled", "bicubic", "windows", "edge_to_edge", "relative_positions", "distances", "shifted_windows", "unpacked")
+NAMES = (
+    "resampled",
+    "bicubic",
+    "windows",
+    "edge_to_edge",
+    "folded",
+    "relative_positions",
+    "distances",
+    "shifted_windows",
+    "unpacked",
+)
 
 
 def sources(names: Iterable[str]) -> list[str]:

@@ -105,11 +105,25 @@ def _expected(folder: pathlib.Path, module: Any, inputs: tuple[Any, ...]) -> Non
     np.savez(folder / "train.npz", *(x.detach().numpy() for x in outputs))
     weights = [uniform(x, -1.0, 1.0) for x in outputs]
     np.savez(folder / "weights.npz", *(x.numpy() for x in weights))
-    sum((x * w).sum() for x, w in zip(outputs, weights, strict=True)).backward()
-    gradients = {name: p.grad.numpy() for name, p in module.named_parameters() if p.grad is not None}
+    loss = sum((x * w).sum() for x, w in zip(outputs, weights, strict=True))
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    gradients = _gradients(loss, parameters)
     np.savez(folder / "gradients.npz", **gradients)
+    # The same numbers, rounded in other places: what PyTorch's own rounding is, of a gradient that cancels to nothing.
+    again = _gradients(3 * loss, parameters)
+    np.savez(
+        folder / "noise.npz", **{name: np.abs(again[name] / 3 - x).max(initial=0) for name, x in gradients.items()}
+    )
     np.savez(folder / "buffers.npz", **{name: x.numpy() for name, x in module.state_dict().items()
                                         if name not in dict(module.named_parameters())})  # fmt: skip
+
+
+def _gradients(loss: Any, parameters: Any) -> dict[str, np.ndarray]:
+    """By name; those aside that the loss does not depend on."""
+    import torch
+
+    found = torch.autograd.grad(loss, [*parameters.values()], retain_graph=True, allow_unused=True)
+    return {name: x.numpy() for name, x in zip(parameters, found, strict=True) if x is not None}
 
 
 def _leaves(outputs: Any) -> list[Any]:

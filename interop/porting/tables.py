@@ -75,7 +75,10 @@ def _candidates(array: np.ndarray) -> Iterator[tuple[str, tuple[Any, ...]]]:
         for a, b in _factors(array.shape[1]):
             for rows, columns in _factors(array.shape[0]):
                 for shift in range(1, max(a, b)):
-                    yield "shifted_windows", (a * rows, b * columns, (a, b), (min(shift, a - 1), min(shift, b - 1)), away)
+                    yield (
+                        "shifted_windows",
+                        (a * rows, b * columns, (a, b), (min(shift, a - 1), min(shift, b - 1)), away),
+                    )
 
 
 def _areas(array: np.ndarray) -> list[tuple[int, int]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from interop.ops.convolution import per_dim
 from interop.porting.looking import Dim, Seen, Size
+from interop.porting.printers.elementwise import jnp_type
 from interop.porting.printers.registry import prints
 from interop.porting.terms import Term, call, index, list_of, method, name, slice_of, tuple_of
 from interop.porting.values import Tensor, Unprintable, Writer, common_order, images, numbers, plain_order
@@ -189,17 +191,56 @@ def slice_(w: Writer, x: Tensor, dim: int = 0, start: Any = None, end: Any = Non
     seen = w.seen_here()
     if seen.shape == x.shape and step == 1:
         return x
+    start, end = _ends(x, dim, start, end)
+    return w.tensor(index(x.term, *_at(x, dim, slice_of(start, end, None if step == 1 else step))), x.order)
+
+
+def _ends(x: Tensor, dim: int, start: Any, end: Any) -> tuple[Any, Any]:
+    """Where a slice starts and ends; None for the dimension's own ends."""
     length = x.shape[dim % x.ndim]
     start = None if start in (0, None) else start
     if isinstance(end, Size) or end is None or (isinstance(length, int) and end >= length) or end >= 2**62:
         end = None
     if isinstance(start, Size):
         raise Unprintable("a slice from a place that goes with the batch")
-    return w.tensor(index(x.term, *_at(x, dim, slice_of(start, end, None if step == 1 else step))), x.order)
+    return start, end
 
 
 def _at(x: Tensor, dim: int, item: Any) -> list[Any]:
     return [slice_of()] * x.axis(dim) + [item]
+
+
+@prints("aten.slice_scatter.default")
+def slice_scatter(
+    w: Writer, x: Tensor, y: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Tensor:
+    start, end = _ends(x, dim, start, end)
+    place = slice_of(start, end, None if step == 1 else step)
+    return _set(w, x, _at(x, dim, place), w.expanded(y, x.order))
+
+
+@prints("aten.select_scatter.default")
+def select_scatter(w: Writer, x: Tensor, y: Tensor, dim: int, which: int) -> Tensor:
+    dim %= x.ndim
+    return _set(w, x, _at(x, dim, which), w.arranged(y, tuple(d - (d > dim) for d in x.order if d != dim)))
+
+
+def _set(w: Writer, x: Tensor, place: list[Any], value: Any) -> Tensor:
+    """`x.at[place].set(value)`: what PyTorch's code writes into a part of a tensor."""
+    part = index(Term("attribute", (w.arranged(x, x.order), "at")), *place)
+    return w.tensor(method(part, "set", value), x.order)
+
+
+@prints("aten.copy.default")
+def copy(w: Writer, x: Tensor, y: Tensor, *_: Any) -> Tensor:
+    """All of x is y's, in x's shape and element type."""
+    term = w.expanded(y, x.order)
+    if y.shape != x.shape:
+        near = [value for value in (x, y) if value.state is None]
+        term = call("jnp.broadcast_to", term, tuple_of(w.size(n, *near) for n in x.laid))
+    if y.seen.dtype != x.seen.dtype:
+        term = method(term, "astype", jnp_type(x.seen.dtype))
+    return w.tensor(term, x.order)
 
 
 @prints("aten.select.int")
@@ -342,3 +383,24 @@ def unfold(w: Writer, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     places = Term("binary", ("+", index(starts, slice_of(), None), call("jnp.arange", size)))
     found = call("jnp.take", w.plain(x), places, axis=dim % x.ndim)
     return w.tensor(call("jnp.moveaxis", found, dim % x.ndim + 1, -1))
+
+
+@prints("aten.im2col.default")
+def im2col(w: Writer, x: Tensor, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Tensor:
+    kernel, dilation, padding, stride = (tuple(per_dim(v, 2)) for v in (kernel, dilation, padding, stride))
+    if x.ndim != 4:
+        raise Unprintable("unfold of one image")
+    how = {} if dilation == (1, 1) else {"rhs_dilation": dilation}
+    pads = tuple((p, p) for p in padding)
+    found = call("lax.conv_general_dilated_patches", w.arranged(x, images(4)), kernel, stride, pads, **how,
+                 dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
+    n, channels, windows = w.seen_here().shape
+    return w.tensor(method(found, "reshape", w.size(n, x), windows, channels), (0, 2, 1))
+
+
+@prints("aten.col2im.default")
+def col2im(w: Writer, x: Tensor, size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Tensor:
+    size, kernel, dilation, padding, stride = (tuple(per_dim(v, 2)) for v in (size, kernel, dilation, padding, stride))
+    if dilation != (1, 1) or x.ndim != 3:
+        raise Unprintable("a dilated fold, or one of one image")
+    return w.tensor(call("folded", w.arranged(x, (0, 2, 1)), size, kernel, stride, padding), images(4))
