@@ -362,6 +362,8 @@ def _word(statement: Statement) -> str:
     value = statement.value
     if isinstance(value, Term) and value.kind == "call" and not statement.hint:
         function = value.parts[0]
+        if function.kind == "hole":
+            return "with_activation"
         if function.kind in ("name", "self") and (word := function.parts[0].rpartition(".")[2]).isidentifier():
             return f"with_{word}"
     if isinstance(value, Term) and value.kind == "binary" and value.parts[0] == "+":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import interop.porting.printers  # noqa: F401  # registers them
 from interop.porting.looking import Seen, look
 from interop.porting.printers.registry import printer
-from interop.porting.terms import at, index, local, terms_in
+from interop.porting.terms import Term, at, index, local, substituted, terms_in
 from interop.porting.values import Step, Tensor, Unprintable, Writer, plain_order
 from interop.program.nodes import Model, Node, Program, State, Value, map_leaves
 from interop.program.operations import CHECK, DROPPED
@@ -37,7 +38,8 @@ class Lowered:
             self._write(node)
         self.output = None if self.problems else map_leaves(self._result, program.output)
         self.updates = [name for name in program.updates if not name.endswith("num_batches_tracked")]
-        self.steps = self._live()
+        self.steps, same = _once(self._live())
+        self.output = self.output and map_leaves(lambda leaf: substituted(leaf, same), self.output)
         self.members = writer.members
 
     def _write(self, node: Node) -> None:
@@ -88,6 +90,24 @@ class Lowered:
                 kept.append(step)
                 wanted |= {t.parts[0] for t in terms_in(step.term) if t.kind == "local"}
         return kept[::-1]
+
+
+def _once(steps: list[Step]) -> tuple[list[Step], dict[str, Term]]:
+    """The steps, those aside that compute what one before them in the same call of the same module does; and what
+    stands for the results of these."""
+    found: list[Step] = []
+    first: dict[Any, str] = {}
+    same: dict[str, Term] = {}
+    for step in steps:
+        term = substituted(step.term, same)
+        key = (step.node.module, step.node.repeats, term)
+        if all(t.kind != "self" for t in terms_in(term)):
+            if key in first:
+                same[step.local] = local(first[key])
+                continue
+            first[key] = step.local
+        found.append(replace(step, term=term))
+    return found, same
 
 
 def _terms(tree: Any) -> tuple[Any, ...]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from interop.porting import helpers
 from interop.porting.bodies import Body, Statement
-from interop.porting.terms import Term, is_attribute, local, locals_in, rewritten, substituted, terms_in
+from interop.porting.terms import Term, index, is_attribute, local, locals_in, rewritten, substituted, terms_in
 
 _LONGEST = 70  # characters of a statement that takes another into it
+_FURTHEST = 12  # statements that one is taken over
 _SPARE = ("x", "y", "z", "u", "v", "w")
 
 
@@ -101,12 +102,46 @@ def _nested(body: Body) -> list[Statement]:
             reads[term.parts[0]] = reads.get(term.parts[0], 0) + 1
     found: list[Statement] = []
     for statement in body.statements:
-        while found and _fits(found[-1], statement, reads):
-            before = found.pop()
+        statement = _with_free_batch(found, statement, reads)
+        while (before := _to_take_in(found, statement, reads)) is not None:
+            found = [one for one in found if one is not before]
             value = substituted(statement.value, {before.targets[0]: before.value})
             statement = replace(statement, value=value, hint=statement.hint or before.hint)
         found.append(statement)
     return found
+
+
+def _with_free_batch(found: list[Statement], statement: Statement, reads: dict[str, int]) -> Statement:
+    """The statement with `x.reshape(-1, 64)` for `x.reshape(x.shape[0], 64)`, if only so it can take in what x is."""
+    for term in terms_in(statement.value):
+        if term.kind != "call" or term.parts[0].kind != "attribute" or term.parts[0].parts[1] != "reshape":
+            continue
+        (array, _), sizes = term.parts[0].parts, term.parts[1]
+        own = index(Term("attribute", (array, "shape")), 0)
+        known = all(type(size) is int and size > 0 for size in sizes[1:])
+        if not (known and sizes[:1] == (own,) and array.kind == "local" and reads.get(array.parts[0]) == 2):
+            continue
+        free = Term("call", (term.parts[0], (-1, *sizes[1:]), ()))
+        changed = replace(statement, value=_put(statement.value, term, free))
+        if _to_take_in(found, changed, {**reads, array.parts[0]: 1}) is not None:
+            reads[array.parts[0]] = 1
+            return changed
+    return statement
+
+
+def _put(tree: Any, old: Term, new: Term) -> Any:
+    return rewritten(tree, lambda term: new if term == old else term)
+
+
+def _to_take_in(found: list[Statement], statement: Statement, reads: dict[str, int]) -> Statement | None:
+    """The statement before, or one further up that calls no layer, if it has room in this one."""
+    for distance, before in enumerate(reversed(found[-_FURTHEST:])):
+        if before.when is not None or not before.targets:
+            return None
+        still = distance == 0 or not any(t.kind == "self" for t in terms_in(before.value))
+        if still and _fits(before, statement, reads):
+            return before
+    return None
 
 
 def _fits(before: Statement, statement: Statement, reads: dict[str, int]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from interop.porting.looking import Seen, Size
 from interop.porting.printers.registry import prints
-from interop.porting.terms import Term, binary, call, compare, index, method, name, unary
+from interop.porting.terms import Term, binary, call, compare, index, local, method, name, unary
 from interop.porting.values import Tensor, Unprintable, Writer
 from interop.program.nodes import DType
 
@@ -229,7 +229,19 @@ def to(w: Writer, x: Tensor, *_: Any, **__: Any) -> Tensor:
     wanted = w.seen_here().dtype
     if wanted == x.seen.dtype:
         return x
+    counted = _counted(w, x)
+    if counted is not None and wanted.startswith("float"):
+        return w.tensor(call("jnp.arange", *counted, dtype=jnp_type(wanted)))
     return w.elementwise(lambda x: method(x, "astype", jnp_type(wanted)), x)
+
+
+def _counted(w: Writer, x: Tensor) -> tuple[Any, ...] | None:
+    """What a tensor counts from and to, if it is `jnp.arange`'s."""
+    step = next((step for step in w.steps if x.term == local(step.local)), None)
+    if step is None or not isinstance(step.term, Term) or step.term.kind != "call":
+        return None
+    function, arguments, _ = step.term.parts
+    return arguments if function == name("jnp.arange") else None
 
 
 # Sizes and other numbers, which are computed here and now.
