@@ -10,6 +10,7 @@ run again (`--again` runs those that failed). The families' smallest models are 
 """
 
 import argparse
+import copy
 import json
 import os
 import pathlib
@@ -52,10 +53,8 @@ def measure(name):
     for size in dict.fromkeys(sizes):
         start = time.perf_counter()
         try:
-            module.eval()
             with torch.no_grad():
-                module(torch.zeros(2, channels, size, size))
-            module.train()
+                copy.deepcopy(module).eval()(torch.zeros(2, channels, size, size))
         except Exception as error:
             problem = error
             continue

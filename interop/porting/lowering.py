@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 import interop.porting.printers  # noqa: F401  # registers them
 from interop.porting.looking import Seen, look
+from interop.porting.printers.elementwise import jnp_type
 from interop.porting.printers.registry import printer
+from interop.porting.tables import shortest, table
 from interop.porting.terms import Term, at, index, local, substituted, terms_in
 from interop.porting.values import Step, Tensor, Unprintable, Writer, plain_order
 from interop.program.nodes import Model, Node, Program, State, Value, map_leaves
@@ -71,8 +75,20 @@ class Lowered:
             entry = w.entries[leaf.name]
             name = entry.same_as or entry.name
             seen = Seen(entry.shape, entry.dtype)
+            if entry.kind == "constant":
+                return Tensor(self._constant(name, entry.dtype), seen, plain_order(seen.ndim))
             return Tensor(index(at(name), ...), seen, plain_order(len(entry.shape)), state=name)
         return leaf
+
+    def _constant(self, name: str, dtype: str) -> Any:
+        """A tensor of PyTorch's code itself, as what makes it."""
+        value = np.asarray(self.writer.arrays[name])
+        if not value.ndim:
+            return shortest(value[()])
+        made = table(value, jnp_type(dtype))
+        if made is None:
+            raise Unprintable(f"a constant of {value.size} numbers")
+        return made
 
     def _result(self, leaf: Any) -> Any:
         found = self._resolved(leaf)

@@ -17,15 +17,19 @@ import numpy as np
 from interop.porting import helpers
 from interop.porting.terms import Term, call, list_of, method
 
-_LITERAL = 256  # numbers
+_LINE = 90  # characters of a literal
 _LONGEST = 2500  # characters of a compressed table
 
 
 def table(array: np.ndarray, dtype: Term) -> Term | None:
     """An expression for an array of that element type; None where there is none of a bearable length."""
-    if array.size <= _LITERAL and (array.size <= 64 or array.dtype.kind == "f"):
+    if _short(array):
         return call("jnp.array", _nested(array), dtype)
     return _repeated(array, dtype) or _of_positions(array, dtype) or _compressed(array, dtype)
+
+
+def _short(array: np.ndarray) -> bool:
+    return array.size <= _LINE and len(str(array.tolist())) <= _LINE
 
 
 def shortest(number: Any) -> Any:
@@ -46,7 +50,7 @@ def _repeated(array: np.ndarray, dtype: Term) -> Term | None:
             small = first
     while small.ndim and small.shape[0] == 1:
         small = small[0]
-    if small.size > 64:
+    if not _short(small):
         return None
     return call("jnp.broadcast_to", call("jnp.array", _nested(small), dtype), array.shape)
 
