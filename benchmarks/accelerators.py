@@ -13,7 +13,8 @@ not take. Neither is a time: that needs a device.
 - layer: one BatchNorm, forward and backward; what replicas send, in every way to be parallel.
 - stack: four times convolution 3x3, 256 channels, BatchNorm, relu; a training step, 64 images a device.
 - models: a training step (SGD with momentum, bfloat16, 64 images of 224x224 a device under `jaxnorm.data_parallel`), by
-  hand with Flax's BatchNorm (fast variance) and with ours (`by_hand.py`), and imported from torchvision.
+  hand with Flax's BatchNorm (fast variance) and with ours (`by_hand.py`), imported from torchvision, and as the Flax
+  source that `interop.flax_source` writes of torchvision's.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = pathlib.Path(__file__).parent / "results"
 MODELS = ("resnet18", "resnet50", "mobilenet_v3_large", "efficientnet_b0", "densenet121", "regnet_y_400mf")
-NORMS = {"flax": "Flax", "ours": "jaxnorm", "none": "none", "imported": "imported"}
+NORMS = {"flax": "Flax", "ours": "jaxnorm", "none": "none", "imported": "imported", "generated": "generated"}
 WAYS = ("jit", "shard_map", "pmap", 'jit, P("data", "model")', 'jit, P(None, "model")')
 
 # The H100 as XLA describes one: xla/backends/gpu/target_config/specs/h100_sxm.txtpb.
@@ -70,7 +71,7 @@ def rows(platform: str) -> Iterator[Row]:
     for dtype in ("bfloat16", "float32"):
         yield from (Row("stack", norm, dtype, small) for norm in ("none", "flax", "ours"))
     for model in MODELS:
-        norms = ("flax", "ours", "imported") if model.startswith("resnet") else ("ours", "imported")
+        norms = (*(("flax",) if model.startswith("resnet") else ()), "ours", "imported", "generated")
         yield from (Row(model, norm, "bfloat16", small) for norm in norms)
 
 
@@ -144,7 +145,7 @@ def stack(row: Row) -> Callable[[], Any]:
 def model(row: Row) -> Callable[[], Any]:
     from by_hand import MODELS, TORCHVISION, Kit
 
-    if row.norm != "imported":
+    if row.norm not in ("imported", "generated"):
         return step(row, MODELS[row.what](Kit(norm_class(row.norm), row.dtype)), (224, 224, 3))
     import torch
     import torchvision_cpu  # noqa: F401  # operator schemas that torchvision lacks beside a PyTorch for CPUs
@@ -153,7 +154,13 @@ def model(row: Row) -> Callable[[], Any]:
 
     make = getattr(importlib.import_module("torchvision.models"), row.what)
     module = make(**TORCHVISION.get(row.what, {})).train()
-    return step(row, interop.from_torch(module, torch.zeros(2, 3, 224, 224)), (3, 224, 224))
+    if row.norm == "imported":
+        return step(row, interop.from_torch(module, torch.zeros(2, 3, 224, 224)), (3, 224, 224))
+    from flax import nnx
+
+    names: dict[str, Any] = {"__name__": "generated"}
+    exec(interop.flax_source(module, torch.zeros(2, 3, 64, 64), name=row.what), names)
+    return step(row, names[row.what](rngs=nnx.Rngs(0)), (224, 224, 3))
 
 
 def step(row: Row, model: Any, image: tuple[int, ...]) -> Callable[[], Any]:

@@ -197,21 +197,14 @@ def test_the_module_is_left_as_it_was(net):
 @pytest.mark.parametrize("name", sorted(path.stem for path in PORTED.glob("*.py")))
 def test_the_examples_are_what_is_written_today(name):
     """Their classes; that they compute the same was found when they were written, and stands in their docstrings."""
+    from interop._flax_source import assembled
     from interop.cli.models import build
-    from interop.porting.assembling import Assembly
-    from interop.porting.bodies import Tree
     from interop.porting.file import written
-    from interop.program.recorded import model_of
-    from interop.running.places import variable
-    from interop.variables import to_numpy
 
     there = (PORTED / f"{name}.py").read_text(encoding="utf-8")
     origin = re.search(r"as (\S+) has it", there)[1]
-    module = build(origin, {})
-    imported = interop.from_torch(module, torch.zeros(2, 3, 64, 64))
-    tree = Tree({path: type(one) for path, one in module.named_modules()})
-    arrays = {entry.name: to_numpy(variable(imported, entry.name)) for entry in model_of(imported).entries}
-    now = written(Assembly(model_of(imported), tree, arrays, name), tree, name, origin, None)
+    assembly = assembled(build(origin, {}), [torch.zeros(2, 3, 64, 64)], name)
+    now = written(assembly, name, origin, None)
     assert now.split('"""', 2)[2] == there.split('"""', 2)[2]
     assert max(largest(there)) <= 1e-8
 

@@ -21,6 +21,9 @@ def port(
         str | None, typer.Option(help="Of the function that makes the model; by default the file's name.")
     ] = None,
     shapes: Annotated[list[str] | None, typer.Option("--input", help=INPUT_HELP)] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Flax's own BatchNorm: the file needs no jaxnorm, and says what differs.")
+    ] = False,
     option: Annotated[list[str] | None, typer.Option(help=OPTION_HELP)] = None,
 ) -> None:
     """A PyTorch model as Flax source, proven.
@@ -37,7 +40,9 @@ def port(
     torch = require("torch")
     module = build(model, parse_options(option or []))
     sizes = input_shapes(module, shapes or [])
-    text = flax_source(module, *(torch.zeros(size) for size in sizes), name=name or file.stem, origin=model)
+    text = flax_source(
+        module, *(torch.zeros(size) for size in sizes), name=name or file.stem, origin=model, plain=plain
+    )
     with replacing(file) as out:
         out.write_text(text, encoding="utf-8")
     classes = sum(line.startswith("class ") for line in text.splitlines())

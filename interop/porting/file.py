@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import Any
 
 from interop.porting.assembling import Assembly
-from interop.porting.bodies import Tree
 from interop.porting.helpers import sources
 from interop.porting.proof import PortError, Proof
 from interop.porting.siblings import with_arguments
@@ -21,21 +20,23 @@ from interop.porting.source import Module
 from interop.porting.terms import Term, constant, dotted, rewritten, terms_in
 
 
-def written(assembly: Assembly, tree: Tree, title: str, origin: str, proof: Proof | None) -> str:
-    """The file, formatted."""
+def written(assembly: Assembly, title: str, origin: str, proof: Proof | None, plain: bool = False) -> str:
+    """The file, formatted; `plain` with Flax's BatchNorm."""
     definitions = copy.deepcopy(assembly.definitions)
-    norm = _common_norm(definitions)
+    if plain:
+        _make_plain(definitions)
+    norm = _common_norm(definitions, "nnx.BatchNorm" if plain else "jaxnorm.nnx.BatchNorm")
     root = definitions[-1]
     output = root.body.output
     with_arguments(root, {d.name: d for d in definitions}, _classes(assembly, output))
-    inputs = {d.name: _names(tree.classes[d.paths[0]]) for d in definitions}
+    inputs = {d.name: _names(assembly.tree.classes[d.paths[0]]) for d in definitions}
     module = Module(definitions, inputs)
     classes = [module.class_source(d, "") for d in definitions]
     function = _function(root, title, module)
-    body: list[ast.stmt] = [ast.Expr(ast.Constant(_doc(title, origin, proof, assembly)))]
+    body: list[ast.stmt] = [ast.Expr(ast.Constant(_doc(title, origin, proof, plain)))]
     helpers = ast.parse("\n\n".join(sources(_called([*classes, function])))).body
     code = [*helpers, *classes, function]
-    body += _imports(code, norm is not None)
+    body += _imports(code, norm)
     names = [title, root.name]
     body.append(ast.Assign([ast.Name("__all__")], ast.List([ast.Constant(one) for one in names])))
     if norm is not None:
@@ -45,14 +46,41 @@ def written(assembly: Assembly, tree: Tree, title: str, origin: str, proof: Proo
     return formatted(text)
 
 
-def _common_norm(definitions: Any) -> ast.expr | None:
-    """BatchNorm with the options that all layers share; they are left out of each."""
-    layers = [
+def _norms(definitions: Any) -> list[Term]:
+    return [
         term
         for definition in definitions
         for term in terms_in(tuple(definition.members.values()))
         if term.kind == "call" and term.parts[0] == Term("name", ("BatchNorm",))
     ]
+
+
+def _make_plain(definitions: Any) -> None:
+    """Leaves out of each BatchNorm what Flax's has no option for, where that says nothing.
+
+    Raises:
+        PortError: where it does.
+    """
+    usual = {"count_batches": (True, False), "track_running_stats": (True,)}
+
+    def to(term: Term) -> Any:
+        if term.kind != "call" or term.parts[0] != Term("name", ("BatchNorm",)):
+            return term
+        options = dict(term.parts[2])
+        unlike = [key for key, values in usual.items() if options.pop(key, values[0]) not in values]
+        unlike += [key for key in ("activation",) if key in options]
+        unlike += [] if options["momentum"] is not None else ["momentum=None"]
+        if unlike:
+            raise PortError(f"Flax's BatchNorm has no {', '.join(unlike)}, which a layer has: leave out plain=True")
+        return Term("call", (term.parts[0], term.parts[1], tuple(options.items())))
+
+    for definition in definitions:
+        definition.members = {key: rewritten(term, to) for key, term in definition.members.items()}
+
+
+def _common_norm(definitions: Any, name: str) -> ast.expr | None:
+    """BatchNorm with the options that all layers share; they are left out of each."""
+    layers = _norms(definitions)
     if not layers:
         return None
     shared = {
@@ -73,7 +101,7 @@ def _common_norm(definitions: Any) -> ast.expr | None:
         definition.members = {key: rewritten(term, to) for key, term in definition.members.items()}
     keywords = [ast.keyword(key, constant(value)) for key, value in layers[0].parts[2]
                 if (key, value) in shared - defaults]  # fmt: skip
-    return ast.Call(ast.Name("partial"), [dotted("jaxnorm.nnx.BatchNorm")], keywords)
+    return ast.Call(ast.Name("partial"), [dotted(name)], keywords)
 
 
 def _classes(assembly: Assembly, output: Any) -> int | None:
@@ -113,27 +141,34 @@ def _called(code: list[Any]) -> set[str]:
     return {node.id for part in code for node in ast.walk(part) if isinstance(node, ast.Name)}
 
 
-def _imports(code: list[Any], norm: bool) -> list[ast.stmt]:
+def _imports(code: list[Any], norm: ast.expr | None) -> list[ast.stmt]:
     text = "\n".join(ast.unparse(ast.fix_missing_locations(node)) for node in code)
     lines = ["import base64", "import zlib"] if "unpacked(" in text else []
     lines += ["from collections.abc import Callable"] if re.search(r"\bCallable\b", text) else []
-    lines += ["from functools import partial"] if norm or re.search(r"\bpartial\(", text) else []
+    lines += ["from functools import partial"] if norm is not None or re.search(r"\bpartial\(", text) else []
     lines += ["import jax"] if re.search(r"\bjax\.", text) else []
     lines += ["import jax.numpy as jnp"] if re.search(r"\bjnp\.", text) else []
     lines += ["import numpy as np"] if re.search(r"\bnp\.", text) else []
     lines += ["from flax import nnx"]
     lines += ["from jax import lax"] if re.search(r"\blax\.", text) else []
-    lines += ["import jaxnorm"] if norm else []
+    lines += ["import jaxnorm"] if norm is not None and "jaxnorm" in ast.unparse(norm) else []
     return ast.parse("\n".join(lines)).body
 
 
-def _doc(title: str, origin: str, proof: Proof | None, assembly: Assembly) -> str:
+def _doc(title: str, origin: str, proof: Proof | None, plain: bool) -> str:
     lines = [f"{title} in Flax NNX, as {origin} has it in PyTorch. Images are (N, H, W, C).", ""]
     lines += [
         f"    model = {title}(rngs=nnx.Rngs(0))",
         "    interop.load_state_dict(model, state_dict)  # PyTorch's",
         "",
     ]
+    if plain:
+        lines += [
+            "BatchNorm is Flax's. Its running variance takes in the biased variance of a batch, where PyTorch takes in",
+            "n / (n - 1) times that; num_batches_tracked is in no state dict of it; under jax.pmap and jax.shard_map",
+            "statistics are those of one device unless the layers are given axis_name.",
+            "",
+        ]
     if proof is not None:
         import jax
 

@@ -9,6 +9,7 @@ is off by 3e-8 in float64).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -16,6 +17,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +41,8 @@ class Proof:
     parameters: int
 
 
-def prove(text: str, function: str, module: Any, inputs: tuple[Any, ...]) -> Proof:
-    """Compares the source with the module.
+def prove(text: str, function: str, module: Any, inputs: tuple[Any, ...], plain: bool = False) -> Proof:
+    """Compares the source with the module; `plain`: its BatchNorm is Flax's.
 
     Raises:
         PortError: for a source that does not run, and for differences above `TOLERANCE`, naming the largest.
@@ -56,7 +58,14 @@ def prove(text: str, function: str, module: Any, inputs: tuple[Any, ...]) -> Pro
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
             "PYTHONPATH": os.pathsep.join([root, *sys.path[1:]]),
         }
-        command = [sys.executable, "-m", "interop.porting.compared", str(folder), function]
+        command = [
+            sys.executable,
+            "-m",
+            "interop.porting.compared",
+            str(folder),
+            function,
+            *(["plain"] if plain else []),
+        ]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         if run.returncode:
             raise PortError(f"the source that was written does not run:\n{run.stderr[-3000:]}")
@@ -95,7 +104,7 @@ def _expected(folder: pathlib.Path, module: Any, inputs: tuple[Any, ...]) -> Non
         )
     np.savez(folder / "state.npz", **{name: x.numpy() for name, x in module.state_dict().items()})
     np.savez(folder / "inputs.npz", *(x.numpy() for x in inputs))
-    with same_draws(torch):
+    with same_draws(torch), _doubled():
         module.eval()
         with torch.no_grad():
             outputs = _leaves(copy.deepcopy(module)(*inputs))
@@ -116,6 +125,29 @@ def _expected(folder: pathlib.Path, module: Any, inputs: tuple[Any, ...]) -> Non
     )
     np.savez(folder / "buffers.npz", **{name: x.numpy() for name, x in module.state_dict().items()
                                         if name not in dict(module.named_parameters())})  # fmt: skip
+
+
+@contextlib.contextmanager
+def _doubled() -> Iterator[None]:
+    """What PyTorch's code makes in single precision is made in double precision, as in `compared.py`."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    def wide(x: Any) -> Any:
+        return torch.float64 if x is torch.float32 else x
+
+    class Doubled(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            function = torch.Tensor.double if function is torch.Tensor.float else function
+            return function(*map(wide, args), **{key: wide(x) for key, x in (kwargs or {}).items()})
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Doubled():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _gradients(loss: Any, parameters: Any) -> dict[str, np.ndarray]:

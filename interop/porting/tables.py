@@ -28,7 +28,11 @@ def table(array: np.ndarray, dtype: Term) -> Term | None:
     return _repeated(array, dtype) or _of_positions(array, dtype) or _compressed(array, dtype)
 
 
-def _short(array: np.ndarray) -> bool:
+def _bits(array: Any) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def _short(array: Any) -> bool:
     return array.size <= _LINE and len(str(array.tolist())) <= _LINE
 
 
@@ -37,7 +41,7 @@ def shortest(number: Any) -> Any:
     return float(str(number)) if isinstance(number, np.float32) else number.item()
 
 
-def _nested(array: np.ndarray) -> Any:
+def _nested(array: Any) -> Any:
     return list_of(map(_nested, array)) if array.ndim else shortest(array[()])
 
 
@@ -46,7 +50,7 @@ def _repeated(array: np.ndarray, dtype: Term) -> Term | None:
     small = array
     for axis in range(array.ndim):
         first = small.take([0], axis)
-        if (small == first).all():
+        if _bits(np.broadcast_to(first, small.shape)) == _bits(small):
             small = first
     while small.ndim and small.shape[0] == 1:
         small = small[0]
@@ -58,7 +62,7 @@ def _repeated(array: np.ndarray, dtype: Term) -> Term | None:
 def _of_positions(array: np.ndarray, dtype: Term) -> Term | None:
     for name, arguments in _candidates(array):
         found = np.asarray(getattr(helpers, name)(*arguments))
-        if found.size == array.size and (found.reshape(array.shape) == array).all():
+        if found.size == array.size and _bits(found.astype(array.dtype)) == _bits(array):
             made = call(name, *arguments)
             return call("jnp.asarray", made if found.shape == array.shape else method(made, "reshape", -1), dtype)
     return None
