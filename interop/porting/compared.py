@@ -1,7 +1,7 @@
 """A program: the source in a folder against what PyTorch computed, without torch. `proof.py` runs it.
 
-All in double precision, what the source makes in single precision too: PyTorch's code, which a model converted to double
-precision may run in either, did so.
+All in double precision, also what the source makes in single precision: so did PyTorch's code, which a model that is
+converted to double precision may run in either.
 """
 
 from __future__ import annotations

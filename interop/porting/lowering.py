@@ -15,7 +15,7 @@ from interop.porting.printers.registry import printer
 from interop.porting.tables import shortest, table
 from interop.porting.terms import Term, at, index, local, substituted, terms_in
 from interop.porting.values import Step, Tensor, Unprintable, Writer, plain_order
-from interop.program.nodes import Model, Node, Program, State, Value, map_leaves
+from interop.program.nodes import Model, Node, Program, State, Value, map_leaves, value_names
 from interop.program.operations import CHECK, DROPPED
 
 
@@ -34,6 +34,9 @@ class Lowered:
         entries = {entry.name: entry for entry in model.entries}
         self.writer = writer = Writer(model, program, look(model, program), entries, dict(arrays), leaves=leaves)
         self.problems: dict[str, list[str]] = {}
+        for node in program.nodes:
+            for one in value_names((node.args, node.kwargs)):
+                writer.readers.setdefault(one, set()).add(node.module)
         for given in program.inputs:
             seen = writer.seen[given.name]
             order = (0, 2, 3, 1) if seen.ndim == 4 else plain_order(seen.ndim)

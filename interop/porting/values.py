@@ -109,6 +109,7 @@ class Writer:
     steps: list[Step] = field(default_factory=list)
     members: dict[str, Term] = field(default_factory=dict)  # what makes the layers and variables, by path
     leaves: frozenset[str] = frozenset()  # paths of modules without modules below
+    readers: dict[str, set[str]] = field(default_factory=dict)  # of a value: the modules whose code reads it
     node: Node = field(default=None)  # type: ignore[assignment]  # the one being written
 
     def alone(self, path: str, own: set[str]) -> bool:

@@ -42,14 +42,16 @@ def movedim(w: Writer, x: Tensor, source: Any, destination: Any) -> Tensor:
 
 
 def _moved(w: Writer, x: Tensor, dims: list[int]) -> Tensor:
-    """A transposition, which costs nothing where the array has that order already, or is that of an image."""
+    """A transposition, which costs nothing where the array has that order already, or is that of an image. One of many
+    dimensions waits for what comes after it, but for another module, which is given what PyTorch's code gives it."""
     seen = w.seen_here()
     if x.vector is not None:
         return Tensor(x.term, seen, plain_order(x.ndim), dims.index(x.vector))
     order = tuple(dims.index(dim) for dim in x.order)  # the same array
     if order == plain_order(x.ndim) or (order == images(x.ndim) and x.ndim >= 3 and x.plain) or not x.plain:
         return Tensor(x.term, seen, order, state=None)
-    if x.state is not None or x.ndim > 4:
+    elsewhere = w.node.module not in w.readers.get(w.node.name, ())
+    if x.state is not None or (x.ndim > 4 and not elsewhere):
         return Tensor(x.term, seen, order)
     moved = Tensor(x.term, seen, order)
     return w.tensor(w.arranged(moved, plain_order(x.ndim)))
