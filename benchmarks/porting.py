@@ -10,6 +10,7 @@ run again (`--again` runs those that failed). The families' smallest models are 
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -87,6 +88,8 @@ def run(name):
     os.close(here)
     with os.fdopen(there) as file:
         text = file.read()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what compares, where the child's time was up
     os.waitpid(child, 0)
     return json.loads(text) if text else {"model": name, "ok": False, "reason": f"more than {LIMIT} s, or no memory"}
 
