@@ -20,8 +20,8 @@ BatchNorm = partial(jaxnorm.nnx.BatchNorm, momentum=0.9, count_batches=True)
 
 class SqueezeExcite(nnx.Module):
     def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs) -> None:
-        self.conv_reduce = nnx.Conv(in_features, out_features, (1, 1), padding=0, rngs=rngs)
-        self.conv_expand = nnx.Conv(out_features, in_features, (1, 1), padding=0, rngs=rngs)
+        self.conv_reduce = nnx.Conv(in_features, out_features, (1, 1), rngs=rngs)
+        self.conv_expand = nnx.Conv(out_features, in_features, (1, 1), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x_se = self.conv_reduce(x.mean((1, 2), keepdims=True))
@@ -33,7 +33,7 @@ class DepthwiseSeparableConv(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.conv_dw = nnx.Conv(16, 16, (3, 3), padding=1, feature_group_count=16, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(16, rngs=rngs)
-        self.conv_pw = nnx.Conv(16, 16, (1, 1), padding=0, use_bias=False, rngs=rngs)
+        self.conv_pw = nnx.Conv(16, 16, (1, 1), use_bias=False, rngs=rngs)
         self.bn2 = BatchNorm(16, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,7 +57,7 @@ class InvertedResidual(nnx.Module):
     ) -> None:
         self.activation = activation
         self.residual = in_features == conv_pwl_features
-        self.conv_pw = nnx.Conv(in_features, out_features, (1, 1), padding=0, use_bias=False, rngs=rngs)
+        self.conv_pw = nnx.Conv(in_features, out_features, (1, 1), use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(out_features, rngs=rngs)
         self.conv_dw = nnx.Conv(
             out_features,
@@ -74,7 +74,7 @@ class InvertedResidual(nnx.Module):
             self.se = SqueezeExcite(out_features, se_features, rngs=rngs)
         else:
             self.se = None
-        self.conv_pwl = nnx.Conv(out_features, conv_pwl_features, (1, 1), padding=0, use_bias=False, rngs=rngs)
+        self.conv_pwl = nnx.Conv(out_features, conv_pwl_features, (1, 1), use_bias=False, rngs=rngs)
         self.bn3 = BatchNorm(conv_pwl_features, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -90,7 +90,7 @@ class InvertedResidual(nnx.Module):
 
 class ConvBnAct(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs) -> None:
-        self.conv = nnx.Conv(160, 960, (1, 1), padding=0, use_bias=False, rngs=rngs)
+        self.conv = nnx.Conv(160, 960, (1, 1), use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(960, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -129,7 +129,7 @@ class MobileNetV3(nnx.Module):
             ),
             nnx.Sequential(ConvBnAct(rngs=rngs)),
         )
-        self.conv_head = nnx.Conv(960, 1280, (1, 1), padding=0, rngs=rngs)
+        self.conv_head = nnx.Conv(960, 1280, (1, 1), rngs=rngs)
         self.classifier = nnx.Linear(1280, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

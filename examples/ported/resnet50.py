@@ -18,18 +18,16 @@ BatchNorm = partial(jaxnorm.nnx.BatchNorm, momentum=0.9, count_batches=True)
 
 
 class Bottleneck(nnx.Module):
-    def __init__(
-        self, in_features: int, out_features: int, *, strides: int = 1, with_downsample: bool = False, rngs: nnx.Rngs
-    ) -> None:
-        self.conv1 = nnx.Conv(in_features, out_features, (1, 1), padding=0, use_bias=False, rngs=rngs)
+    def __init__(self, in_features: int, out_features: int, *, strides: int = 1, rngs: nnx.Rngs) -> None:
+        self.conv1 = nnx.Conv(in_features, out_features, (1, 1), use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(out_features, rngs=rngs)
         self.conv2 = nnx.Conv(out_features, out_features, (3, 3), strides=strides, padding=1, use_bias=False, rngs=rngs)
         self.bn2 = BatchNorm(out_features, rngs=rngs)
-        self.conv3 = nnx.Conv(out_features, 4 * out_features, (1, 1), padding=0, use_bias=False, rngs=rngs)
+        self.conv3 = nnx.Conv(out_features, 4 * out_features, (1, 1), use_bias=False, rngs=rngs)
         self.bn3 = BatchNorm(4 * out_features, rngs=rngs)
-        if with_downsample:
+        if in_features != 4 * out_features:
             self.downsample = nnx.Sequential(
-                nnx.Conv(in_features, 4 * out_features, (1, 1), strides=strides, padding=0, use_bias=False, rngs=rngs),
+                nnx.Conv(in_features, 4 * out_features, (1, 1), strides=strides, use_bias=False, rngs=rngs),
                 BatchNorm(4 * out_features, rngs=rngs),
             )
         else:
@@ -48,19 +46,17 @@ class ResNet(nnx.Module):
         self.conv1 = nnx.Conv(3, 64, (7, 7), strides=2, padding=3, use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(64, rngs=rngs)
         self.layer1 = nnx.Sequential(
-            Bottleneck(64, 64, with_downsample=True, rngs=rngs),
-            *(Bottleneck(256, 64, rngs=rngs) for _ in range(layers[0] - 1)),
+            Bottleneck(64, 64, rngs=rngs), *(Bottleneck(256, 64, rngs=rngs) for _ in range(layers[0] - 1))
         )
         self.layer2 = nnx.Sequential(
-            Bottleneck(256, 128, strides=2, with_downsample=True, rngs=rngs),
-            *(Bottleneck(512, 128, rngs=rngs) for _ in range(layers[1] - 1)),
+            Bottleneck(256, 128, strides=2, rngs=rngs), *(Bottleneck(512, 128, rngs=rngs) for _ in range(layers[1] - 1))
         )
         self.layer3 = nnx.Sequential(
-            Bottleneck(512, 256, strides=2, with_downsample=True, rngs=rngs),
+            Bottleneck(512, 256, strides=2, rngs=rngs),
             *(Bottleneck(1024, 256, rngs=rngs) for _ in range(layers[2] - 1)),
         )
         self.layer4 = nnx.Sequential(
-            Bottleneck(1024, 512, strides=2, with_downsample=True, rngs=rngs),
+            Bottleneck(1024, 512, strides=2, rngs=rngs),
             *(Bottleneck(2048, 512, rngs=rngs) for _ in range(layers[3] - 1)),
         )
         self.fc = nnx.Linear(2048, num_classes, rngs=rngs)

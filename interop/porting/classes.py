@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -194,6 +195,11 @@ class Chooser:
         for hole in order:
             column = [values.get(hole, MISSING) for values in kind.values]
             fills[hole] = self._filled(hole, column)
+        self._times = {1} | {
+            term.parts[1]
+            for term in terms_in((*fills.values(),))
+            if term.kind == "binary" and term.parts[0] == "*" and isinstance(term.parts[1], int)
+        }
         self._conditions: dict[tuple[bool, ...], Any] = {}
         conditions = {}
         for key in kind.members:
@@ -288,19 +294,19 @@ class Chooser:
         return found
 
     def _predicate(self, column: tuple[bool, ...]) -> Any:
-        """Strides of 1 and as many features out as in, or the contrary."""
-        by_name = {argument.name: argument for argument in self.arguments}
-        strides = by_name.get("strides")
-        pairs = [(a, b) for a in self.arguments for b in self.arguments
-                 if a.role == "in_features" and b.role in ("out_features", "num_features")]  # fmt: skip
+        """Strides of 1 and as many features out as in (or as many as the class has elsewhere), or the contrary."""
+        strides = next((argument for argument in self.arguments if argument.name == "strides"), None)
         options: list[tuple[list[bool], Any]] = []
-        for a, b in pairs:
-            same = [x == y for x, y in zip(a.column, b.column, strict=True)]
-            term = Term("compare", ("==", Term("argument", (a.name,)), Term("argument", (b.name,))))
+        for a, b, times in itertools.product(self.arguments, self.arguments, sorted(self._times)):
+            if a.role != "in_features" or b.role not in ("out_features", "num_features"):
+                continue
+            same = [type(y) is int and x == times * y for x, y in zip(a.column, b.column, strict=True)]
+            wide: Any = Term("argument", (b.name,))
+            wide = wide if times == 1 else Term("binary", ("*", times, wide))
+            term = Term("compare", ("==", Term("argument", (a.name,)), wide))
             options.append((same, term))
             if strides is not None:
-                one = [x == 1 for x in strides.column]
-                both = [x and y for x, y in zip(same, one, strict=True)]
+                both = [one and stride == 1 for one, stride in zip(same, strides.column, strict=True)]
                 of_one = Term("compare", ("==", Term("argument", ("strides",)), 1))
                 options.append((both, Term("and", (of_one, term))))
         for argument in self.arguments:

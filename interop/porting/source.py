@@ -193,7 +193,7 @@ class Module:
                 return self._new(found)
             if found.kind == "call":
                 function, arguments, keywords = found.parts
-                kept = tuple((k, v) for k, v in keywords if not _is_default(function, k, v))
+                kept = tuple((k, v) for k, v in keywords if not _is_default(function, arguments, k, v))
                 return Term("call", (function, arguments, kept))
             return found
 
@@ -214,7 +214,9 @@ class Module:
         return Term("call", (Term("name", (title,)), tuple(positional), (*keywords, ("rngs", rngs))))
 
 
-def _is_default(function: Any, key: str, value: Any) -> bool:
+def _is_default(function: Any, arguments: tuple[Any, ...], key: str, value: Any) -> bool:
+    if key == "padding" and value == 0 and function == Term("name", ("nnx.Conv",)):
+        return set(arguments[2:3]) in ({(1,)}, {(1, 1)}, {(1, 1, 1)})  # which "SAME" pads by nothing
     if isinstance(value, Term) or key not in _DEFAULTS:
         return False
     if key == "epsilon":
