@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def resampled(x: jax.Array, sizes: tuple[int, ...], weights: Callable) -> jax.Array:
+def resampled(x: jax.Array, sizes: tuple[int, ...], weights: Callable[[int, int], np.ndarray]) -> jax.Array:
     """(N, spatial..., C) with other sizes, one axis after another: `weights` gives a matrix for two sizes."""
     for axis, size in enumerate(sizes, start=1):
         if size != x.shape[axis]:

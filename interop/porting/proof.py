@@ -120,9 +120,8 @@ def _expected(folder: pathlib.Path, module: Any, inputs: tuple[Any, ...]) -> Non
     np.savez(folder / "gradients.npz", **gradients)
     # The same numbers, rounded in other places: what PyTorch's own rounding is, of a gradient that cancels to nothing.
     again = _gradients(3 * loss, parameters)
-    np.savez(
-        folder / "noise.npz", **{name: np.abs(again[name] / 3 - x).max(initial=0) for name, x in gradients.items()}
-    )
+    noise: dict[str, Any] = {name: np.abs(again[name] / 3 - x).max(initial=0) for name, x in gradients.items()}
+    np.savez(folder / "noise.npz", **noise)
     np.savez(folder / "buffers.npz", **{name: x.numpy() for name, x in module.state_dict().items()
                                         if name not in dict(module.named_parameters())})  # fmt: skip
 
