@@ -149,7 +149,7 @@ def _doubled() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
-def _gradients(loss: Any, parameters: Any) -> dict[str, np.ndarray]:
+def _gradients(loss: Any, parameters: Any) -> dict[str, Any]:
     """By name; those aside that the loss does not depend on."""
     import torch
 
