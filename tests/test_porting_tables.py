@@ -50,6 +50,17 @@ def test_resampled(weights, reference, old, new):
 
 
 @settings(max_examples=25, deadline=None)
+@given(size=st.tuples(st.integers(5, 9), st.integers(5, 9)), kernel=st.tuples(*[st.integers(1, 3)] * 2),
+       stride=st.tuples(*[st.integers(1, 3)] * 2), padding=st.tuples(*[st.integers(0, 1)] * 2),
+       dilation=st.tuples(*[st.integers(1, 2)] * 2))  # fmt: skip
+def test_unfolded(size, kernel, stride, padding, dilation):
+    x = image(2, 3, *size)
+    with jax.enable_x64(True):
+        found = helpers.unfolded(last(x), kernel, stride, padding, dilation)
+        np.testing.assert_array_equal(found, F.unfold(x, kernel, dilation, padding, stride).mT.numpy())
+
+
+@settings(max_examples=25, deadline=None)
 @given(size=st.tuples(st.integers(4, 9), st.integers(4, 9)), kernel=st.tuples(*[st.integers(1, 3)] * 2),
        stride=st.tuples(*[st.integers(1, 3)] * 2), padding=st.tuples(*[st.integers(0, 1)] * 2))  # fmt: skip
 def test_folded(size, kernel, stride, padding):

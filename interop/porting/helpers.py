@@ -51,6 +51,23 @@ def edge_to_edge(old: int, new: int) -> np.ndarray:
     return np.maximum(1 - np.abs(place - np.arange(old)), 0)
 
 
+def unfolded(
+    x: jax.Array,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+) -> jax.Array:
+    """Windows of images (N, H, W, C) as (N, windows, C kernel), channels outermost (PyTorch's unfold)."""
+    x = jnp.pad(x, ((0, 0), (padding[0], padding[0]), (padding[1], padding[1]), (0, 0)))
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    rows, columns = ((n - r - 1) // s + 1 for n, r, s in zip(x.shape[1:3], reach, stride, strict=True))
+    starts = [(i * dilation[0], j * dilation[1]) for i, j in np.ndindex(*kernel)]
+    down, right = (rows - 1) * stride[0] + 1, (columns - 1) * stride[1] + 1
+    parts = [x[:, i : i + down : stride[0], j : j + right : stride[1]] for i, j in starts]
+    return jnp.stack(parts, axis=-1).reshape(x.shape[0], rows * columns, -1)
+
+
 def folded(
     x: jax.Array, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> jax.Array:
@@ -105,6 +122,7 @@ NAMES = (
     "bicubic",
     "windows",
     "edge_to_edge",
+    "unfolded",
     "folded",
     "relative_positions",
     "distances",

@@ -392,12 +392,8 @@ def im2col(w: Writer, x: Tensor, kernel: Any, dilation: Any, padding: Any, strid
     kernel, dilation, padding, stride = (tuple(per_dim(v, 2)) for v in (kernel, dilation, padding, stride))
     if x.ndim != 4:
         raise Unprintable("unfold of one image")
-    how = {} if dilation == (1, 1) else {"rhs_dilation": dilation}
-    pads = tuple((p, p) for p in padding)
-    found = call("lax.conv_general_dilated_patches", w.arranged(x, images(4)), kernel, stride, pads, **how,
-                 dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
-    n, channels, windows = w.seen_here().shape
-    return w.tensor(method(found, "reshape", w.size(n, x), windows, channels), (0, 2, 1))
+    rest = () if dilation == (1, 1) else (dilation,)
+    return w.tensor(call("unfolded", w.arranged(x, images(4)), kernel, stride, padding, *rest), (0, 2, 1))
 
 
 @prints("aten.col2im.default")
