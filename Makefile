@@ -1,6 +1,7 @@
 # make demo   the main job: a PyTorch checkpoint in, fine-tuned on 8 replicas, and home again
 # make test   lint, types, tests
 # make lowest, make newest-torch, make newest   the tests with other versions: docs/versions.md
+# make release-check   sdist and wheel, and what the wheel alone does with each extra, in fresh environments
 # make fuzz   other random examples than the suite's, and twenty times as many; SEED=... repeats a run
 # All set up .venv first, and again only when pyproject.toml or constraints.txt has changed.
 
@@ -16,7 +17,7 @@ ifndef SEED
 SEED := $(shell $(PYTHON) -c 'import secrets; print(secrets.randbelow(2**32))')
 endif
 
-.PHONY: demo test lowest newest-torch newest fuzz lint types clean
+.PHONY: demo test lowest newest-torch newest release-check fuzz lint types clean
 
 demo: $(READY)
 	$(BIN)/python examples/finetune.py $(OPTIONS)
@@ -24,7 +25,7 @@ demo: $(READY)
 test: lint types
 	QUICK="$(QUICK)" $(BIN)/python lanes.py locked $(OPTIONS)
 
-lowest newest-torch newest: $(READY)
+lowest newest-torch newest release-check: $(READY)
 	QUICK="$(QUICK)" $(BIN)/nox -s $@ -- $(OPTIONS)
 
 fuzz: $(READY)

@@ -4,6 +4,8 @@
     make newest-torch   Python 3.11, the newest torch there is for it, and the newest of all else
     make newest         the newest Python at hand and the newest releases
 
+    make release-check  sdist and wheel, and what the wheel alone does in a fresh environment, with each extra
+
 An environment is kept, and every run makes it again what its lane asks for: what has a newer release is replaced, what
 is no longer asked for is removed. lanes.py runs the tests and reports the versions.
 """
@@ -11,8 +13,11 @@ is no longer asked for is removed. lanes.py runs the tests and reports the versi
 import os
 import pathlib
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
+import zipfile
 
 import nox
 
@@ -102,3 +107,42 @@ def newest_torch(session: nox.Session) -> None:
 def newest(session: nox.Session) -> None:
     """The newest Python at hand and the newest releases, without caps."""
     run(session)
+
+
+def contents(wheel: pathlib.Path) -> dict[str, bytes]:
+    """A wheel's files."""
+    with zipfile.ZipFile(wheel) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+@nox.session(name="release-check", venv_backend="none")
+def release_check(session: nox.Session) -> None:
+    """Builds sdist and wheel, and tries the wheel with each extra that needs no accelerator."""
+    uv = (sys.executable, "-m", "uv")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        session.run(*uv, "build", "--quiet", "--out-dir", str(folder / "dist"))  # the wheel out of the sdist
+        session.run(*uv, "build", "--quiet", "--wheel", "--out-dir", str(folder / "tree"))
+        (wheel,) = (folder / "dist").glob("*.whl")
+        (of_tree,) = (folder / "tree").glob("*.whl")
+        if contents(wheel) != contents(of_tree):
+            session.error("the wheel that the sdist makes is not the wheel that the tree makes")
+        session.run(*uv, "tool", "run", "twine", "check", "--strict", *map(str, (folder / "dist").glob("jaxnorm-*")))
+        for extra in ("", "torch", "cli", "pod", "hub"):
+            environment = folder / (extra or "alone")
+            session.run(sys.executable, "-m", "venv", str(environment))
+            python = str(environment / "bin" / "python")
+            wanted = f"{wheel}[{extra}]" if extra else str(wheel)
+            session.run(
+                python,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "-c",
+                "constraints.txt",
+                wanted,
+            )
+            session.run(python, "tests/wheel_check.py", extra)
+            shutil.rmtree(environment)

@@ -1,5 +1,6 @@
 """PyTorch in, PyTorch out: models and checkpoints to JAX and back. torch is imported only where its objects arrive."""
 
+from interop._clash import refuse_other_interop
 from interop._flax_source import flax_source
 from interop._from_torch import from_torch
 from interop.arrays import to_torch
@@ -26,6 +27,8 @@ from interop.weights._freeze import freeze, unfreeze
 from interop.weights._save_checkpoint import save_checkpoint
 from interop.weights._state_dict import load_state_dict, state_dict
 from interop.weights._suggest_rename import Suggestion, suggest_rename
+
+refuse_other_interop()
 
 __all__ = [
     "Buffer",

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent / "interop"
 # The files outside the rooms, from the bottom; everything may use them. The door (`interop` itself) uses everything.
 SHARED = ("errors", "dtypes", "arrays", "conventions", "variables")
-DOOR = ("__init__", "_flax_source", "_from_torch")
+DOOR = ("__init__", "_clash", "_flax_source", "_from_torch")
 USES = {
     "program": set(),
     "ops": {"program"},

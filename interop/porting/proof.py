@@ -67,6 +67,11 @@ def prove(text: str, function: str, module: Any, inputs: tuple[Any, ...], plain:
             *(["plain"] if plain else []),
         ]
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if run.returncode < 0:
+            raise PortError(
+                f"the comparison was ended by signal {-run.returncode}, as where memory is short: smaller inputs take "
+                "less"
+            )
         if run.returncode:
             raise PortError(f"the source that was written does not run:\n{run.stderr[-3000:]}")
         found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
