@@ -236,3 +236,27 @@ def test_flax_own_batch_norm_has_no_cumulative_average():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None))
     with pytest.raises(interop.PortError, match=r"no momentum=None, which a layer has: leave out plain=True"):
         interop.flax_source(net, torch.zeros(3, 3), plain=True)
+
+
+class Sequences(nn.Module):
+    """Two layers both ways; the last state of one as the first of another; steps first; without biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5, 2, bidirectional=True, batch_first=True)
+        self.gru, self.rnn = nn.GRU(10, 3), nn.RNN(3, 3, nonlinearity="relu", bias=False)
+        self.batch_norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        y, (h, c) = self.lstm(x)
+        y, last = self.gru(y.transpose(0, 1))
+        y, _ = self.rnn(y, last)
+        return self.batch_norm(y[-1]), h.sum(0) + c[0]
+
+
+def test_recurrent_layers():
+    torch.manual_seed(0)
+    text = interop.flax_source(Sequences(), torch.zeros(3, 6, 4), name="sequences")  # within 1e-8, or an error
+    classes = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    assert classes == ["LSTM", "GRU", "RNN", "Sequences"] and text.count("reverse=True,") == 2
+    assert "return (" not in text

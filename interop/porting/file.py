@@ -43,7 +43,20 @@ def written(assembly: Assembly, title: str, origin: str, proof: Proof | None, pl
         body.append(ast.Assign([ast.Name("BatchNorm")], norm))
     body += code
     text = ast.unparse(ast.fix_missing_locations(ast.Module(body, [])))
-    return formatted(text)
+    return formatted("\n".join(map(_without_parentheses, text.split("\n"))))
+
+
+def _without_parentheses(line: str) -> str:
+    """`return a, b` for `return (a, b)`, which is how `ast` writes it."""
+    found = re.fullmatch(r"(\s*(?:return|[\w, ()]+ =) )\((.*)\)", line)
+    if not found:
+        return line
+    short = found[1] + found[2]
+    try:
+        same = ast.dump(ast.parse(f"def f():\n {short.strip()}")) == ast.dump(ast.parse(f"def f():\n {line.strip()}"))
+    except SyntaxError:
+        return line
+    return short if same else line
 
 
 def _norms(definitions: Any) -> list[Term]:

@@ -1,6 +1,6 @@
 """Functions that a file is given where its classes call them: what neither jnp nor nnx has a function for.
 
-They are copied as they are, so each stands alone but for `resampled`, jax, jnp and numpy.
+They are copied as they are, so each stands alone but for jax, jnp, lax and numpy.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def resampled(x: jax.Array, sizes: tuple[int, ...], weights: Callable[[int, int], np.ndarray]) -> jax.Array:
@@ -82,6 +83,68 @@ def folded(
     return total[:, padding[0] : height - padding[0], padding[1] : width - padding[1]]
 
 
+def lstm(
+    x: jax.Array,
+    state: tuple[jax.Array, jax.Array],
+    weight_ih: jax.Array,
+    weight_hh: jax.Array,
+    bias: jax.Array | float = 0.0,
+    reverse: bool = False,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """(N, T, C) to (N, T, H) and the last (h, c). PyTorch's gates: input, forget, cell, output."""
+
+    def step(state, a):
+        h, c = state
+        i, f, g, o = jnp.split(a + h @ weight_hh.T, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    state, y = lax.scan(step, state, jnp.swapaxes(x @ weight_ih.T + bias, 0, 1), reverse=reverse)
+    return jnp.swapaxes(y, 0, 1), state
+
+
+def gru(
+    x: jax.Array,
+    h: jax.Array,
+    weight_ih: jax.Array,
+    weight_hh: jax.Array,
+    bias_ih: jax.Array | float = 0.0,
+    bias_hh: jax.Array | float = 0.0,
+    reverse: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """(N, T, C) to (N, T, H) and the last h. PyTorch's gates: reset, update, new."""
+
+    def step(h, a):
+        (ar, az, an), (br, bz, bn) = jnp.split(a, 3, axis=-1), jnp.split(h @ weight_hh.T + bias_hh, 3, axis=-1)
+        z = jax.nn.sigmoid(az + bz)
+        n = jnp.tanh(an + jax.nn.sigmoid(ar + br) * bn)
+        h = (1 - z) * n + z * h
+        return h, h
+
+    h, y = lax.scan(step, h, jnp.swapaxes(x @ weight_ih.T + bias_ih, 0, 1), reverse=reverse)
+    return jnp.swapaxes(y, 0, 1), h
+
+
+def rnn(
+    x: jax.Array,
+    h: jax.Array,
+    weight_ih: jax.Array,
+    weight_hh: jax.Array,
+    bias: jax.Array | float = 0.0,
+    activation: Callable = jnp.tanh,
+    reverse: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """(N, T, C) to (N, T, H) and the last h."""
+
+    def step(h, a):
+        h = activation(a + h @ weight_hh.T)
+        return h, h
+
+    h, y = lax.scan(step, h, jnp.swapaxes(x @ weight_ih.T + bias, 0, 1), reverse=reverse)
+    return jnp.swapaxes(y, 0, 1), h
+
+
 def relative_positions(height: int, width: int, class_token: bool = False) -> np.ndarray:
     """For each pair of positions of a window the number of their offset, rows first; a token apart has three more."""
     y, x = np.indices((height, width)).reshape(2, -1)
@@ -124,6 +187,9 @@ NAMES = (
     "edge_to_edge",
     "unfolded",
     "folded",
+    "lstm",
+    "gru",
+    "rnn",
     "relative_positions",
     "distances",
     "shifted_windows",

@@ -7,6 +7,7 @@ from interop.porting.printers import (  # noqa: F401
     matrices,
     pooling,
     random,
+    recurrent,
     reducing,
     resizing,
     shaping,
