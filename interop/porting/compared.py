@@ -6,10 +6,13 @@ converted to double precision may run in either.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +36,8 @@ def main(folder: pathlib.Path, function: str, plain: bool) -> None:
     names: dict[str, Any] = {"__name__": "ported"}
     text = (folder / "ported.py").read_text(encoding="utf-8").replace("jnp.float32", "jnp.float64")
     exec(compile(text, "ported.py", "exec"), names)
-    model = names[function](rngs=nnx.Rngs(0))
+    with _zeros_for_draws():
+        model = names[function](rngs=nnx.Rngs(0))
 
     def wide(x: Any) -> Any:
         return x.astype(jnp.float64) if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating) else x
@@ -99,6 +103,26 @@ def main(folder: pathlib.Path, function: str, plain: bool) -> None:
     if "torch" in sys.modules:
         raise SystemExit("torch was imported")
     (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _zeros_for_draws() -> Iterator[None]:
+    """For the time of building a model: parameters begin as zeros, since a state dict follows. Drawing them takes XLA
+    longer, shape by shape, than all else."""
+
+    def zeros(*_: Any, **__: Any) -> Any:
+        return nnx.initializers.zeros
+
+    drawing = [name for name in vars(nnx.initializers) if callable(getattr(nnx.initializers, name))]
+    with contextlib.ExitStack() as stack:
+        for name in drawing:
+            if name.endswith(("normal", "uniform", "orthogonal")):
+                stack.enter_context(mock.patch.object(nnx.initializers, name, zeros))
+        for layer in (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.Embed):
+            options: dict[str, Any] = layer.__init__.__kwdefaults__ or {}
+            drawn = {key: nnx.initializers.zeros for key in options if key.endswith("_init")}
+            stack.enter_context(mock.patch.dict(options, drawn))
+        yield
 
 
 def _as_flax(expected: np.ndarray, before: np.ndarray, found: np.ndarray, name: str) -> np.ndarray:

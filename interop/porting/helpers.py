@@ -93,7 +93,7 @@ def lstm(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """(N, T, C) to (N, T, H) and the last (h, c). PyTorch's gates: input, forget, cell, output."""
 
-    def step(state, a):
+    def step(state, a):  # type: ignore[no-untyped-def]
         h, c = state
         i, f, g, o = jnp.split(a + h @ weight_hh.T, 4, axis=-1)
         c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
@@ -115,7 +115,7 @@ def gru(
 ) -> tuple[jax.Array, jax.Array]:
     """(N, T, C) to (N, T, H) and the last h. PyTorch's gates: reset, update, new."""
 
-    def step(h, a):
+    def step(h, a):  # type: ignore[no-untyped-def]
         (ar, az, an), (br, bz, bn) = jnp.split(a, 3, axis=-1), jnp.split(h @ weight_hh.T + bias_hh, 3, axis=-1)
         z = jax.nn.sigmoid(az + bz)
         n = jnp.tanh(an + jax.nn.sigmoid(ar + br) * bn)
@@ -132,12 +132,12 @@ def rnn(
     weight_ih: jax.Array,
     weight_hh: jax.Array,
     bias: jax.Array | float = 0.0,
-    activation: Callable = jnp.tanh,
+    activation: Callable[[jax.Array], jax.Array] = jnp.tanh,
     reverse: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """(N, T, C) to (N, T, H) and the last h."""
 
-    def step(h, a):
+    def step(h, a):  # type: ignore[no-untyped-def]
         h = activation(a + h @ weight_hh.T)
         return h, h
 
