@@ -41,7 +41,7 @@ def recurrent(
 
 
 def _called(kind: str, x: Any, start: list[Any], weights: list[Any], reverse: bool) -> Any:
-    options = {"reverse": True} if reverse else {}
+    options: dict[str, Any] = {"reverse": True} if reverse else {}
     if kind == "lstm":
         return call("lstm", x, tuple_of(start), *_with_one_bias(weights), **options)
     if kind == "gru":
