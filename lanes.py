@@ -68,6 +68,17 @@ def counts(report: pathlib.Path) -> tuple[int, int, int, float]:
     return passed, failed, skipped, float(suite.get("time", "nan"))
 
 
+def slowest(report: pathlib.Path, most: int = 25) -> list[str]:
+    """The files whose tests took longest, of a JUnit report: seconds of all of a file's, and how many they are."""
+    seconds: dict[str, list[float]] = {}
+    for case in xml.etree.ElementTree.parse(report).getroot().iter("testcase"):
+        seconds.setdefault(".".join(case.get("classname", "").split(".")[1:2]), []).append(
+            float(case.get("time", "nan"))
+        )
+    found = sorted(seconds.items(), key=lambda item: -sum(item[1]))[:most]
+    return [f"{sum(times):8.1f} s {len(times):5d} tests  {name}" for name, times in found]
+
+
 def replace_row(text: str, lane: str, row: str) -> str:
     """The page with the lane's row replaced, or put in at its place in LANES; all else stays."""
     head, start, rest = text.partition(START)
@@ -98,6 +109,7 @@ def main(lane: str, options: list[str]) -> int:
             print(f"{lane}: the run did not end (pytest's exit status is {status})", flush=True)
             return status
         passed, failed, skipped, seconds = counts(report)
+        print("\n".join(slowest(report)))
     shown = f"{passed} ({skipped} skipped)" if skipped else str(passed)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     row = f"| {' | '.join([lane, *map(version, COLUMNS), today, shown, str(failed)])} |"
