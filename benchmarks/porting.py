@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "benchmarks")]
 ROWS = ROOT / "benchmarks" / "results" / "porting.jsonl"
 TABLE = ROOT / "docs" / "ported.md"
-SIZES = (64, 128, 224, 256)
+SIZES = (64, 128, 160, 224, 256)
 LIMIT = 900  # seconds for one model
 
 
@@ -48,7 +48,7 @@ def measure(name):
     module = build(name, {})
     configuration = getattr(module, "pretrained_cfg", {}) or {}
     channels, *_, own = configuration.get("input_size", (3, 224))
-    sizes = [own] if configuration.get("fixed_input_size") or own not in (224, *SIZES) else [*SIZES, own]
+    sizes = [own] if configuration.get("fixed_input_size") else [*SIZES, own]
     title = re.sub(r"\W", "_", name.partition(":")[2])
     problem = None
     for size in dict.fromkeys(sizes):
