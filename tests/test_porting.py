@@ -301,3 +301,22 @@ def test_loops_lists_and_modes_that_end_apart():
     assert heads.count("self.heads[0](") == 1  # what both modes compute stands there once
     assert "if self.deterministic:" in heads and heads.count("return ") == 2
     assert max(largest(text)) <= 1e-8
+
+
+class Stage(nn.Module):
+    """The first has no way down: what its block is wide says what would go in."""
+
+    def __init__(self, width, down):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(width // 2, width, 1, 2), nn.BatchNorm2d(width)) if down else None
+        self.block = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        return self.block(x if self.down is None else self.down(x))
+
+
+def test_an_argument_that_only_some_instances_have():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), Stage(4, False), Stage(8, True), Stage(16, True))
+    text = interop.flax_source(module, torch.zeros(3, 3, 8, 8), name="stages")  # within 1e-8, or an error
+    assert text.count("class Stage") == 1 and "2 * in_features" in text

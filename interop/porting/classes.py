@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -255,7 +255,8 @@ class Chooser:
         for argument in self.arguments:
             found = _derived(column, argument, role)
             if found is not None:
-                return found
+                term, argument.column = found
+                return term
         made = Argument(self._name(role, key), list(column), role)
         self.arguments.append(made)
         return Term("argument", (made.name,))
@@ -397,26 +398,33 @@ def _agree(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return all(x is MISSING or y is MISSING or _same(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _derived(column: Sequence[Any], argument: Argument, role: str) -> Any:
-    """The column as a number of times an argument, a part of it, or the padding that goes with a kernel."""
+def _derived(column: Sequence[Any], argument: Argument, role: str) -> tuple[Any, list[Any]] | None:
+    """The column as a number of times an argument, a part of it, or the padding that goes with a kernel; and the
+    argument's column, with what follows for instances of which only this one is known."""
     pairs = [(v, p) for v, p in zip(column, argument.column, strict=True) if v is not MISSING and p is not MISSING]
     if not pairs or not all(type(v) is int and type(p) is int and p > 0 for v, p in pairs):
         return None
     if len({p for _, p in pairs}) < 2:
         return None
     this = Term("argument", (argument.name,))
+    alone = [v for v, p in zip(column, argument.column, strict=True) if v is not MISSING and p is MISSING]
+
+    def filled(of: Callable[[int], int]) -> list[Any]:
+        values = zip(column, argument.column, strict=True)
+        return [of(v) if p is MISSING and v is not MISSING else p for v, p in values]
+
     if role in _WIDTHS and argument.role in _WIDTHS:
         times = pairs[0][0] // pairs[0][1]
-        if times > 1 and all(v == p * times for v, p in pairs):
-            return Term("binary", ("*", times, this))
+        if times > 1 and all(v == p * times for v, p in pairs) and not any(v % times for v in alone):
+            return Term("binary", ("*", times, this)), filled(lambda v: v // times)
         if pairs[0][0] > 0:
             part = pairs[0][1] // pairs[0][0]
             if part > 1 and all(v == p // part for v, p in pairs):
-                return Term("binary", ("//", this, part))
-    if role == "padding" and argument.role == "kernel_size" and all(v == p // 2 for v, p in pairs):
-        return Term("binary", ("//", this, 2))
+                return Term("binary", ("//", this, part)), filled(lambda v: v * part)
+    if role == "padding" and argument.role == "kernel_size" and not alone and all(v == p // 2 for v, p in pairs):
+        return Term("binary", ("//", this, 2)), argument.column
     if role == "padding" and argument.role == "kernel_dilation" and all(v == p for v, p in pairs):
-        return this
+        return this, filled(lambda v: v)
     return None
 
 
