@@ -319,4 +319,4 @@ def test_an_argument_that_only_some_instances_have():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 1), Stage(4, False), Stage(8, True), Stage(16, True))
     text = interop.flax_source(module, torch.zeros(3, 3, 8, 8), name="stages")  # within 1e-8, or an error
-    assert text.count("class Stage") == 1 and "2 * in_features" in text
+    assert text.count("class Stage(") == 1 and "2 * in_features" in text

@@ -89,7 +89,9 @@ def main(folder: pathlib.Path, function: str, plain: bool) -> None:
         (_, outputs), gradients = nnx.jit(nnx.value_and_grad(loss, has_aux=True))(model)
     after = state_dict(model)
     if plain:
-        buffers = {name: _as_flax(x, state[name], after[name], name) for name, x in buffers.items()}
+        for name, momentum in np.load(folder / "momenta.npz").items():
+            if name in buffers:
+                buffers[name] = _as_flax(buffers[name], state[name], after[name], float(momentum))
     nnx.update(model, gradients)
     found_gradients = state_dict(model)
     expected = dict(np.load(folder / "gradients.npz"))
@@ -127,14 +129,13 @@ def _zeros_for_draws() -> Iterator[None]:
         yield
 
 
-def _as_flax(expected: np.ndarray, before: np.ndarray, found: np.ndarray, name: str) -> np.ndarray:
-    """What PyTorch's running variance would be of a biased variance: (n - 1) / n of the update, n a whole number."""
-    change = expected - before
-    if not name.endswith("running_var") or not np.abs(change).max():
-        return expected
-    share = float(np.median(((found - before) / change)[np.abs(change) > 0.1 * np.abs(change).max()]))
-    count = max(round(1 / (1 - share)), 2) if share < 1 else 2
-    return before + change * (count - 1) / count
+def _as_flax(expected: np.ndarray, before: np.ndarray, found: np.ndarray, momentum: float) -> np.ndarray:
+    """What PyTorch's running variance would be if it took in the biased variance: (n - 1) / n of what it takes in, n a
+    whole number that fits what was found."""
+    taken = expected - (1 - momentum) * before
+    lacking = np.where(expected == found, np.finfo(found.dtype).tiny, expected - found)
+    count = max(round(float(np.median(taken / lacking))), 2)
+    return expected - taken / count
 
 
 def _arrays(path: pathlib.Path) -> list[np.ndarray]:

@@ -100,7 +100,9 @@ def lstm(
         h = jax.nn.sigmoid(o) * jnp.tanh(c)
         return (h, c), h
 
-    state, y = lax.scan(step, state, jnp.swapaxes(x @ weight_ih.T + bias, 0, 1), reverse=reverse)
+    a = jnp.swapaxes(x @ weight_ih.T + bias, 0, 1)
+    h, c = state
+    state, y = lax.scan(step, (h.astype(a.dtype), c.astype(a.dtype)), a, reverse=reverse)
     return jnp.swapaxes(y, 0, 1), state
 
 
@@ -122,7 +124,8 @@ def gru(
         h = (1 - z) * n + z * h
         return h, h
 
-    h, y = lax.scan(step, h, jnp.swapaxes(x @ weight_ih.T + bias_ih, 0, 1), reverse=reverse)
+    a = jnp.swapaxes(x @ weight_ih.T + bias_ih, 0, 1)
+    h, y = lax.scan(step, h.astype(a.dtype), a, reverse=reverse)
     return jnp.swapaxes(y, 0, 1), h
 
 
@@ -141,7 +144,8 @@ def rnn(
         h = activation(a + h @ weight_hh.T)
         return h, h
 
-    h, y = lax.scan(step, h, jnp.swapaxes(x @ weight_ih.T + bias, 0, 1), reverse=reverse)
+    a = jnp.swapaxes(x @ weight_ih.T + bias, 0, 1)
+    h, y = lax.scan(step, h.astype(a.dtype), a, reverse=reverse)
     return jnp.swapaxes(y, 0, 1), h
 
 

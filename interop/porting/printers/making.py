@@ -40,7 +40,7 @@ def new_full(w: Writer, x: Any, size: Any, value: Any, *_: Any, **__: Any) -> Te
     return _filled(w, value, x)
 
 
-@prints("aten.fill.Scalar")
+@prints("aten.fill.Scalar", "aten.fill.Tensor")
 def fill(w: Writer, x: Any, value: Any) -> Tensor:
     return _filled(w, value, x)
 
