@@ -30,6 +30,7 @@ from interop.porting.terms import Term, at, call, local, name, rewritten, terms_
 from interop.porting.unify import fit, of_two_modes
 from interop.porting.values import Unprintable
 from interop.program.nodes import Model
+from interop.program.regions import is_below
 
 RNGS = Term("argument", ("rngs",))
 
@@ -107,7 +108,7 @@ class Assembly:
         waiting = dict(by_class)
         while waiting:
             for cls, paths in waiting.items():  # noqa: B007
-                inside = {p for p in depth for path in paths if p != path and _below(p, path) and p not in paths}
+                inside = {p for p in depth for path in paths if p != path and is_below(p, path) and p not in paths}
                 if inside <= done:
                     break
             else:
@@ -119,7 +120,7 @@ class Assembly:
 
     def _define(self, cls: type, paths: list[str]) -> None:
         instances: list[Instance] = []
-        nested = [path for path in paths if any(_below(other, path) and other != path for other in paths)]
+        nested = [path for path in paths if any(is_below(other, path) and other != path for other in paths)]
         if nested:  # a class with instances of itself inside: those first
             inner = [path for path in paths if path not in nested]
             self._define(cls, inner)
@@ -179,7 +180,7 @@ class Assembly:
         everything = [*self._layers, *self._raw, *self._kinds]
         ranks = {p: i for i, p in enumerate(self.tree.classes)}
         for other in everything:
-            if other and other != path and _below(other, path):
+            if other and other != path and is_below(other, path):
                 first = relative(other, path).split(".")[0]
                 found.setdefault(first, None)
         prefix = f"{path}." if path else ""
@@ -289,10 +290,6 @@ def _same(bodies: list[Body], path: str) -> Body:
         if found is None or not all(a and b for a, b in found.present):
             raise Unprintable(f"{path} is called in ways that differ")
     return first
-
-
-def _below(path: str, base: str) -> bool:
-    return not base or path == base or path.startswith(base + ".")
 
 
 def _unused(title: str, taken: set[str]) -> str:

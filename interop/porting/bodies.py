@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from interop.porting.borrowed import lent
+from interop.porting.borrowed import Call, lent
 from interop.porting.lowering import Lowered
 from interop.porting.terms import Term, at, call, local, locals_in, rewritten, substituted, terms_in
 from interop.porting.values import Step
@@ -65,9 +65,6 @@ def parent(path: str) -> str:
 def relative(path: str, base: str) -> str:
     """A path as the module at `base` has it."""
     return path[len(base) + 1 :] if base else path
-
-
-Call = tuple[str, int]  # of the module at a path, which of its calls
 
 
 class Bodies:

@@ -12,8 +12,9 @@ from typing import Any
 
 from interop.porting.terms import Term, at, index, local, rewritten, terms_in
 from interop.porting.values import Step
+from interop.program.regions import is_below
 
-Call = tuple[str, int]
+Call = tuple[str, int]  # of the module at a path, which of its calls
 
 
 def lent(steps: Sequence[Step], chain: Callable[[Step], list[Call]]) -> list[Step]:
@@ -24,7 +25,7 @@ def lent(steps: Sequence[Step], chain: Callable[[Step], list[Call]]) -> list[Ste
         calls = chain(step)
         names: dict[Term, Term] = {}
         for path in dict.fromkeys(t.parts[0].parts[0] for t in terms_in(step.term) if _array(t)):
-            owner = next(call for call in reversed(calls) if _below(path, call[0]))
+            owner = next(call for call in reversed(calls) if is_below(path, call[0]))
             if owner == calls[-1]:
                 continue
             if (path, owner) not in known:
@@ -32,7 +33,7 @@ def lent(steps: Sequence[Step], chain: Callable[[Step], list[Call]]) -> list[Ste
                 node = dataclasses.replace(
                     step.node,
                     module=owner[0],
-                    repeats=tuple(r for r in step.node.repeats if _below(owner[0], r.rpartition("@")[0])),
+                    repeats=tuple(r for r in step.node.repeats if is_below(owner[0], r.rpartition("@")[0])),
                 )
                 found.append(Step(name, index(at(path), ...), node))
             names[index(at(path), ...)] = local(known[path, owner])
@@ -52,7 +53,3 @@ def _array(term: Term) -> bool:
 
 def _renamed(tree: Any, names: dict[Term, Term]) -> Any:
     return rewritten(tree, lambda term: names.get(term, term))
-
-
-def _below(path: str, base: str) -> bool:
-    return not base or path == base or path.startswith(base + ".")

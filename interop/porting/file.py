@@ -59,15 +59,6 @@ def _without_parentheses(line: str) -> str:
     return short if same else line
 
 
-def _norms(definitions: Any) -> list[Term]:
-    return [
-        term
-        for definition in definitions
-        for term in terms_in(tuple(definition.members.values()))
-        if term.kind == "call" and term.parts[0] == Term("name", ("BatchNorm",))
-    ]
-
-
 def _make_plain(definitions: Any) -> None:
     """Leaves out of each BatchNorm what Flax's has no option for, where that says nothing.
 
@@ -93,7 +84,12 @@ def _make_plain(definitions: Any) -> None:
 
 def _common_norm(definitions: Any, name: str) -> ast.expr | None:
     """BatchNorm with the options that all layers share; they are left out of each."""
-    layers = _norms(definitions)
+    layers = [
+        term
+        for definition in definitions
+        for term in terms_in(tuple(definition.members.values()))
+        if term.kind == "call" and term.parts[0] == Term("name", ("BatchNorm",))
+    ]
     if not layers:
         return None
     shared = {

@@ -111,7 +111,7 @@ def _expected(folder: pathlib.Path, module: Any, inputs: tuple[Any, ...]) -> Non
     momenta = {
         f"{path}.running_var".lstrip("."): getattr(layer, "momentum", None) for path, layer in module.named_modules()
     }
-    known: dict[str, Any] = {name: m for name, m in momenta.items() if isinstance(m, float)}
+    known: dict[str, Any] = {name: m for name, m in momenta.items() if isinstance(m, (int, float))}
     np.savez(folder / "momenta.npz", **known)
     np.savez(folder / "inputs.npz", *(x.numpy() for x in inputs))
     with same_draws(torch), _doubled():

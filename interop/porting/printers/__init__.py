@@ -5,6 +5,7 @@ from interop.porting.printers import (  # noqa: F401
     layers,
     making,
     matrices,
+    patches,
     pooling,
     random,
     recurrent,
