@@ -300,6 +300,15 @@ def work_together():
         time.sleep(0.01)
 
 
+def train_until_killed_while_writing(rank, *arguments):
+    """`train`, where the kernel kills one process in the middle of a file of the second checkpoint."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python ignores, so that the write fails instead
+    train_until_the_disk_is_full(rank, *arguments)
+
+
 def train_until_the_disk_is_full(rank, *arguments):
     """`train`, where one process has room for the first checkpoint only: no file over 80 kB after that."""
     import resource
