@@ -2,6 +2,7 @@
 # make test   lint, types, tests
 # make lowest, make newest-torch, make newest   the tests with other versions: docs/versions.md
 # make release-check   sdist and wheel, and what the wheel alone does with each extra, in fresh environments
+# make docs   the site in site/, strictly, its notebooks executed; make docs-serve shows it, the notebooks as they stand
 # make fuzz   other random examples than the suite's, and twenty times as many; SEED=... repeats a run
 # All set up .venv first, and again only when pyproject.toml or constraints.txt has changed.
 
@@ -17,7 +18,7 @@ ifndef SEED
 SEED := $(shell $(PYTHON) -c 'import secrets; print(secrets.randbelow(2**32))')
 endif
 
-.PHONY: demo test lowest newest-torch newest release-check fuzz lint types clean
+.PHONY: demo test lowest newest-torch newest release-check docs docs-serve fuzz lint types clean
 
 demo: $(READY)
 	$(BIN)/python examples/finetune.py $(OPTIONS)
@@ -32,6 +33,12 @@ fuzz: $(READY)
 	@echo "make fuzz SEED=$(SEED)"
 	JAXNORM_FUZZ=20 XLA_FLAGS="$(QUICK) $$XLA_FLAGS" $(BIN)/python -m pytest -q -n 2 --dist worksteal -m hypothesis \
 		--hypothesis-seed=$(SEED) $(OPTIONS)
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(OPTIONS)
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 DOCS_EXECUTE=false $(BIN)/mkdocs serve $(OPTIONS)
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -48,4 +55,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .nox build dist out
+	rm -rf $(VENV) .nox build dist out site
