@@ -176,6 +176,9 @@ class Parts(nn.Module):
         columns = F.unfold(x, 3, padding=1, stride=2)
         x = x + F.fold(columns, x.shape[2:], 3, padding=1, stride=2)
         x = F.interpolate(F.adaptive_avg_pool2d(x, 5), (4, 4), mode="bicubic")
+        x = F.interpolate(
+            F.interpolate(x, (7, 3), mode="bilinear", antialias=True), (4, 4), mode="bicubic", antialias=True
+        )
         tokens = x.flatten(2).transpose(1, 2)
         scores = tokens @ tokens.mT + self.table[self.index] + self.bias(self.places)
         tokens = self.norm(scores.softmax(-1) @ tokens)

@@ -63,6 +63,22 @@ def cubic(w: Writer, x: Tensor, size: Any, align_corners: bool, *scales: Any) ->
     return _resampled(w, x, "bicubic")
 
 
+@prints("aten._upsample_bicubic2d_aa.vec", "aten._upsample_bicubic2d_aa.default", "aten._upsample_bilinear2d_aa.vec",
+        "aten._upsample_bilinear2d_aa.default")  # fmt: skip
+def antialiased(w: Writer, x: Tensor, size: Any, align_corners: bool, *scales: Any) -> Tensor:
+    """Both sides widen the kernel where they shrink; the cubic one is Keys' with a = -0.5 in both."""
+    old, new = _sizes(w, x)
+    if list(old) == list(new):
+        return x
+    if align_corners:
+        raise Unprintable("antialiased interpolation with align_corners")
+    _check_ratios(x, new, scales)
+    order = images(x.ndim)
+    shape = tuple_of(w.size(w.seen_here().shape[dim], x) for dim in order)
+    kind = "cubic" if "bicubic" in w.node.operation else "linear"
+    return w.tensor(call("jax.image.resize", w.arranged(x, order), shape, kind), order)
+
+
 def _resampled(w: Writer, x: Tensor, weights: str) -> Tensor:
     order = images(x.ndim)
     sizes = tuple_of(numbers(w.seen_here().shape[2:]))
