@@ -320,3 +320,16 @@ def test_an_argument_that_only_some_instances_have():
     module = nn.Sequential(nn.Conv2d(3, 4, 1), Stage(4, False), Stage(8, True), Stage(16, True))
     text = interop.flax_source(module, torch.zeros(3, 3, 8, 8), name="stages")  # within 1e-8, or an error
     assert text.count("class Stage(") == 1 and "2 * in_features" in text
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv3_large_100"])
+def test_the_shapes_beside_the_code_are_those_there(name):
+    text = (PORTED / f"{name}.py").read_text(encoding="utf-8")
+    size = int(re.search(r"# x: \(N, (\d+), \d+, 3\)$", text, re.M)[1])
+    beside = r"^(\s+)(\w+) = (.*)  # \(N, (.*)\)$"
+    assert len(re.findall(beside, text, re.M)) >= 3
+    names = {"__name__": "ported"}
+    exec(re.sub(beside, r"\1\2 = \3; assert \2.shape == (2, \4), \2.shape", text, flags=re.M), names)
+    model = nnx.eval_shape(lambda: names[name](rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    jax.eval_shape(lambda s, x: nnx.merge(graph, s)(x), state, jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32))

@@ -133,9 +133,10 @@ class MobileNetV3(nnx.Module):
         self.classifier = nnx.Linear(1280, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.hard_swish(self.bn1(self.conv_stem(x)))
-        x = self.blocks(x).mean((1, 2), keepdims=True)
-        x = nnx.hard_swish(self.conv_head(x))
+        # x: (N, 64, 64, 3)
+        x = nnx.hard_swish(self.bn1(self.conv_stem(x)))  # (N, 32, 32, 16)
+        x = self.blocks(x).mean((1, 2), keepdims=True)  # (N, 1, 1, 960)
+        x = nnx.hard_swish(self.conv_head(x))  # (N, 1, 1, 1280)
         return self.classifier(x.reshape(x.shape[0], -1))
 
 

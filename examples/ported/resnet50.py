@@ -62,10 +62,11 @@ class ResNet(nnx.Module):
         self.fc = nnx.Linear(2048, num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.relu(self.bn1(self.conv1(x)))
-        x = nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
-        x = self.layer3(self.layer2(self.layer1(x)))
-        x = self.layer4(x).mean((1, 2), keepdims=True)
+        # x: (N, 64, 64, 3)
+        x = nnx.relu(self.bn1(self.conv1(x)))  # (N, 32, 32, 64)
+        x = nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])  # (N, 16, 16, 64)
+        x = self.layer3(self.layer2(self.layer1(x)))  # (N, 4, 4, 1024)
+        x = self.layer4(x).mean((1, 2), keepdims=True)  # (N, 1, 1, 2048)
         return self.fc(x.reshape(x.shape[0], -1))
 
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from interop.porting.assembling import Assembly
+from interop.porting.comments import with_comments
 from interop.porting.helpers import sources
 from interop.porting.proof import PortError, Proof
 from interop.porting.siblings import with_arguments
@@ -30,7 +31,7 @@ def written(assembly: Assembly, title: str, origin: str, proof: Proof | None, pl
     output = root.body.output
     with_arguments(root, {d.name: d for d in definitions}, _classes(assembly, output))
     inputs = {d.name: _names(assembly.tree.classes[d.paths[0]]) for d in definitions}
-    module = Module(definitions, inputs)
+    module = Module(definitions, inputs, assembly.modes["train"].shapes)
     classes = [module.class_source(d, "") for d in definitions]
     function = _function(root, title, module)
     body: list[ast.stmt] = [ast.Expr(ast.Constant(_doc(title, origin, proof, plain)))]
@@ -43,7 +44,7 @@ def written(assembly: Assembly, title: str, origin: str, proof: Proof | None, pl
         body.append(ast.Assign([ast.Name("BatchNorm")], norm))
     body += code
     text = ast.unparse(ast.fix_missing_locations(ast.Module(body, [])))
-    return formatted("\n".join(map(_without_parentheses, text.split("\n"))))
+    return formatted("\n".join(_without_parentheses(with_comments(line)) for line in text.split("\n")))
 
 
 def _without_parentheses(line: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import interop.porting.printers  # noqa: F401  # registers them
-from interop.porting.looking import Seen, look
+from interop.porting.looking import Dim, Seen, look
 from interop.porting.printers.elementwise import jnp_type
 from interop.porting.printers.registry import printer
 from interop.porting.tables import shortest, table
@@ -48,6 +48,12 @@ class Lowered:
         self.steps, same = _once(self._live())
         self.output = self.output and map_leaves(lambda leaf: substituted(leaf, same), self.output)
         self.members = writer.members
+
+    @property
+    def shapes(self) -> dict[str, tuple[Dim, ...]]:
+        """Of each local that is one array, as it lies there: images with channels last."""
+        values = [v for v in self.writer.values.values() if isinstance(v, Tensor) and v.vector is None]
+        return {v.term.parts[0]: v.laid for v in values if isinstance(v.term, Term) and v.term.kind == "local"}
 
     def _write(self, node: Node) -> None:
         w = self.writer

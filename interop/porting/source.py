@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from interop.porting.bodies import Body
 from interop.porting.classes import MISSING, Argument, Definition
+from interop.porting.comments import Shapes
+from interop.porting.looking import Dim
 from interop.porting.names import Names
 from interop.porting.terms import Term, dotted, expression, is_attribute, rewritten, terms_in
 from interop.porting.unify import side_by_side
@@ -22,9 +24,12 @@ _DEFAULTS = {
 class Module:
     """The file: imports, classes, and the function that makes the model."""
 
-    def __init__(self, definitions: Sequence[Definition], inputs: dict[str, list[str]]) -> None:
+    def __init__(
+        self, definitions: Sequence[Definition], inputs: dict[str, list[str]], shapes: Mapping[str, tuple[Dim, ...]]
+    ) -> None:
         self.definitions = {definition.name: definition for definition in definitions}
         self.inputs = inputs  # by class: what PyTorch's forward calls its arguments
+        self.root, self.shapes = definitions[-1], shapes  # of the root's locals
 
     def class_source(self, definition: Definition, doc: str) -> ast.ClassDef:
         """A class."""
@@ -113,6 +118,7 @@ class Module:
 
     def _block(self, body: Body, definition: Definition, names: Sequence[str]) -> tuple[list[ast.stmt], list[str]]:
         named = Names(body, names)
+        shapes = Shapes(self.shapes if definition is self.root else {})
         statements: list[ast.stmt] = []
         around = statements
         for statement, value, conditional in named.statements():
@@ -140,6 +146,8 @@ class Module:
                 if conditional is not None:
                     test, otherwise = self._test(statement.when, definition), ast.Name(named.of[conditional])
                     made = ast.IfExp(test, made, otherwise)
+                elif len(targets) == 1 and statement.when is None:
+                    made = shapes.beside(statement.targets[0], made)
                 node = ast.Assign([target], made)
             if statement.when is not None and conditional is None:
                 test = self._test(statement.when, definition)
@@ -151,6 +159,7 @@ class Module:
             statements.append(node)
         if body.output is not None:
             self._return(statements, named.renamed(body.output), definition)
+        statements = [*shapes.first((one, named.of[one]) for one in body.inputs), *statements]
         return statements, [named.of[one] for one in body.inputs]
 
     def _return(self, statements: list[ast.stmt], output: Any, definition: Definition) -> None:
