@@ -7,6 +7,7 @@ import pathlib
 import re
 from contextlib import redirect_stdout
 from io import StringIO
+from unittest import mock
 
 import pytest
 
@@ -157,18 +158,12 @@ def helps(width=80):
     from interop.cli import main
     from interop.cli.app import command
 
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(width)
-    try:
-        parts = []
+    parts = []
+    with mock.patch.dict(os.environ, COLUMNS=str(width)):
         for name in ("", *command().commands):
             with redirect_stdout(StringIO()) as shown:
                 main([*name.split(), "--help"])
             parts.append(f"## {f'jaxnorm {name}'.strip()}\n\n```text\n{shown.getvalue().strip()}\n```\n")
-    finally:
-        del os.environ["COLUMNS"]
-        if before is not None:
-            os.environ["COLUMNS"] = before
     title = "# Command line reference\n\nWhat `--help` prints. [The command line](../command_line.md) is the guide.\n"
     return "\n".join([title, *parts])
 
