@@ -57,7 +57,7 @@ class Mean(NamedTuple):
 
     @classmethod
     def taken(cls, name: str, value: Any, size: int) -> "Mean":
-        """What a loss function gave, as a `Mean` in at least float32: for loops of one's own.
+        """What a loss function gave, as a `Mean` in at least float32: what `train_step` adds up.
 
         **Arguments:**
 

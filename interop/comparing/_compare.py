@@ -62,8 +62,10 @@ def compare(
 
     **Raises:**
 
-    - `TypeError`: for models of other kinds, and inputs that are no arrays or that the PyTorch module does not take.
-    - `ValueError`: where no layer of the two has the same name: give `rename`, see `interop.suggest_rename`.
+    - `TypeError`: for models of other kinds, and inputs that are no arrays.
+    - `ValueError`: where no layer of the two has the same name: give `rename`, see `interop.suggest_rename`; and as
+      `interop.state_dict`.
+    - What the PyTorch module itself raises for these inputs.
     """
     import torch
 
