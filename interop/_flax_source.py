@@ -27,8 +27,10 @@ def flax_source(
 ) -> str:
     """The text of a Python file: the model in Flax NNX, which computes what the PyTorch module computes.
 
-        text = interop.flax_source(torchvision.models.resnet50(), torch.zeros(2, 3, 224, 224))
-        pathlib.Path("resnet50.py").write_text(text)
+    ```python
+    text = interop.flax_source(torchvision.models.resnet50(), torch.zeros(2, 3, 224, 224))
+    pathlib.Path("resnet50.py").write_text(text)
+    ```
 
     The file needs jax, flax and jaxnorm (`plain`: not that). Its classes and attributes bear PyTorch's names, so that
     `interop.load_state_dict(model, state_dict)` takes every checkpoint of the module and `interop.state_dict(model)`
@@ -36,20 +38,24 @@ def flax_source(
     with the module in float64: outputs in eval and train mode, every gradient and every buffer after a step of training
     within 1e-8, relative to the largest value of each array; its docstring has what was found.
 
-    Args:
-        module: the PyTorch model. It is left as it is.
-        *example_inputs: tensors, as for `interop.from_torch`, images (N, C, H, W). The comparison is made at their
-            sizes: small ones are quick, but BatchNorm needs more than a few values for each channel.
-        name: of the function that makes the model; by default the class's in small letters.
-        origin: what the file says the model is; by default the class's module and name.
+    **Arguments:**
 
-        plain: BatchNorm is Flax's own, `flax.nnx.BatchNorm`, so that the file needs no jaxnorm. The docstring says what
-            then differs: the running variance, which is compared with (n - 1) / n of PyTorch's update, and counters.
+    - `module`: the PyTorch model. It is left as it is.
+    - `*example_inputs`: tensors, as for `interop.from_torch`, images (N, C, H, W). The comparison is made at their
+      sizes: small ones are quick, but BatchNorm needs more than a few values for each channel.
+    - `name`: of the function that makes the model; by default the class's in small letters.
+    - `origin`: what the file says the model is; by default the class's module and name.
+    - `plain`: BatchNorm is Flax's own, `flax.nnx.BatchNorm`, so that the file needs no jaxnorm. The docstring says what
+      then differs: the running variance, which is compared with (n - 1) / n of PyTorch's update, and counters.
 
-    Raises:
-        PortError: for operations that have no plain expression, all at once with the layers that use them; for a source
-            that differs from PyTorch, with where it does. (A ValueError.)
-        TypeError, TraceError, NotImplementedError: as `interop.from_torch`.
+    **Returns:** the text of the file.
+
+    **Raises:**
+
+    - `interop.PortError`: for operations that have no plain expression, all at once with the layers that use them; for
+      a source that differs from PyTorch, with where it does.
+    - `ValueError`: for a `name` that is none of a function; and as `interop.from_torch`.
+    - `TypeError`, `interop.TraceError`, `NotImplementedError`: as `interop.from_torch`.
     """
     from interop.porting.file import written
     from interop.porting.proof import prove

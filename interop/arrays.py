@@ -56,20 +56,26 @@ def _check_mask(value: Any) -> None:
 def to_torch(tree: Any) -> Any:
     """NumPy's and JAX's arrays as torch tensors, in a mapping, a list or a tuple too; anything else as it is.
 
-        >>> interop.to_torch(interop.state_dict(model))["bn1.weight"]      # bfloat16 stays bfloat16
-        tensor([1., 1.], dtype=torch.bfloat16)
+    ```python
+    >>> interop.to_torch(interop.state_dict(model))["bn1.weight"]      # bfloat16 stays bfloat16
+    tensor([1., 1.], dtype=torch.bfloat16)
+    ```
 
     The inverse of `interop.state_dict`'s arrays: every dtype that torch has is kept, bfloat16 and the float8 types
     included, for which `torch.from_numpy` has no counterpart. A NumPy array that can be written to shares its memory
     with the tensor, as with `torch.from_numpy`; others, and JAX's, which nothing may write to, are copied.
 
-    Args:
-        tree: an array, or nested mappings (which become dicts), lists and tuples of them.
+    **Arguments:**
 
-    Raises:
-        TypeError: for arrays of a dtype that torch does not have (text, say), by its name, and for masked arrays with
-            masked values.
-        ValueError: for what is nested more than 100 deep.
+    - `tree`: an array, or nested mappings (which become dicts), lists and tuples of them.
+
+    **Returns:** the tree, with tensors on the CPU in the place of the arrays, of the same shapes and dtypes.
+
+    **Raises:**
+
+    - `TypeError`: for arrays of a dtype that torch does not have (text, say), by its name, and for masked arrays with
+      masked values.
+    - `ValueError`: for what is nested more than 100 deep.
     """
     return _to_torch(tree, 0)
 

@@ -5,7 +5,7 @@ import os
 
 
 class TraceError(ValueError):
-    """A module that cannot be turned into a program; the message says where and what to do."""
+    """A module that cannot be turned into a program; the message says where and what to do. A `ValueError`."""
 
 
 class TorchVersionError(TraceError):
@@ -13,11 +13,11 @@ class TorchVersionError(TraceError):
 
 
 class ProgramError(ValueError):
-    """A program that cannot be read, or that cannot run."""
+    """A program that cannot be read, or that cannot run. A `ValueError`."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written as asked. The message names the file and the entry."""
+    """A checkpoint that cannot be read or written as asked; the message names file and entry. A `ValueError`."""
 
     def __init__(self, path: "os.PathLike[str] | str", problem: str) -> None:
         super().__init__(f"{os.fspath(path)}: {problem}")

@@ -16,11 +16,13 @@ from flax import nnx
 
 
 class Frozen(nnx.Variable[Any]):
-    """A parameter that does not train: `requires_grad=False` in PyTorch."""
+    """A parameter that does not train: `requires_grad=False` in PyTorch. What `interop.freeze` makes of one."""
 
 
 class Buffer(nnx.Variable[Any]):
-    """A buffer that is no running statistic of a BatchNorm layer. `persistent=False` keeps it out of the state dict."""
+    """A buffer that is no running statistic of a BatchNorm layer. `persistent=False` in its metadata keeps it out of
+    the state dict.
+    """
 
 
 class Constant(nnx.Variable[Any]):

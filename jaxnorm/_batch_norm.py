@@ -49,39 +49,45 @@ def batch_norm(
 
         y = activation((x - mean) / sqrt(m2 / count + epsilon) * scale + bias)
 
-    as `torch.nn.functional.batch_norm(..., training=True)` and SyncBatchNorm do (Ioffe & Szegedy, 2015, algorithm 1).
-    The statistics and the arithmetic are in at least float32, whatever the input's dtype. All derivatives exist, of
-    any order, forward and reverse; the backward pass sends one sum over the replicas, of two numbers for each channel.
+    as `torch.nn.functional.batch_norm(..., training=True)` and `torch.nn.SyncBatchNorm` do (Ioffe & Szegedy, 2015,
+    algorithm 1). The statistics and the arithmetic are in at least float32, whatever the input's dtype. All derivatives
+    exist, of any order, forward and reverse; the backward pass sends one sum over the replicas, of two numbers for each
+    channel.
 
-    Args:
-        x: the input, channels along `axis`, all other axes reduced over.
-        scale, bias: one value for each channel, in the order of the axes; None for 1 and 0.
-        axis: the channels' axis, or axes.
-        epsilon: added to the variance.
-        axis_name: the axis (or tuple of axes) of `pmap`, `shard_map` or `vmap` over which replicas share statistics.
-            None for this replica alone or, under `jit` with sharded arrays, for the whole batch.
-        axis_index_groups: groups of replicas that share statistics, `[[0, 1], [2, 3]]`. Without an axis name (under
-            `jit`) the batch is cut into as many equal parts as indices are given, in order, and the groups are groups
-            of parts.
-        mask: which values count, broadcastable to `x`; all values are normalised.
-        activation: applied to the result. The backward pass recomputes its input from `x` instead of keeping it.
-        dtype: of the output; by default that of `x`.
-        shift: a guess of each channel's mean, about which float32 and float64 input is summed; a layer gives its
-            running mean. It changes no result, whatever it is: one that is far off costs a second look (`moments.py`).
-            Where replicas might each have another (`pmap`, `vmap`, check_vma=False) it is not used.
+    ```python
+    y, moments = jaxnorm.batch_norm(x, scale, bias)
+    running_var = momentum * running_var + (1 - momentum) * moments.variance(correction=1)
+    ```
 
-    Returns:
-        `y`, and the `Moments` that it was normalised with: one value for each channel. (Under `jit` with groups, the
-        moments of all groups together.)
+    **Arguments:**
 
-    Raises:
-        TypeError: for arguments that are no arrays, dtypes, functions or names of axes.
-        ValueError: if one value for each channel is all there is (its variance is 0 whatever the value), if groups do
-            not fit the replicas, a parameter does not fit the channels, or a number is not finite or out of range.
-        NameError: if the axis name is not bound.
+    - `x`: the input, of any numeric dtype, channels along `axis`; all other axes are reduced over.
+    - `scale`: one value for each channel, in the order of the axes; None for 1.
+    - `bias`: one value for each channel; None for 0.
+    - `axis`: the channels' axis, or axes.
+    - `epsilon`: added to the variance; a finite number from 0.
+    - `axis_name`: the axis (or tuple of axes) of `pmap`, `shard_map` or `vmap` over which replicas share statistics.
+      None for this replica alone or, under `jit` with sharded arrays, for the whole batch.
+    - `axis_index_groups`: groups of replicas that share statistics, `[[0, 1], [2, 3]]`. Without an axis name (under
+      `jit`) the batch is cut into as many equal parts as indices are given, in order, and the groups are groups of
+      parts.
+    - `mask`: which values count, broadcastable to `x`; all values are normalised.
+    - `activation`: applied to the result. The backward pass recomputes its input from `x` instead of keeping it.
+    - `dtype`: of the output; by default that of `x`, which rounds the result where `x` holds integers.
+    - `shift`: a guess of each channel's mean, about which float32 and float64 input is summed; a layer gives its
+      running mean. It changes no result, whatever it is: one that is far off costs a second look
+      (`jaxnorm/moments.py`). Where replicas might each have another (`pmap`, `vmap`, check_vma=False) it is not used.
 
-    >>> y, moments = batch_norm(x, scale, bias)
-    >>> running_var = momentum * running_var + (1 - momentum) * moments.variance(correction=1)
+    **Returns:** `(y, moments)`: `y` in the shape of `x`, and the `Moments` that it was normalised with, one value for
+    each channel. (Under `jit` with groups, the moments of all groups together.)
+
+    **Raises:**
+
+    - `TypeError`: for arguments that are no arrays, dtypes, functions or names of axes.
+    - `ValueError`: if one value for each channel is all there is (its variance is 0 whatever the value), if groups do
+      not fit the replicas or the batch, a parameter does not fit the channels, a mask does not broadcast, or a number
+      is not finite or out of range.
+    - `NameError`: if the axis name is not bound.
     """
     named = {"scale": scale, "bias": bias, "shift": shift}
     x, mask, reduced, parameters = _arguments(x, mask, axis, activation, dtype, named)
@@ -198,10 +204,34 @@ def normalize(
     activation: Activation | None = None,
     dtype: Any = None,
 ) -> Shaped[Array, "..."]:
-    """Normalises with given statistics, as BatchNorm does in eval: `(x - mean) / sqrt(var + epsilon) * scale + bias`.
+    """Normalises `x` with statistics that are given, as BatchNorm does in eval.
 
-    Arguments and errors as for `batch_norm`. `mean` and `var` keep their dtype: a bfloat16 input does not round them.
-    Values that do not count (`mask`) may be infinite or no numbers: they have no part in any derivative.
+        y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)
+
+    as `torch.nn.functional.batch_norm(..., training=False)` does. The arithmetic is in at least float32, and `mean` and
+    `var` keep their dtype: a bfloat16 input does not round them.
+
+    **Arguments:**
+
+    - `x`: the input, of any numeric dtype, channels along `axis`.
+    - `mean`: one value for each channel, in the order of the axes.
+    - `var`: the variance of each channel, likewise.
+    - `scale`: one value for each channel; None for 1.
+    - `bias`: one value for each channel; None for 0.
+    - `axis`: the channels' axis, or axes.
+    - `epsilon`: added to the variance; a finite number from 0.
+    - `mask`: which values count, broadcastable to `x`. All are normalised; those that do not count may be infinite or
+      no numbers: they have no part in any derivative.
+    - `activation`: applied to the result.
+    - `dtype`: of the output; by default that of `x`, which rounds the result where `x` holds integers.
+
+    **Returns:** `y`, in the shape of `x`.
+
+    **Raises:**
+
+    - `TypeError`: for arguments that are no arrays, dtypes or functions.
+    - `ValueError`: for statistics or parameters that do not fit the channels, a mask that does not broadcast, axes that
+      are none of the input's, and an `epsilon` that is not finite or below 0.
     """
     named = {"mean": mean, "var": var, "scale": scale, "bias": bias}
     for name in ("mean", "var"):

@@ -47,12 +47,29 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found. Where the step does not fit, everything but the memory is None.
+    """What `plan` found: memory, time and traffic of one training step.
 
-    `seconds` is `cycles / clock` and the collectives' time. `statistics_cycles` are those of operations that take
-    BatchNorm's sums and hold no convolution or matrix product: a sum that is taken while a convolution writes its
-    result costs nothing. `statistics` is the part of `collectives` that BatchNorm sends, with what the compiler has
-    merged into one with it.
+    Where the step does not fit, what it takes but memory is None: cycles, seconds, examples and collectives.
+
+    **Attributes:**
+
+    - `topology`: the name of the slice, as given.
+    - `devices`: how many it has.
+    - `batch`: the number of examples, over all devices.
+    - `fits`: whether the step fits into the devices' memory.
+    - `largest_batch`: the examples of which memory would last, by a straight line through this batch.
+    - `memory`: bytes on one device: `parameters`, `optimizer`, `average` (of an EMA), `other` (running statistics and
+      what else the model keeps), `batch`, `temporary` (activations, gradients), `total` (what the compiler reserves:
+      arrays padded to its tiles, the program too) and `available`.
+    - `cycles`: libtpu's estimate for the whole step.
+    - `statistics_cycles`: those of operations that take BatchNorm's sums and hold no convolution or matrix product: a
+      sum that is taken while a convolution writes its result costs nothing.
+    - `seconds`: `cycles / clock` and the collectives' time: what a step takes at best.
+    - `examples_per_second`: `batch / seconds`.
+    - `collectives`: those of one step: their `number`, the `bytes` that a replica gives to them, and `seconds` if they
+      are waited for.
+    - `statistics`: the part of `collectives` that BatchNorm sends, with what the compiler has merged into one with it.
+    - `compile_seconds`: what compiling took here.
     """
 
     topology: str
@@ -70,7 +87,12 @@ class Plan:
     compile_seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
+        """The plan as plain numbers, for JSON.
+
+        **Returns:** a dict by the attributes' names, memory and traffic as dicts.
+
+        **Raises:** nothing of its own.
+        """
         return asdict(self)
 
 
@@ -95,16 +117,23 @@ def plan(
     with memory, not the waiting for a host, for data or for stragglers. So `seconds` is what a step takes at best.
     Compiling takes minutes for a large model, and needs libtpu (`pip install 'jaxnorm[tpu]'`) but no TPU.
 
-    Args:
-        step: what `train_step` gave.
-        state, batch: arrays, or `jax.ShapeDtypeStruct`s in their place. The batch is the global one.
-        topology: a generation and its sides: "v5e:2x4", "v5e:16x16", "v5p:2x2x4", "v6e:4x4".
-        how: "jit" or "shard_map", as for `data_parallel`; the state is donated.
+    **Arguments:**
 
-    Raises:
-        TypeError: for arguments of another kind.
-        ValueError: for an unknown topology, for another `how`, and for a batch that the devices do not divide.
-        ImportError: where libtpu is not installed.
+    - `step`: what `train_step` gave.
+    - `state`: a `TrainState`, of arrays or of `jax.ShapeDtypeStruct`s in their place.
+    - `batch`: a tree of arrays or `jax.ShapeDtypeStruct`s, examples along the first axes: the global batch.
+    - `topology`: a generation and its sides: "v5e:2x4", "v5e:16x16", "v5p:2x2x4", "v6e:4x4".
+    - `how`: "jit" or "shard_map", as for `data_parallel`; the state is donated.
+
+    **Returns:** the `Plan`.
+
+    **Raises:**
+
+    - `TypeError`: for arguments of another kind.
+    - `ValueError`: for an unknown topology, for another `how`, and for a batch that the devices do not divide.
+    - `NameError`: under "jit" for a model whose layers have an axis name, which only "shard_map" binds.
+    - `ImportError`: where libtpu is not installed.
+    - `jax.errors.JaxRuntimeError`: for what else than memory the compiler complains of.
     """
     check.instance("step", step, TrainStep, "what train_step gave")
     check.instance("state", state, TrainState, "a jaxnorm.TrainState")

@@ -55,6 +55,7 @@ def recalibrate(
     - `batches`: of whatever `forward` takes. For `layer_by_layer` something that can be run through again.
     - `forward`: `(model, batch) -> anything`; calls the model. By default on the batch itself, or on the first entry of
       a tuple or list, as in PyTorch. Masks that it hands to BatchNorm layers count.
+    - `layer_by_layer`: a pass for each layer instead of one for all, as above.
     - `progress`: show a bar (with tqdm, where it is installed).
 
     **Returns:** what was given, with `mean` and `var` set (`var` unbiased where the layer tracks it so), and
@@ -62,8 +63,11 @@ def recalibrate(
 
     **Warns:** `UserWarning` for buffers that a module names by `unshared_statistics()`: they stay as they are.
 
-    **Raises:** `ValueError` where there is no batch, or no layer with running statistics; `TypeError` where the batches
-    can be run through only once and `layer_by_layer` needs more.
+    **Raises:**
+
+    - `TypeError`: for what is no model, no function or nothing that gives batches, and where the batches can be run
+      through only once and `layer_by_layer` needs more.
+    - `ValueError`: where there is no batch, or no layer with running statistics.
     """
     if not isinstance(batches, Iterable) or isinstance(batches, str | bytes) or not getattr(batches, "ndim", 1):
         raise TypeError(f"batches is what gives batches, such as a list or a loader; got {check.shown(batches)}")

@@ -16,7 +16,14 @@ from jaxnorm.saved_arrays import as_json, kinds_of, place_of, placed, reason_of,
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` gives."""
+    """What `Checkpoints.restore` gives.
+
+    **Attributes:**
+
+    - `step`: the checkpoint's step.
+    - `state`: the tree, its arrays placed as those of `like`.
+    - `data`: where the reading of the data stood, as given to `save`.
+    """
 
     step: int
     state: PyTree
@@ -41,10 +48,10 @@ class Checkpoints:
     stores a marker), so one that was cut short is never read, and is cleared away at the next start.
 
     All processes make the same calls in the same order. The state is any tree of arrays: a `TrainState`, whose random
-    key, counters, EMA and optimizer are in it. Arrays over the devices of several processes are saved as they are;
-    an array of one process alone must hold the same values in all of them. NumPy arrays stay NumPy's, in the dtype
-    they have; Python numbers become arrays, in the dtype JAX gives them. Saved as it is (not replicated), a
-    state can be taken up on any number of devices and processes; one with an axis of replicas, on as many replicas.
+    key, counters, EMA and optimizer are in it. Arrays over the devices of several processes are saved as they are; an
+    array of one process alone must hold the same values in all of them. NumPy arrays stay NumPy's, in the dtype they
+    have; Python numbers become arrays, in the dtype JAX gives them. Saved as it is (not replicated), a state can be
+    taken up on any number of devices and processes; one with an axis of replicas, on as many replicas.
 
     **Arguments:**
 
@@ -53,11 +60,15 @@ class Checkpoints:
     - `keep`: the number of checkpoints kept; the oldest are deleted after a new one is complete.
     - `timeout`: seconds after which a save counts as failed, if another process does not finish its part.
 
-    **Raises:** `OSError` from `save`, `wait` and `close` where a checkpoint could not be written (full disk, quota, no
-    permission), with its path and the last good one. The error of a save in the background is raised by the next of
-    these calls, in the process that met it. Where there are several, let it end the program: the others wait for this
-    one's part, until they are ended with it (`join_processes`) or `timeout` is over. `ValueError` where processes do
-    not see one directory.
+    **Raises:**
+
+    - `TypeError`: for a directory that is no path, and a config that JSON cannot hold.
+    - `ValueError`: where processes do not see one directory; for an empty path, and for `keep` and `timeout` that are
+      no whole numbers from 1.
+    - `OSError`: from `save`, `wait` and `close` where a checkpoint could not be written (full disk, quota, no
+      permission), with its path and the last good one. The error of a save in the background is raised by the next of
+      these calls, in the process that met it. Where there are several, let it end the program: the others wait for this
+      one's part, until they are ended with it (`join_processes`) or `timeout` is over.
     """
 
     def __init__(
@@ -97,12 +108,22 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, in order."""
+        """The steps of the complete checkpoints, in order.
+
+        **Returns:** a list of integers, empty if there is none.
+
+        **Raises:** nothing of its own.
+        """
         self._manager.reload()
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
-        """The step of the last complete checkpoint, the same in all processes; `None` if there is none."""
+        """The step of the last complete checkpoint, the same in all processes.
+
+        **Returns:** the step, `None` if there is none.
+
+        **Raises:** nothing of its own.
+        """
         steps = self.steps()
         latest = steps[-1] if steps else -1
         if jax.process_count() > 1:  # network file systems show a new directory to some sooner than to others
@@ -114,12 +135,18 @@ class Checkpoints:
     def save(self, step: Any, state: PyTree, data: Mapping[str, Any] | None = None) -> None:
         """Begins to write a checkpoint, after the one before is complete. The state may be donated afterwards.
 
-        `step` is an integer from 0 on, also NumPy's or a JAX array of no dimensions (`state.step`). `data` says where
-        the reading of the data stands, in numbers and strings: a seed and a position, say.
+        **Arguments:**
 
-        **Raises:** `OSError` as above; `ValueError` for another step, if there is a checkpoint of this step or a later
-        one, if an array of one process alone is not the same in all, or for leaves that cannot be stored: texts,
-        numbers too large.
+        - `step`: an integer from 0 on, also NumPy's or a JAX array of no dimensions (`state.step`).
+        - `state`: any tree of arrays, a `TrainState` for instance.
+        - `data`: where the reading of the data stands, in numbers and strings: a seed and a position, say.
+
+        **Raises:**
+
+        - `OSError`: where this checkpoint or the one before could not be written, see the class.
+        - `ValueError`: for another step, if there is a checkpoint of this step or a later one, if an array of one
+          process alone is not the same in all, or for leaves that cannot be stored: texts, numbers too large.
+        - `TypeError`: for `data` that JSON cannot hold.
         """
         import orbax.checkpoint as ocp
 
@@ -145,7 +172,10 @@ class Checkpoints:
             raise self._failure(error) from None  # orbax has logged where it happened
 
     def wait(self) -> None:
-        """Returns when all checkpoints begun are complete."""
+        """Returns when all checkpoints begun are complete.
+
+        **Raises:** `OSError` where one could not be written, see the class.
+        """
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -155,8 +185,20 @@ class Checkpoints:
     def restore(self, like: PyTree, step: Any = None) -> Restored:
         """A checkpoint, the last one by default, with its arrays placed as those of `like` are.
 
-        **Raises:** `FileNotFoundError` if there is none. `ValueError` for a step that is none, and naming all that
-        differs, if it is one of another model, optimizer or config. `OSError` if its files cannot be read.
+        **Arguments:**
+
+        - `like`: a tree with the structure, shapes and dtypes of the one that was saved, on the devices where the
+          arrays are to be: the `TrainState` before the first step, say. It is not changed.
+        - `step`: of which checkpoint; None for the last one.
+
+        **Returns:** a named tuple: `step`, `state` (like `like`), and the `data` that was given to `save`.
+
+        **Raises:**
+
+        - `FileNotFoundError`: if there is none, or none of that step.
+        - `ValueError`: for a step that is none, and naming all that differs, if it is one of another model, optimizer
+          or config.
+        - `OSError`: if its files cannot be read.
         """
         import orbax.checkpoint as ocp
 
@@ -181,7 +223,10 @@ class Checkpoints:
         return Restored(step, jax.tree.unflatten(jax.tree.structure(like), leaves), run["data"])
 
     def close(self) -> None:
-        """Waits for what is being written, and ends."""
+        """Waits for what is being written, and ends. A `with` block does so at its end.
+
+        **Raises:** `OSError` where a checkpoint could not be written, see the class.
+        """
         try:
             self.wait()
         finally:

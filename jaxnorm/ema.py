@@ -20,7 +20,14 @@ Placement: TypeAlias = Any  # "cpu", "pinned_host", a jax.Device, or a sharding
 
 
 class EmaState(NamedTuple):
-    """What an `Ema` remembers."""
+    """What an `Ema` remembers: the average, and how many updates it has taken.
+
+    **Attributes:**
+
+    - `count`: the updates so far, an int32 scalar.
+    - `average`: a tree of the structure given to `Ema.init`; floating and complex entries averaged, all others the
+      latest.
+    """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # updates so far
     average: PyTree  # the tree's structure; floating and complex entries averaged, all others the latest
@@ -59,7 +66,8 @@ class Ema:
     **Arguments:**
 
     - `decay`: share kept, or a schedule s -> decay (any optax schedule).
-    - `min_decay`, `update_after_step`, `use_warmup`, `warmup_gamma`, `warmup_power`: as above.
+    - `min_decay`, `update_after_step`, `use_warmup`, `warmup_gamma`, `warmup_power`: as above, timm's options of these
+      names.
     - `device`: where the average lives. `None`: beside the values. `"cpu"`: the host's memory, updated there.
       `"pinned_host"`: host memory that the accelerator reads directly, updated by the accelerator. A `jax.Device`.
       A sharding: a `NamedSharding` splits each array along its first dimension that the mesh axis divides (arrays
@@ -75,8 +83,7 @@ class Ema:
       `torch.optim.swa_utils.AveragedModel` does to integer buffers.
     - `counts_itself`: take the number of updates so far, plus one, where `update` is given no step.
 
-    **Raises:** `ValueError` and `TypeError` for options out of range or of another kind; for float16 and float8 entries
-    without a `dtype`; for trees of other things than arrays, and others than the one given to `init`.
+    **Raises:** `TypeError`, `ValueError` for options of another kind or out of range; the methods say what they raise.
     """
 
     decay: float | Schedule = 0.9999
@@ -118,6 +125,16 @@ class Ema:
         """`torch.optim.swa_utils.AveragedModel`: equal weights (SWA), or with a `decay` its `get_ema_avg_fn(decay)`.
 
         The first update copies. It counts its own updates (`EmaState.count` is PyTorch's `n_averaged`); give no step.
+
+        **Arguments:**
+
+        - `decay`: the share kept; None weighs all updates alike.
+        - `use_buffers`: average buffers too; False copies them. (PyTorch's option of that name.)
+        - `device`: where the average lives, as for `Ema`.
+
+        **Returns:** the `Ema`.
+
+        **Raises:** `TypeError`, `ValueError` for options that are none, or out of range.
         """
         check.flag("use_buffers", use_buffers)
         return cls(
@@ -134,11 +151,33 @@ class Ema:
 
         Its training loop makes the average a copy during the warm-up epochs; here, `state._replace(count=...)` with
         zero does so.
+
+        **Arguments:**
+
+        - `decay`: the share kept.
+        - `device`: where the average lives, as for `Ema`.
+
+        **Returns:** the `Ema`; buffers are averaged too.
+
+        **Raises:** `ValueError` for a decay that is not from 0 to 1, and for a device that is none.
         """
         return cls.averaged_model(decay, use_buffers=True, device=device)
 
     def init(self, tree: PyTree) -> EmaState:
-        """The state before any update: a copy of `tree`, placed and cast."""
+        """The state before any update: a copy of `tree`, placed and cast.
+
+        **Arguments:**
+
+        - `tree`: any tree of arrays.
+
+        **Returns:** the `EmaState`, its count 0.
+
+        **Raises:**
+
+        - `TypeError`: for what is no tree of arrays.
+        - `ValueError`: for float16 and float8 entries without a `dtype`, which could not hold their updates; for a
+          sharding that does not name one mesh axis.
+        """
         check.arrays("tree", tree)
         self._refuse_narrow(tree)
         average = jax.tree.map(lambda x: _floating_as(jnp.array(x, copy=True), self.dtype), tree)
@@ -152,13 +191,27 @@ class Ema:
         *,
         taken: Bool[Array, ""] | bool | None = None,
     ) -> EmaState:
-        """The state after `tree` is taken in. `tree` has the structure and the shapes given to `init`.
+        """The state after `tree` is taken in.
 
-        `step` is the number of this update, counted from 1: `state.count + 1`, say, which is what `TrainState` gives.
-        Where `taken` is False, the state stays as it is.
+        One compiled pass over the state. Placed elsewhere (`device`), values are sent there and the call returns at
+        once; it is then made outside of `jax.jit`, which cannot span platforms.
 
-        One compiled pass over the state. Placed elsewhere (`device`), values are sent there and the call returns
-        at once; it is then made outside of `jax.jit`, which cannot span platforms.
+        **Arguments:**
+
+        - `tree`: of the structure and the shapes given to `init`.
+        - `state`: what `init` or the last update gave.
+        - `step`: the number of this update, counted from 1: `state.count + 1`, say, which is what `TrainState` gives.
+          Without one the decay is `decay`, or goes by the average's own count (`counts_itself`).
+        - `taken`: where it is False, the state stays as it is; None says True.
+
+        **Returns:** the new `EmaState`.
+
+        **Raises:**
+
+        - `TypeError`: for what is no tree of arrays, and a state that is no `EmaState`.
+        - `ValueError`: for a tree of another structure or other shapes than that given to `init`; for a schedule
+          without a step; under `jit` with a `device`; and where `exclude_buffers=True` cannot tell parameters from
+          buffers.
         """
         self._check(state)
         check.arrays("tree", tree)
@@ -184,12 +237,33 @@ class Ema:
         return _update(self, jax.device_put(tree, shardings), state, step, taken)
 
     def value(self, state: EmaState) -> PyTree:
-        """The averaged tree, in the structure given to `init`, where the average lives."""
+        """The averaged tree, in the structure given to `init`, where the average lives.
+
+        **Arguments:**
+
+        - `state`: what `init` or the last update gave.
+
+        **Returns:** the tree; before any update a copy of the one given to `init`.
+
+        **Raises:** `TypeError` for a state that is no `EmaState`.
+        """
         self._check(state)
         return state.average
 
     def get_decay(self, step: Int[Array, ""] | int | None = None) -> Float[Array, ""]:
-        """The share kept at a step; timm's `ModelEmaV3.get_decay`."""
+        """The share kept at a step; timm's `ModelEmaV3.get_decay`.
+
+        **Arguments:**
+
+        - `step`: counted from 1; None for `decay` itself.
+
+        **Returns:** a floating scalar from 0 to 1.
+
+        **Raises:**
+
+        - `TypeError`: for a step that is no number.
+        - `ValueError`: for a step that is no scalar, and for a schedule without a step.
+        """
         return 1 - self._weight(step if step is None else check.array("step", step, shape=()))
 
     def _check(self, state: Any) -> None:

@@ -88,8 +88,13 @@ def eval_step(
     - `mask`: the entry of the batch that marks true examples, where there is one; see `pad_batch`.
     - `compute_dtype`: as for `train_step`.
 
-    **Raises:** `TypeError`, `ValueError` for options that are none; when called, for metrics that are not one value an
-    example.
+    **Returns:** a function (state, batch) -> totals: a dict of a `Mean` or a matrix of counts for each metric, and the
+    number of true examples as `examples`. The batch is a tree of arrays, examples along the first axes.
+
+    **Raises:** here for its options, and the function when it is called:
+
+    - `TypeError`: for arguments of another kind, and a `metrics_fn` that gives no mapping.
+    - `ValueError`: for metrics that are not one value an example, and for one that is called `examples`.
     """
     check.function("metrics_fn", metrics_fn)
     check.axis_name(axis_name)
@@ -116,8 +121,11 @@ def evaluate(step: Any, state: TrainState, batches: Iterable[Any], *, progress: 
     **Returns:** each metric's mean over all examples, a float, or an array where the metric has more axes; a confusion
     matrix as int64 counts; and `examples`, their number.
 
-    **Raises:** `TypeError` for what is no step or state; `ValueError` where there is no example, for replicas that
-    differ, by layer, and for labels outside of a confusion matrix.
+    **Raises:**
+
+    - `TypeError`: for what is no step or state, and for batches that are no mappings of names to arrays.
+    - `ValueError`: where there is no example, for replicas that differ, by layer, and for labels outside of a confusion
+      matrix.
     """
     check.instance("state", state, TrainState, "a jaxnorm.TrainState")
     described = "an iterable of mappings of names to arrays"

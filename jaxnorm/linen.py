@@ -24,19 +24,33 @@ class BatchNorm(nn.BatchNorm):
         y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)
 
     Attributes, defaults, variables ('scale' and 'bias' in 'params', 'mean' and 'var' in 'batch_stats') and dtype
-    promotion are those of `flax.linen.BatchNorm`, so that it takes its place and loads its checkpoints. What differs,
-    and the attributes that it adds, are those of `jaxnorm.nnx.BatchNorm`. With `momentum=None` or `count_batches=True`
-    'batch_stats' also holds 'num_batches_tracked'.
-
-    `use_fast_variance` has no effect: statistics are exact at no more cost. `force_float32_reductions=False` only sets
-    the dtype that running statistics are kept in (`param_dtype`): they are computed in at least float32.
+    promotion are those of `flax.linen.BatchNorm`, so that it takes its place and loads its checkpoints. What differs is
+    what differs in `jaxnorm.nnx.BatchNorm`. With `momentum=None` or `count_batches=True` 'batch_stats' also holds
+    'num_batches_tracked'.
 
     Note on momentum: `momentum=0.9` here is `momentum=0.1` in PyTorch.
 
-    Raises (when called):
-        TypeError, ValueError: for attributes that are none, one value per channel in training, or shapes that do not
-            fit.
-        NameError: if `axis_name` is not bound where the layer is called.
+    **Arguments:**
+
+    - `use_running_average`: whether to normalise with the running statistics (eval) or the batch's (training); here or
+      in the call.
+    - `axis`: the channels' axis; PyTorch's is 1.
+    - `momentum`: the share of the running statistics that is kept; None averages all batches alike, as in PyTorch.
+    - `epsilon`: added to the variance.
+    - `dtype`, `param_dtype`, `use_bias`, `use_scale`, `bias_init`, `scale_init`: as in `flax.linen.BatchNorm`.
+    - `axis_name`, `axis_index_groups`: as in `jaxnorm.nnx.BatchNorm`.
+    - `use_fast_variance`: Flax's field; it has no effect: statistics are exact at no more cost.
+    - `force_float32_reductions`: False only sets the dtype that running statistics are kept in (`param_dtype`): they
+      are computed in at least float32.
+    - `correction`: subtracted from the count in the running variance.
+    - `track_running_stats`: False, as in PyTorch, keeps no running statistics and normalises with the batch's in eval
+      too.
+    - `count_batches`: whether to count the batches in `num_batches_tracked`, as PyTorch does. With `momentum=None` they
+      are.
+    - `activation`: applied to the output; the backward pass recomputes its input.
+    - `parent`, `name`: Flax's own.
+
+    **Raises:** when called, `TypeError`, `ValueError` for attributes that are none, naming the attribute.
     """
 
     momentum: int | float | None = 0.99  # type: ignore[assignment]
@@ -55,11 +69,22 @@ class BatchNorm(nn.BatchNorm):
     ) -> Shaped[Array, "..."]:
         """Normalises `x`, and in training updates the running statistics (not during `init`, as in Flax).
 
-        Args:
-            x: the input, channels along `axis`.
-            use_running_average: as at construction; one of the two must be given.
-            mask: which values count towards the statistics, broadcastable to `x`; those that do not may be infinite or
-                no numbers.
+        **Arguments:**
+
+        - `x`: the input, channels along `axis`.
+        - `use_running_average`: as at construction; one of the two must be given.
+        - `mask`: which values count towards the statistics, broadcastable to `x`; those that do not may be infinite or
+          no numbers.
+
+        **Returns:** the normalised input, in its shape and in the dtype that Flax promotes input and parameters to, or
+        `dtype`.
+
+        **Raises:** each with the layer's path in its notes, where it has one:
+
+        - `TypeError`: for attributes and arguments of another kind.
+        - `ValueError`: for one value per channel in training, shapes that do not fit, groups that do not fit the
+          replicas, and where `use_running_average` is given neither at construction nor here, or in both places.
+        - `NameError`: if `axis_name` is not bound where the layer is called.
         """
         fields = (field.name for field in dataclasses.fields(self) if field.name not in ("parent", "name"))
         check.layer({name: getattr(self, name) for name in fields})

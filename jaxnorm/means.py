@@ -14,8 +14,13 @@ from jaxnorm._typing import Array, Bool, Float, PyTree, Shaped
 class Mean(NamedTuple):
     """A mean kept as its two parts, so that means over unequal parts add up: total / count.
 
-    A loss function gives its loss and its metrics as `Mean`s where parts of the batch may hold unequal numbers of
-    true examples. `train_step` adds totals and counts over microbatches and replicas, and divides once.
+    A loss function gives its loss and its metrics as `Mean`s where parts of the batch may hold unequal numbers of true
+    examples. `train_step` adds totals and counts over microbatches and replicas, and divides once.
+
+    **Attributes:**
+
+    - `total`: the sum of the values, a floating scalar.
+    - `count`: how many they are, a floating scalar.
     """
 
     total: Float[Array, ""]
@@ -23,10 +28,20 @@ class Mean(NamedTuple):
 
     @classmethod
     def of(cls, values: Shaped[Array, "..."], mask: Bool[Array, "..."] | None = None) -> "Mean":
-        """Of the values where `mask` holds (whose axes are the leading axes of `values`); of all without one.
+        """The mean of the values where `mask` holds; of all without one.
 
-        Raises:
-            TypeError, ValueError: for what are no arrays, and a mask that does not fit.
+        **Arguments:**
+
+        - `values`: an array; it is summed in at least float32.
+        - `mask`: which values count. Its axes are the leading axes of `values`, each as long or 1. What stands
+          elsewhere may be infinite or no number: it has no part in any derivative.
+
+        **Returns:** the `Mean`, of shapes ().
+
+        **Raises:**
+
+        - `TypeError`: for what are no arrays.
+        - `ValueError`: for a mask that does not fit.
         """
         values = check.array("values", values)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
@@ -42,7 +57,21 @@ class Mean(NamedTuple):
 
     @classmethod
     def taken(cls, name: str, value: Any, size: int) -> "Mean":
-        """What a loss function gave: a `Mean`, or a scalar, the mean over its `size` examples. In at least float32."""
+        """What a loss function gave, as a `Mean` in at least float32: what `train_step` adds up.
+
+        **Arguments:**
+
+        - `name`: what a message calls the value.
+        - `value`: a `Mean`, or a scalar: the mean over `size` examples.
+        - `size`: the number of examples of the batch.
+
+        **Returns:** the `Mean`; no derivative flows through the count of one that was given.
+
+        **Raises:**
+
+        - `TypeError`: for what is no array of numbers (JAX's own).
+        - `ValueError`: for an array that is no scalar.
+        """
         if isinstance(value, Mean):
             dtype = jnp.promote_types(value.total.dtype, jnp.float32)
             return Mean(value.total.astype(dtype), jax.lax.stop_gradient(jnp.asarray(value.count, dtype)))
@@ -56,12 +85,23 @@ class Mean(NamedTuple):
 def pad_batch(batch: Mapping[str, Any], size: int, mask: str = "mask") -> dict[str, Any]:
     """The batch repeated up to `size` examples, with an entry that marks the true ones.
 
-    Padding is made of true examples, not zeros, so that what is computed for it stays ordinary numbers.
-    Feed the mask to `Mean.of` and to the BatchNorm layers.
+    Padding is made of true examples, not zeros, so that what is computed for it stays ordinary numbers. Feed the mask
+    to `Mean.of` and to the BatchNorm layers.
 
-    Raises:
-        TypeError: for what is no mapping of names to arrays.
-        ValueError: where the batch is empty or larger, its entries differ in length, or have the mask's name.
+    **Arguments:**
+
+    - `batch`: a mapping of names to arrays, examples along the first axes.
+    - `size`: the number of examples to come to.
+    - `mask`: the name of the entry that marks the true examples.
+
+    **Returns:** a dict of NumPy arrays: the entries of the batch, `size` examples long, and the mask, bool of shape
+    (size,).
+
+    **Raises:**
+
+    - `TypeError`: for what is no mapping of names to arrays.
+    - `ValueError`: where the batch is empty or larger, its entries differ in length, or have the mask's name; for a
+      size that is no whole number.
     """
     check.instance("batch", batch, Mapping, "a mapping of names to arrays")
     check.arrays("batch", dict(batch))

@@ -13,12 +13,23 @@ from jaxnorm._typing import Array, Bool, Integer, Shaped
 def in_top_k(logits: Shaped[Array, "..."], labels: Shaped[Array, "..."], k: int = 1) -> Bool[Array, " examples"]:
     """Whether the label is among the `k` classes of the largest logits: timm's and torchvision's accuracy, by example.
 
-        rank = #(logits > logits[label]) + #(logits == logits[label], of a lower class)
+        rank = #(logits > logits[label]) + #(logits == logits[label], of a lower class);    rank < k
 
     Of equal logits the lower class comes first, as in `jax.lax.top_k`. A logit that is no number has no rank.
 
-    **Raises:** `TypeError`, `ValueError` for arrays of other shapes or dtypes, labels that are one-hot among them, and
-    a `k` that is not between 1 and the number of classes.
+    **Arguments:**
+
+    - `logits`: (examples, classes), of any numeric dtype.
+    - `labels`: (examples,), the classes' numbers from 0; a label that is no class is in no top k.
+    - `k`: from 1 to the number of classes.
+
+    **Returns:** (examples,), bool: one value an example, a metric for `eval_step`.
+
+    **Raises:**
+
+    - `TypeError`: for what are no arrays.
+    - `ValueError`: for arrays of other shapes, labels that are no integers (one-hot ones among them), and a `k` that is
+      not between 1 and the number of classes.
     """
     logits, labels = _classified(logits, labels)
     k = check.whole("k", k, least=1)
@@ -36,10 +47,18 @@ def in_top_k(logits: Shaped[Array, "..."], labels: Shaped[Array, "..."], k: int 
 class Confusion:
     """Labels and predictions, one an example; `evaluate` counts them up to a matrix.
 
-        {"confusion": jaxnorm.Confusion.of(logits, labels)}
+    ```python
+    {"confusion": jaxnorm.Confusion.of(logits, labels)}
+    ```
 
     Element (i, j) of the matrix, int64, is the number of examples of class i that were taken for class j, as in
     scikit-learn's `confusion_matrix`.
+
+    **Attributes:**
+
+    - `labels`: (examples,), integers: the classes' numbers.
+    - `predictions`: (examples,), integers: the classes that the examples were taken for.
+    - `classes`: the number of classes.
     """
 
     labels: Integer[Array, " examples"]
@@ -48,12 +67,32 @@ class Confusion:
 
     @classmethod
     def of(cls, logits: Shaped[Array, "..."], labels: Shaped[Array, "..."]) -> "Confusion":
-        """Of the class with the largest logit, the lowest of equal ones. **Raises** as `in_top_k`."""
+        """The labels, and the class with the largest logit of each example; the lowest of equal ones.
+
+        **Arguments:**
+
+        - `logits`: (examples, classes), of any numeric dtype.
+        - `labels`: (examples,), the classes' numbers from 0.
+
+        **Returns:** the `Confusion`, a metric for `eval_step`.
+
+        **Raises:** `TypeError`, `ValueError` as `in_top_k`.
+        """
         logits, labels = _classified(logits, labels)
         return cls(labels, jnp.argmax(logits, 1), logits.shape[1])
 
     def counts(self, mask: Bool[Array, " examples"]) -> Integer[Array, "classes classes"]:
-        """The matrix of the examples where `mask` holds, int32; labels that are no class count nowhere."""
+        """The confusion matrix of the examples where `mask` holds.
+
+        **Arguments:**
+
+        - `mask`: (examples,), bool: which examples count.
+
+        **Returns:** (classes, classes), int32: row i, column j the number of examples of class i that were taken for
+        class j. Labels that are no class count nowhere.
+
+        **Raises:** nothing of its own.
+        """
         n = self.classes
         known = mask & (self.labels >= 0) & (self.labels < n)
         cell = jnp.where(known, self.labels * n + self.predictions, n * n)

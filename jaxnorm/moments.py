@@ -54,10 +54,19 @@ _NEAR = 1.0
 
 
 class Moments(NamedTuple):
-    """Count, mean and sum of squared deviations: `m2 = sum((x - mean)^2)`, for each channel.
+    """Count, mean and sum of squared deviations of a sample, for each channel: what `batch_norm` normalises with.
+
+        m2 = sum(|x - mean|^2)
 
     `variance()` is `m2 / count` (biased, what BatchNorm normalises with); `variance(correction=1)` is
-    `m2 / (count - 1)` (unbiased, what PyTorch tracks; `correction` as in `torch.var`).
+    `m2 / (count - 1)` (unbiased, what PyTorch tracks; `correction` as in `torch.var`). All are in at least float32; of
+    complex input the mean is complex, and count and m2 are real.
+
+    **Attributes:**
+
+    - `count`: the number of values: one for all channels, of shape (), unless a mask tells the channels apart.
+    - `mean`: of each channel, in the shape of the channels' axes.
+    - `m2`: the sum of squared deviations from the mean, in that shape.
     """
 
     # Real, and one for all channels unless a mask tells them apart.
@@ -66,7 +75,16 @@ class Moments(NamedTuple):
     m2: Float[Array, "*channels"]
 
     def variance(self, correction: int | float = 0) -> Float[Array, "*channels"]:
-        """`m2 / (count - correction)`; NaN where no more than `correction` values were counted."""
+        """The variance of each channel, `m2 / (count - correction)`.
+
+        **Arguments:**
+
+        - `correction`: subtracted from the count: 0 for the biased variance, 1 for the unbiased one.
+
+        **Returns:** one value for each channel; NaN where no more than `correction` values were counted.
+
+        **Raises:** `ValueError` for a correction that is no finite number.
+        """
         freedom = self.count - check.number("correction", correction)
         return jnp.where(freedom > 0, self.m2 / jnp.where(freedom > 0, freedom, 1), jnp.nan)
 
@@ -77,15 +95,22 @@ def moments(
     *,
     mask: Bool[Array, "..."] | None = None,
 ) -> Moments:
-    """The moments of `x` for each channel, over all axes but `axis`, in at least float32.
+    """The moments of `x` for each channel, over all axes but `axis`: count, mean and sum of squared deviations.
 
-    Args:
-        x: the values, of any numeric dtype.
-        axis: the channels' axis or axes.
-        mask: which values count, broadcastable to `x`; None counts all.
+    They are computed in at least float32, and exact at any mean (`jaxnorm/moments.py` has the method and its error).
 
-    Raises:
-        TypeError, ValueError: for what is no array, for axes that are none of its, and a mask that does not fit.
+    **Arguments:**
+
+    - `x`: the values, of any numeric dtype.
+    - `axis`: the channels' axis or axes.
+    - `mask`: which values count, broadcastable to `x`; None counts all.
+
+    **Returns:** the `Moments`, one value for each channel.
+
+    **Raises:**
+
+    - `TypeError`: for what is no array.
+    - `ValueError`: for axes that are none of its, and a mask that does not fit.
     """
     x = check.array("x", x)
     reduced = reduced_axes(x.ndim, axis)
@@ -111,12 +136,27 @@ def broadcastable(name: str, mask: Any, x: Array) -> Array | None:
 
 
 def merge(first: Moments, *others: Moments) -> Moments:
-    """The moments of all samples together, by Chan's formula. Exact for uneven and empty samples.
+    """The moments of several samples taken together. Exact for uneven and empty samples.
 
-    >>> merge(moments(a), moments(b))  # equals moments(jnp.concatenate([a, b]))
+        mean = (n_a mean_a + n_b mean_b) / n,   m2 = m2_a + m2_b + n_a (mean_a - mean)^2 + n_b (mean_b - mean)^2
 
-    Raises:
-        TypeError, ValueError: for what are no moments, and for those of other channels.
+    (Chan, Golub & LeVeque, 1979.)
+
+    ```python
+    merge(moments(a), moments(b))  # equals moments(jnp.concatenate([a, b]))
+    ```
+
+    **Arguments:**
+
+    - `first`: the moments of one sample.
+    - `*others`: those of further samples, with the same channels.
+
+    **Returns:** the `Moments` of all samples.
+
+    **Raises:**
+
+    - `TypeError`: for what are no moments.
+    - `ValueError`: for those of other channels.
     """
     for one in (first, *others):
         check.instance("every argument of merge", one, Moments, "a jaxnorm.Moments")

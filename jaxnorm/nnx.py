@@ -21,7 +21,22 @@ Args = TypeVar("Args", bound=tuple[Any, ...])
 
 
 def input_dtype(args: Args, /, *, dtype: Any = None, inexact: bool = True) -> Args:
-    """For `promote_dtype`: the output keeps the input's dtype (or takes `dtype`) as in PyTorch, not the parameters'."""
+    """For `promote_dtype`: the output keeps the input's dtype (or takes `dtype`) as in PyTorch, not the parameters'.
+
+    ```python
+    jaxnorm.nnx.BatchNorm(64, promote_dtype=jaxnorm.nnx.input_dtype, rngs=rngs)
+    ```
+
+    **Arguments:** as Flax gives them (`flax.nnx.nn.dtypes.promote_dtype`):
+
+    - `args`: the input, and after it statistics and parameters.
+    - `dtype`: the layer's `dtype`; None for the input's own.
+    - `inexact`: of Flax's signature; it has no effect.
+
+    **Returns:** `args`, its first entry as an array of that dtype, the others as they are.
+
+    **Raises:** nothing of its own.
+    """
     x, *rest = args
     return (jnp.asarray(x, dtype), *rest)  # type: ignore[return-value]
 
@@ -32,39 +47,48 @@ class BatchNorm(nnx.BatchNorm):
         y = activation((x - mean) / sqrt(var + epsilon) * scale + bias)
 
     In training `mean` and `var` (biased) are those of the batch over all replicas of `axis_name`; in eval they are the
-    running statistics (formula: `running_statistics.py`). Fields, defaults, variable names and dtype promotion are
-    Flax's, so that it takes the place of `flax.nnx.BatchNorm` and loads its checkpoints. What differs:
+    running statistics, which a call in training moves:
+
+        mean <- momentum * mean + (1 - momentum) * batch mean
+        var  <- momentum * var  + (1 - momentum) * m2 / (count - correction)
+
+    Fields, defaults, variable names and dtype promotion are Flax's, so that it takes the place of `flax.nnx.BatchNorm`
+    and loads its checkpoints. What differs:
 
     - the running variance is unbiased as in PyTorch; `correction=0` tracks the biased one as Flax does;
-    - statistics are exact at any mean, at the cost of Flax's `use_fast_variance=True`; that field has no effect;
+    - statistics are exact at any mean, at the cost of Flax's `use_fast_variance=True`;
     - eval with a bfloat16 input does not round the running statistics to bfloat16.
 
     Note on momentum: `momentum=0.9` here is `momentum=0.1` in PyTorch.
 
-    Args:
-        num_features: the number of channels.
-        use_running_average: whether to normalise with the running statistics (eval) or the batch's (training).
-        axis: the channels' axis; PyTorch's is 1.
-        momentum: the share of the running statistics that is kept; None averages all batches alike, as in PyTorch.
-        epsilon: added to the variance.
-        dtype, param_dtype, use_bias, use_scale, bias_init, scale_init, promote_dtype, bias_metadata, scale_metadata:
-            as in `flax.nnx.BatchNorm`. `promote_dtype=input_dtype` makes the output keep the input's dtype, as in
-            PyTorch.
-        axis_name: the axis of `pmap`, `shard_map` or `vmap` over which replicas share statistics. None under `jit`
-            with sharded arrays: there the statistics are those of the whole batch.
-        axis_index_groups: groups of replicas that share statistics, `[[0, 1], [2, 3]]`; without an axis name, of equal
-            parts of the batch.
-        correction: subtracted from the count in the running variance.
-        track_running_stats: False, as in PyTorch, keeps no running statistics and normalises with the batch's in eval
-            too.
-        count_batches: whether to count the batches in `num_batches_tracked`, as PyTorch does. With `momentum=None`
-            they are. The counter stops at 2^31 - 1, unless jax_enable_x64 is set.
-        activation: applied to the output; the backward pass recomputes its input.
-        rngs: for the initializers.
+    The variables `scale` and `bias` are `nnx.Param`s; `mean`, `var` and `num_batches_tracked` are `nnx.BatchStat`s, of
+    shape (num_features,) and (), the statistics in at least float32.
 
-    Raises:
-        TypeError, ValueError: for options that are none, one value per channel in training, or shapes that do not fit.
-        NameError: if `axis_name` is not bound where the layer is called.
+    **Arguments:**
+
+    - `num_features`: the number of channels.
+    - `use_running_average`: whether to normalise with the running statistics (eval) or the batch's (training).
+    - `axis`: the channels' axis; PyTorch's is 1.
+    - `momentum`: the share of the running statistics that is kept; None averages all batches alike, as in PyTorch.
+    - `epsilon`: added to the variance.
+    - `dtype`, `param_dtype`, `use_bias`, `use_scale`, `bias_init`, `scale_init`, `bias_metadata`, `scale_metadata`: as
+      in `flax.nnx.BatchNorm`.
+    - `promote_dtype`: as in `flax.nnx.BatchNorm`; `promote_dtype=jaxnorm.nnx.input_dtype` makes the output keep the
+      input's dtype, as in PyTorch.
+    - `use_fast_variance`: Flax's field; it has no effect.
+    - `axis_name`: the axis of `pmap`, `shard_map` or `vmap` over which replicas share statistics. None under `jit` with
+      sharded arrays: there the statistics are those of the whole batch.
+    - `axis_index_groups`: groups of replicas that share statistics, `[[0, 1], [2, 3]]`; without an axis name, of equal
+      parts of the batch.
+    - `correction`: subtracted from the count in the running variance.
+    - `track_running_stats`: False, as in PyTorch, keeps no running statistics and normalises with the batch's in eval
+      too.
+    - `count_batches`: whether to count the batches in `num_batches_tracked`, as PyTorch does. With `momentum=None` they
+      are. The counter stops at 2^31 - 1, unless jax_enable_x64 is set.
+    - `activation`: applied to the output; the backward pass recomputes its input.
+    - `rngs`: for the initializers.
+
+    **Raises:** `TypeError`, `ValueError` for options that are none, naming the option.
     """
 
     def __init__(
@@ -148,12 +172,23 @@ class BatchNorm(nnx.BatchNorm):
     ) -> Shaped[Array, "..."]:
         """Normalises `x`, and in training updates the running statistics.
 
-        Args:
-            x: the input, channels along `axis`.
-            use_running_average: takes precedence over the layer's own.
-            mask: which values count towards the statistics, broadcastable to `x`; those that do not may be infinite or
-                no numbers.
-            axis: takes precedence over the layer's own.
+        **Arguments:**
+
+        - `x`: the input, channels along `axis`.
+        - `use_running_average`: takes precedence over the layer's own.
+        - `mask`: which values count towards the statistics, broadcastable to `x`; those that do not may be infinite or
+          no numbers.
+        - `axis`: takes precedence over the layer's own.
+
+        **Returns:** the normalised input, in its shape and in the dtype that `promote_dtype` makes of input, statistics
+        and parameters, or `dtype`.
+
+        **Raises:** each with the layer in its message or notes:
+
+        - `TypeError`: for arguments of another kind.
+        - `ValueError`: for one value per channel in training, shapes that do not fit, groups that do not fit the
+          replicas, and where neither the layer nor the call says which statistics to use.
+        - `NameError`: if `axis_name` is not bound where the layer is called.
         """
         x = check.array("x", x)
         eval_mode = self.use_running_average if use_running_average is None else use_running_average

@@ -45,7 +45,8 @@ def data_parallel(
 
     **Arguments:**
 
-    - `step`: what `train_step` gave.
+    - `step`: what `train_step` or `eval_step` gave.
+    - `how`: "pmap", "shard_map" or "jit", see the table.
     - `axis_name`: the replicas' axis; the name the model's BatchNorm layers synchronise over.
     - `devices`: by default all processes'.
     - `donate`: let the step overwrite the state it is given, which is then gone: half the memory. The arrays of the
@@ -67,10 +68,16 @@ def data_parallel(
       count each replica N times. `train_step` first makes the parameters the replica's own (`pcast`), and then adds.
     - jit: one loss of one batch; XLA puts in the same sum where the batch is split.
 
-    **Raises:** `TypeError` for arguments of another kind; `ValueError` for a batch that the devices do not divide (see
-    `pad_batch`), for a state that should or should not be replicated, under jit for a model whose layers have an axis
-    name (statistics are global there already: convert the model back), and under shard_map with a state as it is, for
-    running statistics that differ between replicas.
+    **Returns:** a function (state, batch) -> (state, metrics), metrics a dict of floating scalars; of an `eval_step`
+    (state, batch) -> totals, which `evaluate` takes. The batch is a tree of arrays, examples along the first axes.
+
+    **Raises:** here for its arguments, and the function when it is called:
+
+    - `TypeError`: for arguments of another kind.
+    - `ValueError`: for another `how`, an empty list of devices, a batch that the devices do not divide (see
+      `pad_batch`), a state that should or should not be replicated, under jit for a model whose layers have an axis
+      name (statistics are global there already: convert the model back), and under shard_map with a state as it is, for
+      running statistics that differ between replicas.
     """
     check.instance("step", step, TrainStep | EvalStep, "what train_step or eval_step gave")
     check.one_of("how", how, ("pmap", "shard_map", "jit"))

@@ -49,9 +49,14 @@ def join_processes(
     exit until the others are done, while these wait for this one's part of a sum: for `shutdown_timeout` seconds.)
     `sys.exit` is an orderly end, and waits.
 
-    **Raises:** `TypeError`, `ValueError` for arguments that are not these; `ValueError` where one of the three is given
-    or set and the others are neither and cannot be found;
-    `RuntimeError` in an indexed Kubernetes job whose other pods JAX cannot find, and where JAX was used before.
+    **Returns:** the number of processes, 1 where nothing was joined.
+
+    **Raises:**
+
+    - `TypeError`: for an address that is no text.
+    - `ValueError`: for numbers that are none, here or in the environment; where one of the three is given or set and
+      the others are neither and cannot be found.
+    - `RuntimeError`: in an indexed Kubernetes job whose other pods JAX cannot find, and where JAX was used before.
     """
     if coordinator_address is not None:
         check.instance("coordinator_address", coordinator_address, str, "host:port")

@@ -17,10 +17,20 @@ from jaxnorm.global_arrays import computed, is_own, own_copy, share
 def replicate(tree: PyTree, devices: Sequence[jax.Device] | None = None, axis_name: str = "batch") -> PyTree:
     """A copy for each device, along a new first axis: what `data_parallel` takes under pmap and shard_map.
 
-    An average that an `Ema` keeps elsewhere (`Ema.device`) stays there, once. `devices` are those of all
-    processes by default.
+    An average that an `Ema` keeps elsewhere (`Ema.device`) stays there, once.
 
-    **Raises:** `TypeError` for what is no tree of arrays, list of devices or name of an axis.
+    **Arguments:**
+
+    - `tree`: any tree of arrays, a `TrainState` for instance.
+    - `devices`: by default those of all processes.
+    - `axis_name`: the name of the mesh axis that the copies lie along.
+
+    **Returns:** the tree, each array with an axis of replicas in front, one row on each device.
+
+    **Raises:**
+
+    - `TypeError`: for what is no tree of arrays, list of devices or name of an axis.
+    - `ValueError`: for an empty list of devices.
     """
     check.arrays("tree", tree)
     check.instance("axis_name", axis_name, str, "the name of an axis")
@@ -40,15 +50,23 @@ def _stack(sharding: NamedSharding) -> Any:
 def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -> PyTree:
     """One state from the copies, on one device; the inverse of `replicate`.
 
-    Copies that differ are an error that names the layers, unless you say what to do:
+    Copies that differ are an error that names the layers, unless you say what to do, by `merge` or `rank`.
 
-    - `merge=True` pools the running statistics into those of all the replicas' examples together, of which each replica
-      has seen equally many: the mean of the means, and the mean of the variances plus the variance of the means.
-      Anything else that differs is still an error.
-    - `rank=r` takes the copy of replica r.
+    **Arguments:**
 
-    **Raises:** `ValueError` naming the layers that differ, and by how much; for a rank that no replica has; for arrays
-    without an axis of replicas. `TypeError` for what is no tree of arrays.
+    - `tree`: a replicated tree, a `TrainState` for instance.
+    - `merge`: pools the running statistics into those of all the replicas' examples together, of which each replica has
+      seen equally many: the mean of the means, and the mean of the variances plus the variance of the means. Anything
+      else that differs is still an error.
+    - `rank`: takes the copy of that replica.
+
+    **Returns:** the tree without the axis of replicas.
+
+    **Raises:**
+
+    - `TypeError`: for what is no tree of arrays.
+    - `ValueError`: naming the layers that differ, and by how much; for a rank that no replica has; for arrays without
+      an axis of replicas; for `merge` and `rank` together.
     """
     check.arrays("tree", tree)
     check.flag("merge", merge)
@@ -86,12 +104,22 @@ def unreplicate(tree: PyTree, *, merge: bool = False, rank: int | None = None) -
 
 
 def replica_divergence(tree: PyTree) -> dict[str, float]:
-    """The largest difference between replicas in each layer that has one; empty when all copies are equal.
+    """The largest difference between replicas in each layer that has one: whether the replicas still hold the same
+    state.
 
-    Layers are named by their path in the model; entries of the optimizer and of the EMA by their path in the state.
     A nan against a number counts as an infinite difference, a nan against a nan as none.
 
-    **Raises:** `TypeError` for what is no tree of arrays, `ValueError` for arrays without an axis of replicas.
+    **Arguments:**
+
+    - `tree`: a replicated tree, a `TrainState` for instance.
+
+    **Returns:** the largest absolute difference to the first replica by layer; empty when all copies are equal. Layers
+    are named by their path in the model; entries of the optimizer and of the EMA by their path in the state.
+
+    **Raises:**
+
+    - `TypeError`: for what is no tree of arrays.
+    - `ValueError`: for arrays without an axis of replicas.
     """
     check.arrays("tree", tree)
     return _by_layer(_differences(_without_placed_ema(tree)[0]))

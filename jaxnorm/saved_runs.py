@@ -21,7 +21,15 @@ AVERAGE = "ema_state/average/"
 
 
 class RestoredModel(NamedTuple):
-    """What `restore_model` gives."""
+    """What `restore_model` gives.
+
+    **Attributes:**
+
+    - `step`: the checkpoint's step.
+    - `model`: the model with the run's arrays, of the kind that was given: an `nnx.Module`, or Linen's
+      `(module, variables)`.
+    - `data`: where the reading of the data stood, as given to `Checkpoints.save`.
+    """
 
     step: int
     model: Any  # of the kind that was given
@@ -50,8 +58,15 @@ def restore_model(
     - `step`: of which checkpoint; the last one by default.
     - `average`: the model that the run's `Ema` kept, as `TrainState.ema_model` gives it.
 
-    **Raises:** `FileNotFoundError` if there is no such checkpoint; `ValueError` naming every array that differs, if it
-    is of another model, and where there is no average, or no `TrainState`; `OSError` if its files cannot be read.
+    **Returns:** the `RestoredModel`: `step`, `model`, `data`.
+
+    **Raises:**
+
+    - `FileNotFoundError`: if there is no such checkpoint.
+    - `TypeError`: for what is no path or no model.
+    - `ValueError`: naming every array that differs, if it is of another model; for a step that is none, and where there
+      is no average, or no `TrainState`.
+    - `OSError`: if its files cannot be read.
     """
     check.flag("average", average)
     definition, collections = take_apart(model)

@@ -24,26 +24,30 @@ def convert_sync_batchnorm(
 ) -> Any:
     """The model with every BatchNorm layer sharing statistics over the replicas of `axis_name`.
 
-    An NNX model comes back as a copy that shares its variables with `model`, as from `nnx.view`: Flax's BatchNorm
+    PyTorch's `torch.nn.SyncBatchNorm.convert_sync_batchnorm` for Flax. Only the sharing changes: parameters,
+    statistics, momentum, epsilon, dtypes, metadata, shared layers and each layer's own train/eval flag stay as they
+    are. Converting again to the same axis changes nothing.
+
+    **Arguments:**
+
+    - `model`: an NNX or Linen module.
+    - `axis_name`: the axis of `pmap`, `shard_map` or `vmap`, or a tuple of axes. Under `jit` with sharded arrays no
+      conversion is needed.
+    - `axis_index_groups`: groups of replicas that share statistics, `[[0, 1], [2, 3]]`; None for all.
+
+    **Returns:** of an NNX model a copy that shares its variables with `model`, as from `nnx.view`: Flax's BatchNorm
     layers are replaced by `jaxnorm.nnx.BatchNorm` (which keep tracking Flax's biased variance), jaxnorm's own get the
-    axis name. A Linen model comes back as a module that runs the original with its layers synchronised, on the
-    original's variables.
+    axis name. Of a Linen model a module that runs the original with its layers synchronised, on the original's
+    variables.
 
-    Converting again to the same axis changes nothing.
+    **Raises:**
 
-    Args:
-        model: an NNX or Linen module.
-        axis_name: the axis of `pmap`, `shard_map` or `vmap`. Under `jit` with sharded arrays no conversion is needed.
-        axis_index_groups: groups of replicas that share statistics.
+    - `TypeError`: if `model` is neither, or `axis_name` no name.
+    - `ValueError`: for `axis_index_groups` that are no groups.
 
-    Raises:
-        TypeError: if `model` is neither, or `axis_name` no name.
-        ValueError: for `axis_index_groups` that are no groups.
-
-    Warns:
-        UserWarning: if the model has no BatchNorm layer (a Linen model says so when it is called), and for the buffers
-            that stay each replica's own: those that a module names by a method `unshared_statistics()`, as models of
-            `interop` do for what forward computes from the batch by its own arithmetic.
+    **Warns:** `UserWarning` if the model has no BatchNorm layer (a Linen model says so when it is called), and for the
+    buffers that stay each replica's own: those that a module names by a method `unshared_statistics()`, as models of
+    `interop` do for what forward computes from the batch by its own arithmetic.
     """
     check.axis_name(axis_name)
     groups = check.groups(axis_index_groups)
@@ -86,11 +90,16 @@ def revert_sync_batchnorm(model: Any) -> Any:
     Parameters, statistics and flags are those of the model now. Layers that were built with an axis name, not
     converted, lose it.
 
-    Raises:
-        TypeError: if `model` is neither an NNX nor a Linen module.
+    **Arguments:**
 
-    Warns:
-        UserWarning: if an NNX model has no BatchNorm layer.
+    - `model`: an NNX or Linen module.
+
+    **Returns:** of an NNX model a copy that shares its variables with `model`; of a converted Linen model the original
+    module, of another one a module that runs it without axis names.
+
+    **Raises:** `TypeError` if `model` is neither an NNX nor a Linen module.
+
+    **Warns:** `UserWarning` if an NNX model has no BatchNorm layer.
     """
     if isinstance(model, linen.Module):
         return model.inner if isinstance(model, SyncBatchNorm) else SyncBatchNorm(model, None, None)

@@ -38,6 +38,21 @@ class TrainState:
     ```
 
     As with any JAX tree the leaves may also be shapes, shardings, or arrays with an axis of replicas in front.
+
+    **Attributes:**
+
+    - `params`: the parameters, as nested dicts: `nnx.Param`, Linen's "params".
+    - `batch_stats`: running statistics: `nnx.BatchStat`, Linen's "batch_stats".
+    - `variables`: all other variables of the model: buffers, frozen parameters.
+    - `streams`: the random streams of an NNX model.
+    - `opt_state`: the optimizer's state.
+    - `ema_state`: the `EmaState`, or None.
+    - `loss_scale`: the `LossScale`, or None.
+    - `step`: the steps taken, skipped ones included: an int32 scalar.
+    - `rng`: the key that the randomness of the steps is drawn from, or None.
+    - `definition`: what stays of the model without its arrays; static, as are the next two.
+    - `tx`: the optimizer.
+    - `ema`: the `Ema`, or None.
     """
 
     params: PyTree
@@ -68,15 +83,20 @@ class TrainState:
 
         **Arguments:**
 
-        - `model`: an `nnx.Module`, one traced from PyTorch included; or Linen's `(module, variables)`. The state
-          takes its arrays as they are; the module is not changed by training.
+        - `model`: an `nnx.Module`, one traced from PyTorch included; or Linen's `(module, variables)`. The state takes
+          its arrays as they are; the module is not changed by training.
         - `tx`: any optax optimizer; of an NNX model it is given the `nnx.Param`s, as nested dicts.
         - `ema`: average parameters and running statistics.
         - `rng`: what all randomness of the steps is drawn from. Without one, an NNX model's own first stream is.
         - `loss_scale`: for float16, `LossScale.dynamic()`.
         - `opt_state`: the optimizer's state, where it is not a new one.
 
-        **Raises:** `TypeError`, `ValueError` for arguments that are not these.
+        **Returns:** the `TrainState`, its step 0.
+
+        **Raises:**
+
+        - `TypeError`: for arguments that are not these; of a torch optimizer it says what makes one of it.
+        - `ValueError`: for Linen's variables without "params", and for an `ema` that cannot hold the model's dtypes.
         """
         if check.torch_object(tx):
             raise TypeError(
@@ -129,15 +149,34 @@ class TrainState:
         return f"TrainState({', '.join(parts)}){copies}"
 
     def replace(self, **changes: Any) -> "TrainState":
-        """The state with some fields changed."""
+        """The state with some fields changed.
+
+        **Arguments:**
+
+        - `**changes`: the fields' new values, by their names.
+
+        **Returns:** the new state.
+
+        **Raises:** `TypeError` for a field that there is not.
+        """
         return replace(self, **changes)
 
     def model(self) -> Any:
-        """The model with this state's arrays: an `nnx.Module`, or Linen's `(module, variables)`."""
+        """The model with this state's arrays, also of a replicated state.
+
+        **Returns:** an `nnx.Module`, or Linen's `(module, variables)`.
+
+        **Raises:** `ValueError` for replicas that differ, naming the layers.
+        """
         return self.definition.rebuild(_collections(_single(self)))
 
     def ema_model(self) -> Any:
-        """The model with the averaged arrays, beside the parameters wherever the average is kept."""
+        """The model with the averaged arrays, beside the parameters wherever the average is kept.
+
+        **Returns:** an `nnx.Module`, or Linen's `(module, variables)`.
+
+        **Raises:** `ValueError` for a state without an EMA, and for replicas that differ.
+        """
         state = _single(self)
         if self.ema is None or state.ema_state is None:
             raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
@@ -149,6 +188,8 @@ class TrainState:
     def averaged(self) -> "TrainState":
         """This state with the averaged arrays in the place of its own, and without an average: to evaluate.
 
+        **Returns:** the new state, without an axis of replicas.
+
         **Raises:** `ValueError` for a state without an EMA, and for replicas that differ.
         """
         _, collections = take_apart(self.ema_model())
@@ -156,15 +197,22 @@ class TrainState:
         return _single(self).replace(**arrays, ema=None, ema_state=None)
 
     def with_ema_model(self, model: Any, *, updates: int | None = None) -> "TrainState":
-        """The state with the arrays of `model` as its average: one trained elsewhere, timm's `state_dict_ema`.
+        """The state with the arrays of a model as its average: one trained elsewhere, timm's `state_dict_ema`.
 
         **Arguments:**
 
+        - `model`: the averaged model, of the same layers as the state's.
         - `updates`: the number of updates that the average has taken: AveragedModel's `n_averaged`, Ultralytics'
           `updates`. By default what this state's average has counted or, if that is nothing, its number of steps.
 
-        **Raises:** `ValueError` where none of these says the number and the next update's weight depends on it (equal
-        weights, a warm-up, a schedule, `update_after_step`); and for another model than the state's.
+        **Returns:** the new state.
+
+        **Raises:**
+
+        - `TypeError`: for what is no model.
+        - `ValueError`: where neither the argument nor the state says the number of updates and the next one's weight
+          depends on it (equal weights, a warm-up, a schedule, `update_after_step`); for another model than the state's,
+          a state without an EMA, one with an axis of replicas, and `updates` that is no whole number.
         """
         if self.ema is None or self.ema_state is None:
             raise ValueError("this TrainState has no EMA: create it with ema=jaxnorm.Ema(decay)")
@@ -183,7 +231,19 @@ class TrainState:
         return self.replace(ema_state=self.ema.init(average)._replace(count=jnp.full_like(count, updates)))
 
     def apply_gradients(self, grads: PyTree) -> "TrainState":
-        """One step of the optimizer. For loops of one's own."""
+        """One step of the optimizer. For loops of one's own.
+
+        **Arguments:**
+
+        - `grads`: the gradients, a tree like `params`.
+
+        **Returns:** the state with new parameters and optimizer state, its step one more.
+
+        **Raises:**
+
+        - `TypeError`: for what is no tree of arrays.
+        - `ValueError`: for a tree of another structure or other shapes than the parameters', naming what differs.
+        """
         check.arrays("grads", grads)
         wanted, got = (_shapes(tree) for tree in (self.params, grads))
         wrong = sorted(path for path in wanted.keys() | got.keys() if wanted.get(path) != got.get(path))
@@ -196,12 +256,25 @@ class TrainState:
         """Takes the present arrays into the average, which counts its own updates. For loops of one's own.
 
         Under `optax.MultiSteps` a microbatch that did not step the optimizer leaves the average as it is.
+
+        **Returns:** the new state; this one, if it has no EMA.
+
+        **Raises:** `ValueError` as `Ema.update`.
         """
         complete = [(s.mini_step == 0) & (s.gradient_step > 0) for s in _multi_steps(self.opt_state)]
         return self.averaging(functools.reduce(jnp.logical_or, complete).reshape(-1)[0] if complete else None)
 
     def averaging(self, taken: Any) -> "TrainState":
-        """`update_ema` where `taken` holds; None says that it does."""
+        """`update_ema` where `taken` holds.
+
+        **Arguments:**
+
+        - `taken`: a boolean scalar, which may be traced; None says that it holds.
+
+        **Returns:** the new state; this one, if it has no EMA.
+
+        **Raises:** `ValueError` as `Ema.update`.
+        """
         if self.ema is None or self.ema_state is None:
             return self
         values = _averaged(self)
@@ -393,9 +466,15 @@ def train_step(
     gradient that is not finite changes nothing but the scale and the step count (`torch.amp.GradScaler` would keep
     the running statistics, too, of a forward pass that may have overflowed). Metrics `loss_scale`, `skipped`.
 
-    **Raises:** `TypeError`, `ValueError` for options that are none, and for what `loss_fn` gives that is no loss and
-    metrics; `ValueError` where the batch cannot be split, for a loss that is no scalar, and where the forward pass
-    adds variables or changes their shapes.
+    **Returns:** a function (state, batch) -> (state, metrics). The batch is a tree of arrays, examples along the first
+    axes; metrics are a dict of floating scalars, `loss` among them.
+
+    **Raises:** here for its options, and the function when it is called:
+
+    - `TypeError`: for arguments of another kind, and for what `loss_fn` gives that is no pair of a loss and metrics.
+    - `ValueError`: for options out of range, where the batch cannot be split, for a loss that is no floating scalar, a
+      metric that is called `loss`, `clip_norm` under `optax.MultiSteps`, and where the forward pass adds variables or
+      changes their shapes.
     """
     check.function("loss_fn", loss_fn)
     check.axis_name(axis_name)

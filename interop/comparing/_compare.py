@@ -33,9 +33,12 @@ def compare(
     layouts: Layouts | None = None,
     tolerance: float | None = None,
 ) -> Comparison:
-    """A Flax model against the PyTorch model that it is to be, layer by layer, in eval and in train mode.
+    """A Flax model against the PyTorch model that it is to be, layer by layer, in eval and in train mode: where they
+    part, and why.
 
-        print(interop.compare(model, module, torch.randn(2, 3, 224, 224)))
+    ```python
+    print(interop.compare(model, module, torch.randn(2, 3, 224, 224)))
+    ```
 
     Both run on the same input. Of each layer that has parameters or statistics, the outputs are compared; the first
     that differs is looked at by itself: it is given PyTorch's own input to it. If it then still differs, PyTorch's
@@ -44,19 +47,25 @@ def compare(
     model is changed. Dropout drops nothing on either side, but in imported models, whose train mode is then compared
     layer by layer alone.
 
-    Args:
-        model: an NNX model, imported or written by hand, or Linen's `(module, variables)`. One that has convolutions of
-            Flax's is given images with their channels last. A Linen model is told its mode by its argument `train`,
-            `training`, `deterministic` or `use_running_average`.
-        module: the `torch.nn.Module`.
-        inputs: what the PyTorch module is called with: tensors, with more than one example.
-        rename, layouts: as for `interop.load_state_dict`, from PyTorch's names to the model's.
-        tolerance: the relative difference that is agreement; 1e-3 where the PyTorch model is in float32 or narrower,
-            1e-8 in float64.
+    **Arguments:**
 
-    Raises:
-        TypeError: for models of other kinds.
-        ValueError: where no layer of the two has the same name: give `rename`, see `interop.suggest_rename`.
+    - `model`: an NNX model, imported or written by hand, or Linen's `(module, variables)`. One that has convolutions of
+      Flax's is given images with their channels last. A Linen model is told its mode by its argument `train`,
+      `training`, `deterministic` or `use_running_average`.
+    - `module`: the `torch.nn.Module`.
+    - `*inputs`: what the PyTorch module is called with: tensors, with more than one example.
+    - `rename`, `layouts`: as for `interop.load_state_dict`, from PyTorch's names to the model's.
+    - `tolerance`: the relative difference that is agreement; 1e-3 where the PyTorch model is in float32 or narrower,
+      1e-8 in float64.
+
+    **Returns:** the `Comparison`.
+
+    **Raises:**
+
+    - `TypeError`: for models of other kinds, and inputs that are no arrays.
+    - `ValueError`: where no layer of the two has the same name: give `rename`, see `interop.suggest_rename`; and as
+      `interop.state_dict`.
+    - What the PyTorch module itself raises for these inputs.
     """
     import torch
 

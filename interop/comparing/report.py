@@ -10,19 +10,20 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LayerDifference:
-    """One layer in one mode.
+    """One layer in one mode, of a `Comparison`.
 
-    Attributes:
-        path: of the PyTorch layer.
-        counterpart: the path of the Flax layer.
-        kind: the class of the PyTorch layer.
-        mode: "eval" or "train".
-        shape: of what the PyTorch layer gives.
-        relative: norm(Flax's output - PyTorch's) / norm(PyTorch's), where the whole models run; None where that cannot
-            be seen.
-        alone: the same of the layer by itself, given PyTorch's own input, statistics that it moves included; None where
-            it cannot be called alone.
-        agrees: whether the first of these that there is lies below the tolerance.
+    **Attributes:**
+
+    - `path`: of the PyTorch layer.
+    - `counterpart`: the path of the Flax layer.
+    - `kind`: the class of the PyTorch layer.
+    - `mode`: "eval" or "train".
+    - `shape`: of what the PyTorch layer gives.
+    - `relative`: norm(Flax's output - PyTorch's) / norm(PyTorch's), where the whole models run; None where that cannot
+      be seen.
+    - `alone`: the same of the layer by itself, given PyTorch's own input, statistics that it moves included; None where
+      it cannot be called alone.
+    - `agrees`: whether the first of these that there is lies below the tolerance.
     """
 
     path: str
@@ -37,17 +38,19 @@ class LayerDifference:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A Flax model against its PyTorch origin. `str(...)` is a table.
+    """A Flax model against its PyTorch origin: what `compare` found. `str(...)` is a table.
 
-    Attributes:
-        layers: those that have parameters or statistics, in the order in which PyTorch calls them, mode by mode.
-        outputs: relative difference of the models' outputs, by mode.
-        first: the path of the first layer that differs, or the one that what differs comes before; None if none does.
-        cause: why, in words; None if nothing differs.
-        proved: whether the cause was shown by numbers: with it taken away, the layer agrees.
-        tolerance: what agreement means here.
-        missing, unexpected: entries of the state dict that only PyTorch has, and that only the Flax model has.
-        notes: what could not be compared.
+    **Attributes:**
+
+    - `layers`: a `LayerDifference` for each that has parameters or statistics, in the order in which PyTorch calls
+      them, mode by mode.
+    - `outputs`: relative difference of the models' outputs, by mode.
+    - `first`: the path of the first layer that differs, or the one that what differs comes before; None if none does.
+    - `cause`: why, in words; None if nothing differs.
+    - `proved`: whether the cause was shown by numbers: with it taken away, the layer agrees.
+    - `tolerance`: what agreement means here.
+    - `missing`, `unexpected`: entries of the state dict that only PyTorch has, and that only the Flax model has.
+    - `notes`: what could not be compared.
     """
 
     layers: tuple[LayerDifference, ...]

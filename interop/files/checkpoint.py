@@ -21,25 +21,26 @@ __all__ = ["Checkpoint", "CheckpointError", "load_checkpoint"]
 class Checkpoint(Mapping[str, np.ndarray]):
     """A state dict read from a file: PyTorch's names, and arrays that are read-only views of the mapped file.
 
-    Attributes:
-        path: the file (or folder).
-        format: "safetensors", "torch zip", "torch legacy", ...
-        metadata: what else the file says (epoch, arch, optimizer, ... under the file's own names), and
-            `which`: the name of the state dict that was taken (empty if the file is one),
-            `choices`: all that the file has,
-            `unwrapped`: what was taken off to get to the model's own names, in order,
-            `not_arrays`: entries of the state dict that are no arrays, if there are any.
-        versions: the versions of the modules that the state dict came from, by their names, if the file has them:
-            what torch keeps as `state_dict._metadata`, and some modules want to see again (torchvision's MNASNet).
-        batch_norms: eps, momentum and the other flags of each BatchNorm layer, where whole modules are pickled.
-        prefix: the `module.` that was taken off all names, as often as it was. DistributedDataParallel adds it, but a
-            model may have a child of that name: `load_state_dict` knows it by the model's own names.
-        entries: where each array lies (`interop.tensors.Tensor`).
+    `load_checkpoint` makes it. An array is made when it is asked for and costs no memory beyond the pages that are
+    read. Going through `items()` and letting each array go after use streams a file of any size. While arrays are in
+    use the file must not be written in place, as torch.save does: they would change, or the process would end (SIGBUS)
+    where the file became shorter. `save_checkpoint` puts a new file in its place, which does no harm; `to_device` and
+    NumPy's `array.copy()` copy.
 
-    An array is made when it is asked for and costs no memory beyond the pages that are read. Going through `items()`
-    and letting each array go after use streams a file of any size. While arrays are in use the file must not be written
-    in place, as torch.save does: they would change, or the process would end (SIGBUS) where the file became shorter.
-    `save_checkpoint` puts a new file in its place, which does no harm; `to_device` and NumPy's `array.copy()` copy.
+    **Attributes:**
+
+    - `path`: the file (or folder).
+    - `format`: "safetensors", "torch zip", "torch legacy", ...
+    - `metadata`: what else the file says (epoch, arch, optimizer, ... under the file's own names), and `which`: the
+      name of the state dict that was taken (empty if the file is one), `choices`: all that the file has, `unwrapped`:
+      what was taken off to get to the model's own names, in order, `not_arrays`: entries of the state dict that are no
+      arrays, if there are any.
+    - `versions`: the versions of the modules that the state dict came from, by their names, if the file has them: what
+      torch keeps as `state_dict._metadata`, and some modules want to see again (torchvision's MNASNet).
+    - `batch_norms`: eps, momentum and the other flags of each BatchNorm layer, where whole modules are pickled.
+    - `prefix`: the `module.` that was taken off all names, as often as it was. DistributedDataParallel adds it, but a
+      model may have a child of that name: `load_state_dict` knows it by the model's own names.
+    - `entries`: where each array lies.
     """
 
     def __init__(
@@ -66,15 +67,22 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return len(self.entries)
 
     def to_device(self, device: jax.Device | jax.sharding.Sharding | None = None) -> dict[str, jax.Array]:
-        """The arrays on a device (or with a sharding, as `jax.device_put` takes it), one after the other.
+        """The arrays on a device, one after the other.
 
         Each is a copy, and its pages leave memory when it has arrived, so that no more than the largest array is in
         memory besides what is on the device.
 
-            variables = interop.load_checkpoint("resnet50.safetensors").to_device()
+        ```python
+        variables = interop.load_checkpoint("resnet50.safetensors").to_device()
+        ```
 
-        Raises:
-            ValueError: for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64).
+        **Arguments:**
+
+        - `device`: a device or a sharding, as `jax.device_put` takes it; None for JAX's default device.
+
+        **Returns:** a dict from PyTorch's names to JAX's arrays.
+
+        **Raises:** `ValueError` for arrays that JAX, as configured, cannot hold (float64 without jax_enable_x64).
         """
         check(self)
         arrays = {}
@@ -91,31 +99,34 @@ class Checkpoint(Mapping[str, np.ndarray]):
 def load_checkpoint(path: "str | os.PathLike[str]", which: str | None = None) -> Checkpoint:
     """Reads a checkpoint without torch and without running anything that is in it.
 
-        >>> checkpoint = interop.load_checkpoint("model_best.pth.tar", which="ema")
-        >>> checkpoint["conv1.weight"].shape, checkpoint.metadata["epoch"], checkpoint.metadata["unwrapped"]
-        ((64, 3, 7, 7), 87, ['state_dict_ema', 'module.'])
-
-    Args:
-        path: a file of torch.save (zip or legacy) or safetensors, told by the content; an index of several files
-            (`*.index.json`); a folder of torch.distributed.checkpoint or of Hugging Face's cache; or a name of
-            Hugging Face's hub, `hf_hub:owner/model[@revision][/file]`.
-        which: which of several state dicts to take: "model", the trained weights; "ema", their average; or a name from
-            `metadata["choices"]`, as it is. By default the model, as torchvision does; in a file with pickled modules
-            the average, as Ultralytics does; an error where the file's names suggest the opposite of what it holds
-            (MMEngine, Lightning). The formats are in docs/checkpoints.md.
-
-    Returns:
-        A mapping from PyTorch's names to arrays, with `.metadata`. See `Checkpoint`.
+    ```python
+    >>> checkpoint = interop.load_checkpoint("model_best.pth.tar", which="ema")
+    >>> checkpoint["conv1.weight"].shape, checkpoint.metadata["epoch"], checkpoint.metadata["unwrapped"]
+    ((64, 3, 7, 7), 87, ['state_dict_ema', 'module.'])
+    ```
 
     Of a model that is pickled whole there are the parameters and buffers that its `state_dict()` has; what a class's
     own code adds (`get_extra_state`, hooks) is not known without running it.
 
     A file of n bytes is read, or refused, within about 1 s + n / (20 MB/s) and 64 MB + 4 n of memory, whatever it says.
 
-    Raises:
-        CheckpointError: for a file that is missing, truncated, damaged or no checkpoint, that describes more than its
-            size allows, or if the choice is unclear.
-        TypeError: for a path or `which` that is none.
+    **Arguments:**
+
+    - `path`: a file of torch.save (zip or legacy) or safetensors, told by the content; an index of several files
+      (`*.index.json`); a folder of torch.distributed.checkpoint or of Hugging Face's cache; or a name of Hugging Face's
+      hub, `hf_hub:owner/model[@revision][/file]`.
+    - `which`: which of several state dicts to take: "model", the trained weights; "ema", their average; or a name from
+      `metadata["choices"]`, as it is. By default the model, as torchvision does; in a file with pickled modules the
+      average, as Ultralytics does; an error where the file's names suggest the opposite of what it holds (MMEngine,
+      Lightning). The formats are in docs/checkpoints.md.
+
+    **Returns:** a `Checkpoint`: a mapping from PyTorch's names to arrays, with `.metadata`.
+
+    **Raises:**
+
+    - `interop.CheckpointError`: for a file that is missing, truncated, damaged or no checkpoint, that describes more
+      than its size allows, or if the choice is unclear.
+    - `TypeError`: for a path or `which` that is none.
     """
     source = path_of(path)
     if which is not None and not isinstance(which, str):

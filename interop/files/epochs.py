@@ -10,8 +10,7 @@ from interop.files.checkpoint import Checkpoint
 
 
 def first_epoch(checkpoint: Checkpoint | Mapping[str, Any]) -> int | None:
-    """The epoch that a run resumed from this checkpoint begins with, counted from 0; None where training has ended, or
-    nothing says.
+    """The epoch that a run resumed from this checkpoint begins with, counted from 0.
 
     | written by | `epoch` is | goes on with |
     |---|---|---|
@@ -20,11 +19,13 @@ def first_epoch(checkpoint: Checkpoint | Mapping[str, Any]) -> int | None:
     | torchvision's references, Lightning | the last one done | `epoch + 1` |
     | Ultralytics | the last one done, -1 once training has ended | `epoch + 1`, None |
 
-    Args:
-        checkpoint: what `load_checkpoint` gave, or its metadata.
+    **Arguments:**
 
-    Raises:
-        ValueError: for an epoch that is no whole number.
+    - `checkpoint`: what `load_checkpoint` gave, or its metadata.
+
+    **Returns:** the epoch; None where training has ended, or nothing says.
+
+    **Raises:** `ValueError` for an epoch that is no whole number.
     """
     notes = checkpoint.metadata if isinstance(checkpoint, Checkpoint) else checkpoint
     epoch = notes.get("epoch")

@@ -11,23 +11,29 @@ _ORDER = ("error", "warning", "info")
 
 
 def lint(target: Any) -> list[Finding]:
-    """What looks wrong, the worst first; an empty list for a healthy model.
+    """What looks wrong in a model or a checkpoint, the worst first.
 
-        >>> for finding in interop.lint("model_best.pth.tar"):
-        ...     print(finding.severity, finding.layer, finding.message)
-        error bn1 1 of 64 channels have a negative running variance (17)
+    ```python
+    >>> for finding in interop.lint("model_best.pth.tar"):
+    ...     print(finding.severity, finding.layer, finding.message)
+    error bn1 1 of 64 channels have a negative running variance (17)
+    ```
 
     Looked at are momentum, eps, running statistics, counters, scales, dtypes and memory; the rules, what each finding
     means and what to do are in `docs/lint.md`. Nothing is computed with the model and nothing is changed.
 
-    Args:
-        target: a `torch.nn.Module`, a `flax.nnx.Module` (imported or hand-written), Linen variables, a
-            `jaxnorm.TrainState`, a state dict of PyTorch's names, a `Checkpoint` or the path of one. Momentum, eps and
-            modes are known of modules only, and of checkpoints of pickled modules.
+    **Arguments:**
 
-    Raises:
-        TypeError: for anything else.
-        CheckpointError: if the path is no checkpoint that can be read.
+    - `target`: a `torch.nn.Module`, a `flax.nnx.Module` (imported or hand-written), Linen variables, a
+      `jaxnorm.TrainState`, a state dict of PyTorch's names, a `Checkpoint` or the path of one. Momentum, eps and modes
+      are known of modules only, and of checkpoints of pickled modules.
+
+    **Returns:** a list of `Finding`s, empty for a healthy model.
+
+    **Raises:**
+
+    - `TypeError`: for anything else.
+    - `interop.CheckpointError`: if the path is no checkpoint that can be read.
     """
     seen = subject(target)
     findings = [finding for rule in RULES for finding in rule(seen)]

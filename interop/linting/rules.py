@@ -26,15 +26,16 @@ _DEAD: Final = 1e-5  # a scale this small beside the layer's largest
 
 
 class Finding(NamedTuple):
-    """What looks wrong.
+    """What looks wrong: one finding of `lint`.
 
-    Attributes:
-        rule: the rule's name, as in `docs/lint.md`.
-        severity: "error" (results are or will be wrong), "warning" (probably a mistake) or "info" (worth knowing).
-        layer: the layer's name.
-        message: what was found.
-        value: the number that is suspicious.
-        suggested: what it should be; None where that cannot be known.
+    **Attributes:**
+
+    - `rule`: the rule's name, as in `docs/lint.md`.
+    - `severity`: "error" (results are or will be wrong), "warning" (probably a mistake) or "info" (worth knowing).
+    - `layer`: the layer's name.
+    - `message`: what was found.
+    - `value`: the number that is suspicious.
+    - `suggested`: what it should be; None where that cannot be known.
     """
 
     rule: str

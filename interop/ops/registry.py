@@ -55,24 +55,34 @@ def normalised(name: str) -> str:
 def register(
     *names: str, layout: Layout = "plain", random: bool = False, since: str | None = None
 ) -> Callable[[Function], Function]:
-    """Makes a function the JAX side of the operations `names`; it replaces one that is registered already.
+    """Makes a function the JAX side of PyTorch operations: for those that jaxnorm does not know, or of your own
+    library.
 
-    Arguments:
-        names: PyTorch's names, `mylib::op` or `mylib::op.overload`.
-        layout: how the function takes activations; "plain" means with PyTorch's order of dimensions.
-        random: whether the function takes a `key=` to draw from.
-        since: the first version of PyTorch that does this, "2.14" say; programs of older ones keep the function that
-            is registered for them. None: whatever the version.
+    ```python
+    @interop.register("mylib::scaled_tanh")
+    def scaled_tanh(x, scale=1.0):
+        return scale * jnp.tanh(x)
+    ```
 
-    Raises:
-        ValueError: for a name, a layout or a version that is none.
-        TypeError: for names that are no text, and what is no function.
+    The function takes the arguments of the operation's schema in PyTorch, arrays in the place of tensors. It replaces
+    one that is registered already.
 
-    Example::
+    **Arguments:**
 
-        @interop.register("mylib::scaled_tanh")
-        def scaled_tanh(x, scale=1.0):
-            return scale * jnp.tanh(x)
+    - `*names`: PyTorch's names, `mylib::op` or `mylib::op.overload`.
+    - `layout`: how the function takes activations: "plain", with PyTorch's order of dimensions (N, C, H, W);
+      "elementwise", in any common order, which its result has too; "aware", where the function answers for the order
+      itself (`interop/ops/layout.py`).
+    - `random`: whether the function takes a `key=` to draw from.
+    - `since`: the first version of PyTorch that does this, "2.14" say; programs of older ones keep the function that is
+      registered for them. None: whatever the version.
+
+    **Returns:** a decorator, which gives the function back.
+
+    **Raises:** here, and the decorator for what it is given:
+
+    - `ValueError`: for a name, a layout or a version that is none.
+    - `TypeError`: for names that are no text, a version that is none, and what is no function.
     """
     if not isinstance(layout, str) or layout not in ("plain", "elementwise", "aware"):
         raise ValueError(f'layout is "plain", "elementwise" or "aware", found {shown(layout)}')

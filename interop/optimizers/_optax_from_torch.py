@@ -77,9 +77,14 @@ def optax_from_torch(
     A parameter that the loss does not depend on has no gradient in PyTorch, which leaves it alone, and one of zero in
     JAX: weight decay moves it. Leave such parameters out of the optimizer.
 
-    **Raises:** `ValueError` for an optimizer or an option that has no counterpart here, naming them all; where the
-    order of the parameters is not known; and from the chain's `init`, for a model of more parameters than the
-    optimizer trains, where no `model` was given. `TypeError` for what is no torch optimizer.
+    **Returns:** the chain, an `optax.GradientTransformation`, which `jaxnorm.TrainState.create` takes.
+
+    **Raises:**
+
+    - `ValueError`: for an optimizer or an option that has no counterpart here, naming them all; where the order of the
+      parameters is not known, or groups differ and no `model` was given; and from the chain's `init`, for a model of
+      more parameters than the optimizer trains, where no `model` was given.
+    - `TypeError`: for what is no torch optimizer.
     """
     if isinstance(optimizer, Mapping) or not hasattr(optimizer, "param_groups"):
         raise TypeError(

@@ -17,7 +17,16 @@ from jaxnorm._typing import Array, Float, Int
 
 
 class PlateauState(NamedTuple):
-    """Where a plateau scheduler stands; PyTorch's names."""
+    """Where a plateau scheduler stands; PyTorch's names.
+
+    **Attributes:**
+
+    - `best`: the best metric so far, a floating scalar.
+    - `num_bad_epochs`: metrics since then that were no better, int32.
+    - `cooldown_counter`: metrics that are still not to count as bad, int32.
+    - `last_epoch`: the number of metrics taken, int32.
+    - `rates`: the learning rate of each parameter group, (groups,).
+    """
 
     best: Float[Array, ""]
     num_bad_epochs: Int[Array, ""]
@@ -44,6 +53,19 @@ class Plateau:
         state = plateau.apply(state, at)
     scheduler.load_state_dict(scheduler.state_dict() | plateau.state_dict(at))
     ```
+
+    **Attributes:** PyTorch's, but the last.
+
+    - `mode`: "min" or "max": what is better.
+    - `factor`: what the rates are multiplied by.
+    - `patience`: the number of metrics that may be no better.
+    - `threshold`: by how much a better one is better.
+    - `threshold_mode`: "rel", a share of the best, or "abs".
+    - `cooldown`: the number of metrics after a reduction that do not count as bad.
+    - `min_rates`: the lowest rate of each parameter group, (groups,); PyTorch's `min_lrs`.
+    - `eps`: the smallest reduction that is made.
+    - `start`: the state that the torch scheduler is in: `best`, `num_bad_epochs`, `cooldown_counter`, `last_epoch` and
+      `rates`, one for each group.
     """
 
     mode: str
@@ -57,7 +79,17 @@ class Plateau:
     start: PlateauState
 
     def update(self, state: PlateauState, metric: ArrayLike) -> PlateauState:
-        """The state after one more metric."""
+        """The state after one more metric; PyTorch's `scheduler.step(metric)`.
+
+        **Arguments:**
+
+        - `state`: `start`, or what the last update gave.
+        - `metric`: what is measured, a scalar.
+
+        **Returns:** the new state.
+
+        **Raises:** nothing of its own.
+        """
         metric = jnp.asarray(metric, state.best.dtype)
         sign = 1 if self.mode == "max" else -1
         relative = self.threshold_mode == "rel"
@@ -81,8 +113,14 @@ class Plateau:
     def apply(self, state: TrainState, at: PlateauState) -> TrainState:
         """The training state with the rates of `at` in the chains that `optax_from_torch` made with this plateau.
 
-        Raises:
-            ValueError: for an optimizer state that holds no such rate.
+        **Arguments:**
+
+        - `state`: a `jaxnorm.TrainState`, replicated or not.
+        - `at`: what `update` gave.
+
+        **Returns:** the new training state.
+
+        **Raises:** `ValueError` for an optimizer state that holds no such rate.
         """
         found = 0
 
@@ -100,7 +138,16 @@ class Plateau:
         return state.replace(opt_state=new)
 
     def state_dict(self, at: PlateauState) -> dict[str, Any]:
-        """What PyTorch's scheduler keeps of it."""
+        """What PyTorch's scheduler keeps of it, for its `load_state_dict`.
+
+        **Arguments:**
+
+        - `at`: what `update` gave.
+
+        **Returns:** a dict of numbers: `best`, `num_bad_epochs`, `cooldown_counter`, `last_epoch`, `_last_lr`.
+
+        **Raises:** nothing of its own.
+        """
         rates = [float(rate) for rate in at.rates]
         counts = {name: int(getattr(at, name)) for name in ("num_bad_epochs", "cooldown_counter", "last_epoch")}
         return {"best": float(at.best), **counts, "_last_lr": rates}
@@ -111,8 +158,13 @@ def plateau_from_torch(scheduler: Any) -> Plateau:
 
     Of timm's PlateauLRScheduler it is `scheduler.lr_scheduler`; what timm adds, warm-up and noise, is not in it.
 
-    Raises:
-        TypeError: for what is no ReduceLROnPlateau.
+    **Arguments:**
+
+    - `scheduler`: a `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+
+    **Returns:** the `Plateau`.
+
+    **Raises:** `TypeError` for what is no ReduceLROnPlateau.
     """
     if type(scheduler).__name__ != "ReduceLROnPlateau":
         raise TypeError(f"expected a ReduceLROnPlateau, found {type(scheduler).__name__}; see schedule_from_torch")

@@ -77,9 +77,14 @@ def schedule_from_torch(
     - `moving`: follow the scheduler also where it moves momentum, betas or weight decay (OneCycleLR, CyclicLR, timm's
       with `param_group_field="weight_decay"`). `optax_from_torch`'s chains do; a chain of your own sees the rate alone.
 
-    **Raises:** `ValueError` for ReduceLROnPlateau, for a scheduler that moves more than the rate, unless `moving`, for
-    more steps than the scheduler has, and for `steps`, `every` and `position` that are no numbers of steps; `TypeError`
-    for what is no scheduler.
+    **Returns:** a function (number of steps so far) -> rate with its `position`, or a list of one for each parameter
+    group.
+
+    **Raises:**
+
+    - `ValueError`: for ReduceLROnPlateau, for a scheduler that moves more than the rate, unless `moving`, for more
+      steps than the scheduler has, and for `steps`, `every` and `position` that are no numbers of steps.
+    - `TypeError`: for what is no scheduler.
     """
     for name, value, least in (("steps", steps, 0), ("every", every, 1), ("position", position or 0, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value < 2**31:

@@ -44,6 +44,7 @@ def load_optimizer_state(
 
     **Arguments:**
 
+    - `state`: a `jaxnorm.TrainState`.
     - `optimizer`: a torch optimizer, or its state dict (of tensors or of NumPy arrays: no torch is needed then).
     - `names`: which parameter is which: the torch module (with a state dict: the optimizer was given its parameters in
       the module's order), or the names in the order in which the optimizer was given the parameters. Not needed where
@@ -53,11 +54,16 @@ def load_optimizer_state(
       The position of a schedule from `schedule_from_torch` is its scheduler's, whatever this is.
     - `rename`, `layouts`, `inputs`: as in `load_state_dict`, of a hand-written model.
 
-    **Raises:** `ValueError` listing the optax fields that the torch state has nothing for, and entries of the torch
-    state that the optax state has no field for; for parameters that are in no group of the torch optimizer, and in the
-    optax state; where the order of the parameters is not known; for layers that have fewer parameters than in PyTorch;
-    and for parameters updated different numbers of times, or not at all (unless frozen), where their updates depend on
-    it. `TypeError` for what is no training state, optimizer or list of names.
+    **Returns:** the new training state.
+
+    **Raises:**
+
+    - `ValueError`: listing the optax fields that the torch state has nothing for, and entries of the torch state that
+      the optax state has no field for; for parameters that are in no group of the torch optimizer, and in the optax
+      state; where the order of the parameters is not known; for layers that have fewer parameters than in PyTorch; for
+      parameters updated different numbers of times, or not at all (unless frozen), where their updates depend on it;
+      and for a `step` that is none, missing where it is needed, or another than the optimizer's.
+    - `TypeError`: for what is no training state, optimizer or list of names.
     """
     if not isinstance(state, TrainState):
         raise TypeError(f"state is a jaxnorm.TrainState; got {type(state).__name__}")
@@ -131,11 +137,17 @@ def optimizer_state_dict(
 
     **Arguments:**
 
+    - `state`: a `jaxnorm.TrainState`.
     - `optimizer`: the torch optimizer to go on with, or its state dict: for its groups, hyperparameters and layout.
     - `names`, `rename`, `layouts`, `inputs`: as in `load_optimizer_state`.
 
-    **Raises:** `ValueError` where the order of the parameters is not known, and for parts of the optax state that have
-    counted different numbers of steps; `TypeError` as in `load_optimizer_state`.
+    **Returns:** a dict with `state` (torch tensors and numbers by the parameters' numbers) and `param_groups`.
+
+    **Raises:**
+
+    - `ValueError`: where the order of the parameters is not known, and for parts of the optax state that have counted
+      different numbers of steps.
+    - `TypeError`: as in `load_optimizer_state`.
     """
     import torch
 

@@ -27,7 +27,7 @@ TOLERANCE = 1e-8
 
 
 class PortError(ValueError):
-    """A source that is not what it should be, which is therefore not handed over."""
+    """A source that is not what it should be, which is therefore not handed over. A `ValueError`."""
 
 
 @dataclass(frozen=True)

@@ -16,21 +16,28 @@ from interop.running.surgery import replaced_paths
 def features(model: nnx.Module, names: Sequence[str] | Mapping[str, str]) -> TracedModule:
     """A model that returns values from inside of an imported one, as torchvision's `create_feature_extractor` does.
 
-        backbone = interop.features(model, ["layer2", "layer4"])
-        backbone(images)                                  # {"layer2": (N, 128, 28, 28), "layer4": (N, 512, 7, 7)}
+    ```python
+    backbone = interop.features(model, ["layer2", "layer4"])
+    backbone(images)                                  # {"layer2": (N, 128, 28, 28), "layer4": (N, 512, 7, 7)}
+    ```
 
     It computes up to the last of them and nothing after that: in train mode, BatchNorm layers that come later are not
     moved. It has all of the model's arrays, also those that it does not read, so that it goes home as the model does.
-    It is another module, with variables of its own; arrays are shared until one is changed.
 
-    Args:
-        model: an imported model.
-        names: paths of layers, for what each returned at its first call; or names of nodes
-            (`[node.name for node in model.nodes()]`). A mapping gives what they are to be called.
+    **Arguments:**
 
-    Raises:
-        TypeError: for what is no imported model, and names that are no text.
-        ValueError: for a name that is none, in train or eval mode, and for a layer that returned several values.
+    - `model`: an imported model.
+    - `names`: paths of layers, for what each returned at its first call; or names of nodes
+      (`[node.name for node in model.nodes()]`). A mapping gives what they are to be called.
+
+    **Returns:** another `TracedModule`, with variables of its own; arrays are shared until one is changed. Calls give a
+    dict by these names.
+
+    **Raises:**
+
+    - `TypeError`: for what is no imported model, and names that are no text.
+    - `ValueError`: for a name that is none, in train or eval mode, for a layer that returned several values, for no
+      names at all, and for a model of which a layer was replaced.
     """
     if not isinstance(model, TracedModule):
         raise TypeError(f"expected a model from interop.from_torch, found {type(model).__name__}")

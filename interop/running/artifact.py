@@ -38,16 +38,23 @@ _BROKEN = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, 
 
 
 def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
-    """Writes an imported model as it is now: arrays, each layer's flags, both graphs.
+    """Writes an imported model as it is now: arrays, each layer's flags, both graphs. `load` reads it, without torch.
 
     An older artifact in the directory is replaced by one rename, that of `program.json`, when everything is on the
     disk: after a crash, on a full disk and beside other writers there is one artifact, whole.
 
     Axis names (`convert_sync_batchnorm`) and random state belong to a run and are not kept.
 
-    Raises:
-        TypeError: for a module that `from_torch` or `load` did not make, and for a path that is none.
-        CheckpointError: where the disk refuses.
+    **Arguments:**
+
+    - `model`: a model of `from_torch` or `load`.
+    - `directory`: the folder, made where it is missing: `program.json` and `model.safetensors`.
+
+    **Raises:**
+
+    - `TypeError`: for a module that `from_torch` or `load` did not make, one of which a layer was replaced, and for a
+      path that is none.
+    - `interop.CheckpointError`: where the disk refuses.
     """
     if not isinstance(model, TracedModule):
         raise TypeError(f"expected a model from interop.from_torch, found {type(model).__name__}")
@@ -89,11 +96,19 @@ def save(model: nnx.Module, directory: str | os.PathLike[str]) -> None:
 def load(directory: str | os.PathLike[str], rngs: nnx.Rngs | None = None) -> TracedModule:
     """The model that `save` wrote. Needs no torch.
 
-    Raises:
-        CheckpointError: for files that are missing, damaged, of another version, or do not belong together;
-            everything is checked before the model is built.
-        NotImplementedError: for operations that are not registered here.
-        TypeError: for a path that is none.
+    **Arguments:**
+
+    - `directory`: what `save` was given.
+    - `rngs`: the `flax.nnx.Rngs` that dropout and its like draw from; `nnx.Rngs(0)` if None.
+
+    **Returns:** the `TracedModule`, in the mode in which it was saved.
+
+    **Raises:**
+
+    - `interop.CheckpointError`: for files that are missing, damaged, of another version, or do not belong together;
+      everything is checked before the model is built.
+    - `NotImplementedError`: for operations that are not registered here.
+    - `TypeError`: for a path that is none.
     """
     path = path_of(directory)
     model, arrays, training, compute_dtype = steady(path / PROGRAM, lambda: _read(path))

@@ -37,12 +37,15 @@ _MODES = ("deterministic", "use_running_average", "_interop_place")
 
 
 class TracedModule(Layer):
-    """A PyTorch model in JAX, as `interop.from_torch` makes it.
+    """A PyTorch model in JAX, as `interop.from_torch` and `interop.load` make it.
 
-    `model(*args, **kwargs)` takes what the PyTorch module takes, as arrays, and returns what it returns, dataclasses
-    as named tuples. `model.train()` and `model.eval()` choose between the two recorded graphs; layers that were
-    frozen in eval mode at import stay so. Randomness (dropout, stochastic depth) draws from the model's `nnx.Rngs`;
-    under an axis name that its BatchNorm layers share, replicas draw differently.
+    `model(*args, **kwargs)` takes what the PyTorch module takes, as arrays, and returns what it returns.
+    `model.train()` and `model.eval()` choose between the two recorded graphs; layers that were frozen in eval mode at
+    import stay so. Randomness (dropout, stochastic depth) draws from the model's `nnx.Rngs`; under an axis name that
+    its BatchNorm layers share, replicas draw differently.
+
+    The tree has PyTorch's paths and PyTorch's arrays: `model.layer1` has a child "0", whose `conv1` has a `weight` of
+    shape (out, in, kh, kw). BatchNorm layers are `jaxnorm.nnx.BatchNorm` modules.
 
     With a `compute_dtype`, parameters and inputs are cast to it for the run, while the model keeps them as they are;
     BatchNorm statistics stay in at least float32.
@@ -86,15 +89,22 @@ class TracedModule(Layer):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the graph of the current mode.
 
-        `mask=` (bool, one an example of the batch; of `jaxnorm.pad_batch`) says which examples count in BatchNorm's
-        statistics, where the PyTorch module has no argument of that name. It is followed to each layer through what
-        happens to the batch axis on the way, a reshape of (B, T, ...) to (B * T, ...) for instance.
+        **Arguments:**
 
-        Raises:
-            TypeError, ValueError: if the arguments are not those that the model was traced with, up to the varying
-                sizes.
-            ValueError: for a mask that is none of examples, or that cannot be followed, naming where: examples meet
-                before a layer, in an output or in a buffer in another way than in a BatchNorm layer's statistics.
+        - `*args`, `**kwargs`: what the PyTorch module takes, as arrays. A keyword `mask` (bool, one an example of the
+          batch; of `jaxnorm.pad_batch`) says which examples count in BatchNorm's statistics, where the PyTorch module
+          has no argument of that name. It is followed to each layer through what happens to the batch axis on the way,
+          a reshape of (B, T, ...) to (B * T, ...) for instance.
+
+        **Returns:** what the PyTorch module returns, arrays in the place of tensors; dataclasses as named tuples.
+
+        **Raises:**
+
+        - `TypeError`: if the arguments are not those that the model was traced with.
+        - `ValueError`: if their shapes are others, up to the varying sizes; for a mask that is none of examples, or
+          that cannot be followed, naming where: examples meet before a layer, in an output or in a buffer in another
+          way than in a BatchNorm layer's statistics; where a layer was replaced and the record does not say how to call
+          the new one.
         """
         program = self._program()
         own = "mask" in (*program.signature["names"], *program.signature["kwargs"])
@@ -103,9 +113,14 @@ class TracedModule(Layer):
         return run(program, values, self, mask)
 
     def train(self, **attributes: Any) -> None:
-        """To training.
+        """To training: batch statistics, running statistics that move, dropout. Layers frozen at import stay in eval
+        mode.
 
-        Batch statistics, running statistics that move, dropout; layers frozen at import stay in eval mode.
+        **Arguments:**
+
+        - `**attributes`: others to set in all layers that have them, as in `flax.nnx.Module.train`.
+
+        **Raises:** nothing of its own.
         """
         super().train(**attributes)  # type: ignore[no-untyped-call]
         for _, layer in nnx.iter_graph(self):
@@ -115,17 +130,19 @@ class TracedModule(Layer):
     def checkpoint(self, *patterns: str, policy: Callable[..., Any] | None = None) -> None:
         r"""Layers whose insides are not kept for the backward pass but computed again, by `jax.checkpoint`.
 
-            model.checkpoint(r"layer[12]\.\d+")              # each block of two stages by itself
-            model.checkpoint(r"layer\d", policy=jax.checkpoint_policies.dots_saveable)
-            model.checkpoint()                               # none
+        ```python
+        model.checkpoint(r"layer[12]\.\d+")              # each block of two stages by itself
+        model.checkpoint(r"layer\d", policy=jax.checkpoint_policies.dots_saveable)
+        model.checkpoint()                               # none
+        ```
 
-        Args:
-            patterns: regular expressions that match the whole path of a layer, as in `layouts=`. Inside a layer that
-                matches, others make no difference.
-            policy: what is kept all the same; see `jax.checkpoint_policies`.
+        **Arguments:**
 
-        Raises:
-            ValueError: for what is no regular expression, and for patterns that match no layer, all at once.
+        - `*patterns`: regular expressions that match the whole path of a layer, as in `layouts=`. Inside a layer that
+          matches, others make no difference.
+        - `policy`: what is kept all the same; see `jax.checkpoint_policies`.
+
+        **Raises:** `ValueError` for what is no regular expression, and for patterns that match no layer, all at once.
         """
         paths = list(self._interop.model.modules)
         try:
@@ -139,13 +156,22 @@ class TracedModule(Layer):
 
     def unshared_statistics(self) -> tuple[str, ...]:
         """The buffers that forward moves in training by arithmetic of its own, from what it is called with: running
-        statistics of `F.batch_norm` and of normalisations written out, queues, centres. Axis names make no difference
-        to them: `jaxnorm.convert_sync_batchnorm` names them."""
+        statistics of `F.batch_norm` and of normalisations written out, queues, centres.
+
+        Axis names make no difference to them: `jaxnorm.convert_sync_batchnorm` names them.
+
+        **Returns:** their names in the state dict.
+
+        **Raises:** nothing of its own.
+        """
         return tuple(moved_by_inputs(self._interop.model.train))
 
     @property
     def compute_dtype(self) -> Any:
-        """What parameters and inputs are cast to for the run; None for the arrays' own types."""
+        """What parameters and inputs are cast to for the run; None for the arrays' own types.
+
+        It can be set: `model.compute_dtype = jnp.bfloat16`. `ValueError` for what is neither None nor a floating dtype.
+        """
         return self._interop.compute_dtype
 
     @compute_dtype.setter
@@ -154,7 +180,13 @@ class TracedModule(Layer):
         self._describe(dataclasses.replace(self._interop, compute_dtype=None if dtype is None else jnp.dtype(dtype)))
 
     def nodes(self) -> tuple[Node, ...]:
-        """The operations of the current mode, in order: each node's name, operation, layer and line of PyTorch code."""
+        """The operations of the current mode, in order.
+
+        **Returns:** a tuple of nodes: each one's `name`, `operation`, `module` (the layer's path) and `source` (the
+        line of PyTorch code).
+
+        **Raises:** `ValueError` where a layer was replaced and the record does not say how to call the new one.
+        """
         return self._program().nodes
 
     def _describe(self, recorded: Recorded) -> None:

@@ -55,20 +55,27 @@ _LIMITS = {"eps": sys.float_info.max, "momentum": 1, "flax_momentum": 1, "p": 1}
 def config(source: Any, rename: Rename | None = None, *, inputs: Inputs = None) -> Config:
     """The settings of a model's layers, by their names in PyTorch: BatchNorm, the other norms, Dropout.
 
-        interop.save_checkpoint("model.safetensors", model, {"config": interop.config(model)})
-        config = interop.config(interop.load_checkpoint("model.safetensors"))
+    ```python
+    interop.save_checkpoint("model.safetensors", model, {"config": interop.config(model)})
+    config = interop.config(interop.load_checkpoint("model.safetensors"))
+    ```
 
     A layer's "training" is there where the layer knows it. In Linen, and in NNX where `use_running_average` is None,
     the call does. An imported model and a PyTorch module have an entry "" with the mode of the whole.
 
-    Args:
-        source: a `torch.nn.Module`; an NNX model; Linen's `(module, variables)`; a `jaxnorm.TrainState`; a config; or a
-            `Checkpoint`, for the config in its metadata or the flags of the BatchNorm layers of a pickled module.
-        rename, inputs: as for `interop.state_dict`; of Flax models.
+    **Arguments:**
 
-    Raises:
-        TypeError: for other sources, and for Linen's variables without the module.
-        ValueError: if the source has no config, or one that is not valid.
+    - `source`: a `torch.nn.Module`; an NNX model; Linen's `(module, variables)`; a `jaxnorm.TrainState`; a config; or a
+      `Checkpoint`, for the config in its metadata or the flags of the BatchNorm layers of a pickled module.
+    - `rename`, `inputs`: as for `interop.state_dict`; of Flax models.
+
+    **Returns:** a dict that JSON can hold, from each layer's name to its settings in PyTorch's words and conventions:
+    `{"bn1": {"kind": "BatchNorm", "eps": 1e-05, "momentum": 0.1, "affine": True, ...}}`.
+
+    **Raises:**
+
+    - `TypeError`: for other sources, and for Linen's variables without the module.
+    - `ValueError`: if the source has no config, or one that is not valid.
     """
     if _is_torch(source):
         return _of_torch(source)
@@ -83,15 +90,26 @@ def config(source: Any, rename: Rename | None = None, *, inputs: Inputs = None) 
 
 
 def load_config(target: Target, source: Any, rename: Rename | None = None, *, inputs: Inputs = None) -> Target:
-    """Gives a Flax model the settings of a config, or of whatever `interop.config` takes, and returns it.
+    """Gives a Flax model the settings of a config: epsilon, momentum, modes, dropout's rate.
 
-    An NNX model's layers are changed in place: epsilon, momentum (by Flax's convention), mode, dropout's rate. The
-    settings of Linen's layers are in the module's code: there a difference is an error that says what to write. Layers
-    that the config does not name stay as they are.
+    An NNX model's layers are changed in place, momentum by Flax's convention. The settings of Linen's layers are in the
+    module's code: there a difference is an error that says what to write. Layers that the config does not name stay as
+    they are.
 
-    Raises:
-        ValueError: with all layers that the model lacks or has of another kind, and all settings that it cannot take.
-            Nothing is changed then.
+    **Arguments:**
+
+    - `target`: an NNX model, or Linen's `(module, variables)`.
+    - `source`: a config, or whatever else `interop.config` takes.
+    - `rename`, `inputs`: as for `interop.state_dict`.
+
+    **Returns:** the target.
+
+    **Raises:**
+
+    - `TypeError`: for other targets (a `jaxnorm.TrainState`, whose settings are part of its compiled steps) and
+      sources.
+    - `ValueError`: with all layers that the model lacks or has of another kind, and all settings that it cannot take.
+      Nothing is changed then.
     """
     given = _checked(config(source))
     if isinstance(target, TrainState):
@@ -117,17 +135,27 @@ def load_config(target: Target, source: Any, rename: Rename | None = None, *, in
 
 
 def apply_config(module: Module, config: Mapping[str, Any]) -> Module:
-    """Puts the settings of a config on a PyTorch module's layers, and returns the module.
+    """Puts the settings of a config on a PyTorch module's layers.
 
-        module.load_state_dict({k: torch.tensor(v) for k, v in interop.state_dict(model).items()})
-        interop.apply_config(module, interop.config(model))
+    ```python
+    module.load_state_dict(interop.to_torch(interop.state_dict(model)))
+    interop.apply_config(module, interop.config(model))
+    ```
 
     Layers that the config does not name stay as they are.
 
-    Raises:
-        ValueError: with all layers that the module lacks or has of another kind, and all settings that a layer was
-            built with otherwise (affine, num_groups). Nothing is changed then.
-        TypeError: for what is no torch module, or no config.
+    **Arguments:**
+
+    - `module`: the `torch.nn.Module`, changed in place.
+    - `config`: what `interop.config` gave.
+
+    **Returns:** the module.
+
+    **Raises:**
+
+    - `ValueError`: with all layers that the module lacks or has of another kind, and all settings that a layer was
+      built with otherwise (affine, num_groups). Nothing is changed then.
+    - `TypeError`: for what is no torch module, or no config.
     """
     if not _is_torch(module):
         raise TypeError(f"expected a torch.nn.Module, found {type(module).__module__}.{type(module).__qualname__}")

@@ -14,28 +14,40 @@ from interop.weights.names import nodes
 
 
 def freeze(model: nnx.Module, *patterns: str) -> None:
-    r"""Parameters that do not train any more: `requires_grad_(False)` of PyTorch, by paths.
+    """Parameters that do not train any more: `requires_grad_(False)` of PyTorch, by paths.
 
-        interop.freeze(model, "conv1", "bn1", r"layer[12]")     # all below these layers
-        interop.freeze(model)                                   # all
+    ```python
+    interop.freeze(model, "conv1", "bn1", r"layer[12]")     # all below these layers
+    interop.freeze(model)                                   # all
+    ```
 
     Each becomes an `interop.Frozen` in the place of its `nnx.Param`: no gradient, no optimizer, in the state dict as
     before. Make optimizers and `TrainState`s after it. As in PyTorch, running statistics go on: a BatchNorm layer whose
     statistics stay as well has `use_running_average=True`.
 
-    Args:
-        model: any NNX model, changed in place.
-        patterns: regular expressions that match the whole path of a parameter, or of a layer above it, by PyTorch's
-            names (`layer1.0.bn1.weight`); none for all.
+    **Arguments:**
 
-    Raises:
-        ValueError: for what is no regular expression, and for patterns that match no parameter, all at once.
+    - `model`: any NNX model, changed in place.
+    - `*patterns`: regular expressions that match the whole path of a parameter, or of a layer above it, by PyTorch's
+      names (`layer1.0.bn1.weight`); none for all.
+
+    **Raises:** `ValueError` for what is no regular expression, and for patterns that match no parameter, all at once.
     """
     _turn(model, patterns, nnx.Param, Frozen)
 
 
 def unfreeze(model: nnx.Module, *patterns: str) -> None:
-    """Parameters that train again: the inverse of `freeze`, with its arguments and errors."""
+    """Parameters that train again: the inverse of `freeze`.
+
+    Each `interop.Frozen` that matches becomes an `nnx.Param`.
+
+    **Arguments:**
+
+    - `model`: any NNX model, changed in place.
+    - `*patterns`: as for `freeze`; none for all.
+
+    **Raises:** `ValueError` as `freeze`.
+    """
     _turn(model, patterns, Frozen, nnx.Param)
 
 

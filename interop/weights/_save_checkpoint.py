@@ -35,30 +35,35 @@ def save_checkpoint(
 ) -> None:
     """Writes a file that PyTorch loads, atomically: after a crash or on a full disk the old file is still there.
 
-        >>> interop.save_checkpoint("model.safetensors", model)
-        >>> interop.save_checkpoint("last.pth", model, {"epoch": 3, "arch": "resnet50"}, ema=average, layout="timm")
+    ```python
+    interop.save_checkpoint("model.safetensors", model)
+    interop.save_checkpoint("last.pth", model, {"epoch": 3, "arch": "resnet50"}, ema=average, layout="timm")
+    ```
 
-    Args:
-        path: ends in `.safetensors` (safetensors.torch.load_file, load_model) or `.pt`, `.pth`, `.bin`, `.tar`
-            (`torch.load(path, weights_only=True)` gives an OrderedDict of tensors). The folder must exist.
-        target: a mapping from names to arrays (NumPy, JAX or torch), a `Checkpoint`, or a model or state, which goes
-            through `interop.state_dict`. dtypes are kept, and names that share memory share it in the file. The
-            modules' versions that a `Checkpoint` or torch's own state dict knows go along into a `.pth` file.
-        metadata: what else the file is to say, tensors and NumPy's numbers too (`interop.optimizer_state_dict`).
-            safetensors holds text, so that other values are written as JSON.
-        ema: the average of `target`, of the same kinds. Not for safetensors, which holds one state dict.
-        rename: as for `load_state_dict`, from PyTorch's names to the target's, and used backwards here.
-        layout: None, the state dict itself, or "timm" if there are metadata or an average; "timm" (`state_dict`,
-            `state_dict_ema` and the metadata beside them, and `version` 2 where there is an `epoch`, which is the last
-            one done); "torchvision" (`model`, `model_ema` as an AveragedModel with
-            `n_averaged`, which is taken from the metadata or 1).
-        max_shard_size: bytes of arrays above which a safetensors file is split into several, with an index
-            `<path>.index.json`; `load_checkpoint` takes the same path.
+    **Arguments:**
 
-    Raises:
-        CheckpointError: for an unknown ending or layout, a state dict without arrays, a dtype that the format lacks,
-            masked values, and where the disk refuses.
-        TypeError: for a target that is neither, and for a path or metadata that are none.
+    - `path`: ends in `.safetensors` (safetensors.torch.load_file, load_model) or `.pt`, `.pth`, `.bin`, `.tar`
+      (`torch.load(path, weights_only=True)` gives an OrderedDict of tensors). The folder must exist.
+    - `target`: a mapping from names to arrays (NumPy, JAX or torch), a `Checkpoint`, or a model or state, which goes
+      through `interop.state_dict`. dtypes are kept, and names that share memory share it in the file. The modules'
+      versions that a `Checkpoint` or torch's own state dict knows go along into a `.pth` file.
+    - `metadata`: what else the file is to say, tensors and NumPy's numbers too (`interop.optimizer_state_dict`).
+      safetensors holds text, so that other values are written as JSON.
+    - `ema`: the average of `target`, of the same kinds. Not for safetensors, which holds one state dict.
+    - `rename`: as for `load_state_dict`, from PyTorch's names to the target's, and used backwards here.
+    - `layout`: None, the state dict itself, or "timm" if there are metadata or an average; "timm" (`state_dict`,
+      `state_dict_ema` and the metadata beside them, and `version` 2 where there is an `epoch`, which is the last one
+      done); "torchvision" (`model`, `model_ema` as an AveragedModel with `n_averaged`, which is taken from the metadata
+      or 1).
+    - `max_shard_size`: bytes of arrays above which a safetensors file is split into several, with an index
+      `<path>.index.json`; `load_checkpoint` takes the same path.
+
+    **Raises:**
+
+    - `interop.CheckpointError`: for an unknown ending or layout, a state dict without arrays, a dtype that the format
+      lacks, masked values, and where the disk refuses.
+    - `TypeError`: for a target that is neither, and for a path, a `rename` or metadata that are none.
+    - `ValueError`: for layers that cannot be told, as `interop.state_dict`, and for names that do not invert.
     """
     target_path = path_of(path)
     if metadata is not None and not isinstance(metadata, Mapping):

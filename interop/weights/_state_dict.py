@@ -32,9 +32,11 @@ _COUNTER = "num_batches_tracked"
 def state_dict(
     target: Any, rename: Rename | None = None, *, layouts: Layouts | None = None, inputs: Inputs = None
 ) -> dict[str, np.ndarray]:
-    """PyTorch's state dict of a model: its names, layouts and dtypes.
+    r"""PyTorch's state dict of a model: its names, layouts and dtypes.
 
-        torch_module.load_state_dict(interop.to_torch(interop.state_dict(model)))
+    ```python
+    torch_module.load_state_dict(interop.to_torch(interop.state_dict(model)))
+    ```
 
     An imported model gives `module.state_dict()`'s entries in its order; arrays that have not changed since the import
     come back bit for bit, and `num_batches_tracked` is int64 again. Of a hand-written model the layers' kinds say what
@@ -42,16 +44,23 @@ def state_dict(
     with PyTorch's name for the array: `layer1.0.conv1.weight`. Variables of other layers go as they are. A BatchNorm
     layer without a counter gives none: PyTorch's `load_state_dict(strict=True)` takes that, and its own stays as it is.
 
-    Args:
-        target: an NNX model; Linen's `(module, variables)`, or variables alone where their names leave no doubt; or a
-            `jaxnorm.TrainState` of any (replicas that differ are refused).
-        rename: as for `load_state_dict`, and used backwards here.
-        layouts: for layers that need another layout than their kind's, by patterns (`re.fullmatch`) of their paths in
-            the model: `{r"classifier\\.0": interop.layouts.Linear(flattened=(512, 7, 7))}`.
-        inputs: what a Linen module is called with, to see its layers; found by trial for modules of one array.
+    **Arguments:**
 
-    Raises:
-        TypeError, ValueError: for other targets, layers that cannot be told, and names that do not invert.
+    - `target`: an NNX model; Linen's `(module, variables)`, or variables alone where their names leave no doubt; or a
+      `jaxnorm.TrainState` of any (replicas that differ are refused).
+    - `rename`: as for `load_state_dict`, and used backwards here.
+    - `layouts`: for layers that need another layout than their kind's, by patterns (`re.fullmatch`) of their paths in
+      the model: `{r"classifier\.0": interop.layouts.Linear(flattened=(512, 7, 7))}`.
+    - `inputs`: what a Linen module is called with, to see its layers: an array (or `jax.ShapeDtypeStruct`), a sequence
+      of arguments, or a mapping of keyword arguments. Found by trial for modules of one array.
+
+    **Returns:** a dict from PyTorch's names to NumPy arrays.
+
+    **Raises:**
+
+    - `TypeError`: for other targets, and for a `rename` or `layouts` that are none.
+    - `ValueError`: for layers that cannot be told, layouts that do not fit, replicas that differ, and names that do not
+      invert.
     """
     tree = opened(target, layouts, inputs)
     parts = layers.parts(tree, layouts)
@@ -79,33 +88,35 @@ def load_state_dict(
     """Gives a model the values of a state dict: the inverse of `interop.state_dict`. Nothing changes if anything is
     wrong.
 
-    An NNX model is changed in place and returned. Linen's variables and `jaxnorm.TrainState` are not changed; new ones
-    are returned: for `(module, variables)` a tuple of the same kind.
-
-    Args:
-        target: as for `interop.state_dict`. Variables may be abstract (`jax.eval_shape(module.init, ...)`).
-        state_dict: arrays or tensors by PyTorch's names; values take the dtypes of the target's variables, rounded
-            where these are narrower.
-        rename: from the names of `state_dict` to those of the target: a mapping, a list of pairs of patterns, a
-            function, or a pair of functions; see `interop/weights/rename.py`.
-        strict: whether missing and unexpected keys are errors. Shapes that differ always are. Where several entries
-            make one variable (the biases of an LSTM), those that are missing are taken as the model has them.
-        layouts, inputs: as for `interop.state_dict`.
-
     Where none of the names is the model's, those of its wrappers are left out of these: a model whose only child is
     called `module`, or that `torch.compile` wrapped, takes what `load_checkpoint` reads.
 
     A BatchNorm layer's `num_batches_tracked` may be missing, as in checkpoints before PyTorch 0.4.1
     (torch/nn/modules/batchnorm.py, `_NormBase._load_from_state_dict`).
 
-    Raises:
-        TypeError: for what is no mapping from names.
-        ValueError: with all missing, unexpected and misshapen keys, all values that the model's dtypes cannot hold, and
-            values other than those that an imported model's code has read as numbers.
+    **Arguments:**
 
-    Warns:
-        UserWarning: if the state dict has counters that the model's layers have no place for (Flax's own BatchNorm, or
-            jaxnorm's without `count_batches=True`): they are left out.
+    - `target`: as for `interop.state_dict`. Variables may be abstract (`jax.eval_shape(module.init, ...)`).
+    - `state_dict`: arrays or tensors by PyTorch's names; values take the dtypes of the target's variables, rounded
+      where these are narrower.
+    - `rename`: from the names of `state_dict` to those of the target: a mapping, a list of pairs of patterns, a
+      function, or a pair of functions; see `interop/weights/rename.py`.
+    - `strict`: whether missing and unexpected keys are errors. Shapes that differ always are. Where several entries
+      make one variable (the biases of an LSTM), those that are missing are taken as the model has them.
+    - `layouts`, `inputs`: as for `interop.state_dict`.
+
+    **Returns:** an NNX model, changed in place. Linen's variables and `jaxnorm.TrainState` are not changed; new ones
+    are returned: for `(module, variables)` a tuple of the same kind.
+
+    **Raises:**
+
+    - `TypeError`: for what is no mapping from names, and as `interop.state_dict`.
+    - `ValueError`: with all missing, unexpected and misshapen keys, all values that the model's dtypes cannot hold, and
+      values other than those that an imported model's code has read as numbers; for a replicated state; and as
+      `interop.state_dict`.
+
+    **Warns:** `UserWarning` if the state dict has counters that the model's layers have no place for (Flax's own
+    BatchNorm, or jaxnorm's without `count_batches=True`): they are left out.
     """
     if not isinstance(strict, bool | np.bool_ | int):
         raise TypeError(f"strict is True or False, found {type(strict).__name__}")

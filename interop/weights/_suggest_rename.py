@@ -33,16 +33,20 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A proposal. `str(suggestion)` is a table of it; nothing has been applied.
+    """A proposal of `suggest_rename`. `str(suggestion)` is a table of it; nothing has been applied.
 
-        suggestion = interop.suggest_rename(model, state_dict)
-        print(suggestion)
-        interop.load_state_dict(model, state_dict, rename=suggestion.rename)     # if it is right
+    ```python
+    suggestion = interop.suggest_rename(model, state_dict)
+    print(suggestion)
+    interop.load_state_dict(model, state_dict, rename=suggestion.rename)     # if it is right
+    ```
 
-    Attributes:
-        matches: layer by layer, in the order of the state dict.
-        unmatched: layers of the state dict that fit nowhere, with their shapes.
-        missing: layers of the model that nothing fits, with their shapes.
+    **Attributes:**
+
+    - `matches`: layer by layer, in the order of the state dict: named tuples of `theirs` and `ours` (the layers'
+      names), `entries`, `reason` ("name", "shape" or "order") and `others` (what it might be as well).
+    - `unmatched`: layers of the state dict that fit nowhere, with their shapes.
+    - `missing`: layers of the model that nothing fits, with their shapes.
     """
 
     matches: tuple[Match, ...]
@@ -90,18 +94,21 @@ def suggest_rename(
     matched in the longest run of the same order, with similar names preferred among equally long ones; then what is
     left over; then, inside each pair of modules, their parts in the same way.
 
-    A match is ambiguous where order does not settle it: if the two sides have different numbers of modules or layers
-    of these shapes, or not in the same order among their neighbours.
+    A match is ambiguous where order does not settle it: if the two sides have different numbers of modules or layers of
+    these shapes, or not in the same order among their neighbours.
 
     Linen's variables alone are in alphabetical order once they have been through `jax.jit`; with their module they are
     in the order of the calls.
 
-    Args:
-        target, layouts, inputs: as for `interop.state_dict`.
-        state_dict: arrays or tensors by PyTorch's names; only shapes are looked at.
+    **Arguments:**
 
-    Raises:
-        TypeError, ValueError: as `interop.state_dict`, and for what is no mapping from names to arrays.
+    - `target`, `layouts`, `inputs`: as for `interop.state_dict`.
+    - `state_dict`: arrays or tensors by PyTorch's names; only shapes are looked at.
+
+    **Returns:** the `Suggestion`.
+
+    **Raises:** `TypeError`, `ValueError` as `interop.state_dict`; `TypeError` for what is no mapping from names to
+    arrays.
     """
     check_names(state_dict)
     ours: dict[str, dict[str, tuple[int, ...]]] = {}

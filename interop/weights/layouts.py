@@ -38,7 +38,15 @@ _MOST_AXES: Final = 64  # NumPy's limit
 
 
 class Piece(NamedTuple):
-    """Variables of a layer, and the entries of a state dict that hold the same numbers."""
+    """Variables of a layer, and the entries of a state dict that hold the same numbers.
+
+    **Attributes:**
+
+    - `variables`: Flax's names in the layer: "kernel", "query.kernel".
+    - `entries`: PyTorch's names in the layer: "weight", "in_proj_weight".
+    - `to_torch`: a function from the variables' arrays to a tuple of the entries'.
+    - `to_flax`: its inverse, bit for bit.
+    """
 
     variables: tuple[str, ...]  # Flax's names in the layer: "kernel", "query.kernel"
     entries: tuple[str, ...]  # PyTorch's names in the layer: "weight", "in_proj_weight"
@@ -48,15 +56,37 @@ class Piece(NamedTuple):
 
 @runtime_checkable
 class Layout(Protocol):
-    """The rule for one layer. `pieces` raises ValueError if the layer's variables are not what the rule is for."""
+    """The rule for one layer: from the shapes of its variables to pieces of a state dict.
+
+    The classes of `interop.layouts` are such rules, and so is any object with a method `pieces`.
+    """
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """The pieces, in the order of PyTorch's state dict. Variables that are in none keep their own rule or name."""
+        """How the layer's variables are kept in PyTorch's state dict.
+
+        **Arguments:**
+
+        - `shapes`: the shape of each variable of the layer, by its name in Flax.
+
+        **Returns:** the pieces, in the order of PyTorch's state dict. Variables that are in none keep their own rule or
+        name.
+
+        **Raises:** `ValueError` if the layer's variables are not what the rule is for.
+        """
         ...
 
 
 def same(*arrays: np.ndarray) -> Arrays:
-    """Both sides hold the same arrays."""
+    """The arrays as they are: both sides hold the same ones.
+
+    **Arguments:**
+
+    - `*arrays`: of either side.
+
+    **Returns:** the arrays, as a tuple.
+
+    **Raises:** nothing of its own.
+    """
     return arrays
 
 
@@ -88,7 +118,14 @@ def _flag(what: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Same:
-    """The same arrays on both sides; names as given, or unchanged."""
+    """The same arrays on both sides; names as given, or unchanged.
+
+    **Arguments:**
+
+    - `names`: a mapping from Flax's names to PyTorch's.
+
+    **Raises:** `TypeError` for what is no such mapping.
+    """
 
     names: Mapping[str, str] = field(default_factory=dict)  # Flax's name to PyTorch's
 
@@ -98,7 +135,16 @@ class Same:
             raise TypeError(f"Same: names is a mapping from Flax's names to PyTorch's, found {shown(self.names)}")
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """One piece for each variable."""
+        """One piece for each variable.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, by their names in Flax.
+
+        **Returns:** the pieces.
+
+        **Raises:** nothing of its own.
+        """
         return _renamed(shapes, {name: self.names.get(name, name) for name in shapes})
 
 
@@ -106,12 +152,17 @@ class Same:
 class Linear:
     """Dense, DenseGeneral, Linear, LinearGeneral <-> `nn.Linear`.
 
-    Args:
-        inputs: how many leading axes of the kernel are inputs; they are flattened in that order.
-        outputs: how many axes come after them.
-        flattened: the shape that was flattened to be the layer's input, in PyTorch's order: (channels, height,
-            width). PyTorch flattens channels first, Flax channels last, so that the inputs come in another order.
-            PyTorch's VGG has (512, 7, 7), its AlexNet (256, 6, 6).
+        kernel (in..., out...) <-> weight (out, in);    bias (out...) <-> bias (out)
+
+    **Arguments:**
+
+    - `inputs`: how many leading axes of the kernel are inputs; they are flattened in that order.
+    - `outputs`: how many axes come after them.
+    - `flattened`: the shape that was flattened to be the layer's input, in PyTorch's order: (channels, height, width).
+      PyTorch flattens channels first, Flax channels last, so that the inputs come in another order. PyTorch's VGG has
+      (512, 7, 7), its AlexNet (256, 6, 6).
+
+    **Raises:** `TypeError` for arguments that are no numbers of axes, or no shape.
     """
 
     inputs: int = 1
@@ -128,7 +179,17 @@ class Linear:
             raise TypeError(f"Linear: flattened is a shape, (channels, height, width), found {shown(shape)}")
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """`weight`, and `bias` if there is one."""
+        """`weight`, and `bias` if there is one.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, `kernel` and `bias`.
+
+        **Returns:** the pieces.
+
+        **Raises:** `ValueError` for a kernel that is missing, arrays of another number of axes, and a `flattened` shape
+        that is not the kernel's inputs.
+        """
         split = self.inputs
         _expect(shapes, "kernel", split + self.outputs, "this Dense layer")
         _expect(shapes, "bias", self.outputs, "this Dense layer")
@@ -158,8 +219,13 @@ class Linear:
 class Conv:
     """Conv <-> `nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`, with any groups.
 
-    Args:
-        spatial: the number of spatial axes; that of the kernel if None.
+        kernel (k..., in / groups, out) <-> weight (out, in / groups, k...)
+
+    **Arguments:**
+
+    - `spatial`: the number of spatial axes; that of the kernel if None.
+
+    **Raises:** `TypeError` for what is no number of axes.
     """
 
     spatial: int | None = None
@@ -169,7 +235,16 @@ class Conv:
             _number("Conv: spatial", self.spatial)
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """`weight`, and `bias` if there is one."""
+        """`weight`, and `bias` if there is one.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, `kernel` and `bias`.
+
+        **Returns:** the pieces.
+
+        **Raises:** `ValueError` for a kernel that is missing, and arrays of another number of axes.
+        """
         axes = _spatial(self.spatial, shapes, "a Conv layer")
         back = (*range(2, axes + 2), 1, 0)  # (out, in, k...) -> (k..., in, out)
         there = (axes + 1, axes, *range(axes))
@@ -183,12 +258,18 @@ class Conv:
 class ConvTranspose:
     """ConvTranspose <-> `nn.ConvTranspose1d`, `2d`, `3d`.
 
+        kernel (k..., in, out) <-> weight (in, out, k...), flipped along k
+        kernel (k..., out, in) <-> weight (in, out, k...)                       (transpose_kernel)
+
     PyTorch's layer is the transpose of a convolution with its weight; Flax's convolves with its kernel unless
     `transpose_kernel` is set, so that the kernel is the weight turned around (jax.lax.conv_transpose).
 
-    Args:
-        transpose_kernel: Flax's option.
-        spatial: the number of spatial axes; that of the kernel if None.
+    **Arguments:**
+
+    - `transpose_kernel`: Flax's option.
+    - `spatial`: the number of spatial axes; that of the kernel if None.
+
+    **Raises:** `TypeError` for what is neither True nor False, and no number of axes.
     """
 
     transpose_kernel: bool = False
@@ -200,7 +281,16 @@ class ConvTranspose:
             _number("ConvTranspose: spatial", self.spatial)
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """`weight`, and `bias` if there is one."""
+        """`weight`, and `bias` if there is one.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, `kernel` and `bias`.
+
+        **Returns:** the pieces.
+
+        **Raises:** `ValueError` for a kernel that is missing, and arrays of another number of axes.
+        """
         axes = _spatial(self.spatial, shapes, "a ConvTranspose layer")
         order = (axes + 1, axes) if self.transpose_kernel else (axes, axes + 1)
         there = (*order, *range(axes))
@@ -228,21 +318,34 @@ def _spatial(given: int | None, shapes: Shapes, what: str) -> int:
 
 @dataclass(frozen=True)
 class Embed:
-    """Embed <-> `nn.Embedding`."""
+    """Embed <-> `nn.Embedding`: `embedding` <-> `weight`, the same array."""
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """`weight`."""
+        """`weight`.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, `embedding`.
+
+        **Returns:** the piece.
+
+        **Raises:** `ValueError` for an array that has not two axes.
+        """
         _expect(shapes, "embedding", 2, "an Embed layer")
         return _renamed(shapes, {"embedding": "weight"})
 
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm, GroupNorm, InstanceNorm, RMSNorm <-> PyTorch's layers of these names.
+    """LayerNorm, GroupNorm, InstanceNorm, RMSNorm <-> PyTorch's layers of these names: `scale`, `bias` <-> `weight`,
+    `bias`.
 
-    Args:
-        channels_last: needed where scale and bias have several axes: whether the last one is the channels', which
-            PyTorch has first. A LayerNorm of (height, width, channels) is one of (channels, height, width) there.
+    **Arguments:**
+
+    - `channels_last`: needed where scale and bias have several axes: whether the last one is the channels', which
+      PyTorch has first. A LayerNorm of (height, width, channels) is one of (channels, height, width) there.
+
+    **Raises:** `TypeError` for what is neither True, False nor None.
     """
 
     channels_last: bool | None = None
@@ -252,7 +355,16 @@ class Norm:
             _flag("Norm: channels_last", self.channels_last)
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """`weight` and `bias`, as far as there are such."""
+        """`weight` and `bias`, as far as there are such.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, `scale` and `bias`.
+
+        **Returns:** the pieces.
+
+        **Raises:** `ValueError` where they have several axes and `channels_last` does not say which is the channels'.
+        """
         if self.channels_last is None and any(len(shapes.get(name, ())) > 1 for name in ("scale", "bias")):
             raise ValueError(
                 f"scale and bias of several axes {shapes.get('scale', shapes.get('bias'))}: are the channels last? Say "
@@ -269,10 +381,24 @@ class Norm:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """BatchNorm <-> `nn.BatchNorm1d`, `2d`, `3d`, `nn.SyncBatchNorm`. The counter is int64 in PyTorch."""
+    """BatchNorm <-> `nn.BatchNorm1d`, `2d`, `3d`, `nn.SyncBatchNorm`.
+
+        scale, bias, mean, var <-> weight, bias, running_mean, running_var
+
+    The same arrays; the counter `num_batches_tracked` is int64 in PyTorch.
+    """
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """What there is of weight, bias, running_mean, running_var, num_batches_tracked."""
+        """What there is of weight, bias, running_mean, running_var, num_batches_tracked.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, by their names in Flax.
+
+        **Returns:** the pieces.
+
+        **Raises:** `ValueError` for arrays of another number of axes.
+        """
         counter = Piece(
             ("num_batches_tracked",), ("num_batches_tracked",), lambda x: (x.astype(np.int64, copy=False),), same
         )
@@ -284,10 +410,19 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class PReLU:
-    """PReLU <-> `nn.PReLU` with one slope."""
+    """PReLU <-> `nn.PReLU` with one slope: `negative_slope` of shape () <-> `weight` of shape (1,)."""
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """`weight`."""
+        """`weight`.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, `negative_slope`.
+
+        **Returns:** the piece.
+
+        **Raises:** `ValueError` for a slope that is no scalar.
+        """
         _expect(shapes, "negative_slope", 0, "a PReLU layer")
         return [Piece(("negative_slope",), ("weight",), lambda x: (x.reshape(1),), lambda x: (x.reshape(()),))]
 
@@ -303,7 +438,16 @@ class Attention:
     """
 
     def pieces(self, shapes: Shapes) -> list[Piece]:
-        """`in_proj_weight` or the three weights, `in_proj_bias`, `out_proj.weight`, `out_proj.bias`; or nothing."""
+        """`in_proj_weight` or the three weights, `in_proj_bias`, `out_proj.weight`, `out_proj.bias`.
+
+        **Arguments:**
+
+        - `shapes`: of the layer's variables, `query.kernel`, `out.bias` and the like.
+
+        **Returns:** the pieces; none where PyTorch has no such layer.
+
+        **Raises:** `ValueError` for an `out.bias` that has not one axis.
+        """
         if not is_attention(shapes):
             return []
         inputs, heads, size = shapes["query.kernel"]
@@ -356,7 +500,16 @@ _PROJECTIONS = ("query", "key", "value")
 
 
 def is_attention(shapes: Shapes) -> bool:
-    """Whether variables with these names and shapes are those of an attention layer of Flax."""
+    """Whether variables with these names and shapes are those of an attention layer of Flax.
+
+    **Arguments:**
+
+    - `shapes`: the shape of each variable, by its name in the layer.
+
+    **Returns:** True or False.
+
+    **Raises:** nothing of its own.
+    """
     kernels: list[tuple[int, ...]] = [shapes.get(f"{name}.kernel", ()) for name in (*_PROJECTIONS, "out")]
     if any(len(shape) != 3 for shape in kernels):
         return False
