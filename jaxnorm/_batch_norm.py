@@ -61,7 +61,8 @@ def batch_norm(
 
     **Arguments:**
 
-    - `x`: the input, of any numeric dtype, channels along `axis`; all other axes are reduced over.
+    - `x`: the input, floating or complex, channels along `axis`; all other axes are reduced over. Integers too, where
+      `dtype` says what they become.
     - `scale`: one value for each channel, in the order of the axes; None for 1.
     - `bias`: one value for each channel; None for 0.
     - `axis`: the channels' axis, or axes.
@@ -73,7 +74,7 @@ def batch_norm(
       parts.
     - `mask`: which values count, broadcastable to `x`; all values are normalised.
     - `activation`: applied to the result. The backward pass recomputes its input from `x` instead of keeping it.
-    - `dtype`: of the output; by default that of `x`, which rounds the result where `x` holds integers.
+    - `dtype`: of the output, floating or complex; by default that of `x`.
     - `shift`: a guess of each channel's mean, about which float32 and float64 input is summed; a layer gives its
       running mean. It changes no result, whatever it is: one that is far off costs a second look
       (`jaxnorm/moments.py`). Where replicas might each have another (`pmap`, `vmap`, check_vma=False) it is not used.
@@ -213,7 +214,7 @@ def normalize(
 
     **Arguments:**
 
-    - `x`: the input, of any numeric dtype, channels along `axis`.
+    - `x`: the input, floating or complex, channels along `axis`. Integers too, where `dtype` says what they become.
     - `mean`: one value for each channel, in the order of the axes.
     - `var`: the variance of each channel, likewise.
     - `scale`: one value for each channel; None for 1.
@@ -223,7 +224,7 @@ def normalize(
     - `mask`: which values count, broadcastable to `x`. All are normalised; those that do not count may be infinite or
       no numbers: they have no part in any derivative.
     - `activation`: applied to the result.
-    - `dtype`: of the output; by default that of `x`, which rounds the result where `x` holds integers.
+    - `dtype`: of the output, floating or complex; by default that of `x`.
 
     **Returns:** `y`, in the shape of `x`.
 
@@ -255,7 +256,9 @@ def _arguments(
     reduced = reduced_axes(x.ndim, axis)
     channels = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
     keep = tuple(1 if a in reduced else n for a, n in enumerate(x.shape))
-    check.dtype("dtype", dtype)
+    check.dtype("dtype", dtype, inexact=True)
+    if dtype is None and not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise TypeError(f"x holds {x.dtype}, in which normalised values would be rounded: give dtype=jnp.float32")
     if activation is not None:
         check.function("activation", activation)
     wide = []

@@ -1,6 +1,7 @@
 """What arguments are to be, said at the door: errors that name the argument, what is expected, and what was given."""
 
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -231,6 +232,20 @@ def _instead(name: str, value: Any) -> str:
 def torch_object(value: Any) -> bool:
     """Whether a value is PyTorch's, which is not imported to tell."""
     return any(cls.__module__.split(".")[0] == "torch" for cls in type(value).__mro__)
+
+
+def pattern(name: str, value: Any) -> re.Pattern[str]:
+    """A regular expression, compiled.
+
+    Raises:
+        TypeError: for what is no text.
+        ValueError: for text that is no regular expression.
+    """
+    instance(name, value, str, "regular expressions of paths, as text")
+    try:
+        return re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression of paths: {error}") from error
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -130,8 +130,8 @@ def plan(
     **Raises:**
 
     - `TypeError`: for arguments of another kind.
-    - `ValueError`: for an unknown topology, for another `how`, and for a batch that the devices do not divide.
-    - `NameError`: under "jit" for a model whose layers have an axis name, which only "shard_map" binds.
+    - `ValueError`: for an unknown topology, for another `how`, for a batch that the devices do not divide, for a
+      replicated state, and under "jit" for a model whose layers have an axis name.
     - `ImportError`: where libtpu is not installed.
     - `jax.errors.JaxRuntimeError`: for what else than memory the compiler complains of.
     """

@@ -38,7 +38,7 @@ class LossScale(NamedTuple):
         **Raises:** `ValueError` for an initial scale that is not a finite number above 0 in float32.
         """
         scale = check.number("initial", initial, above=0)
-        if not 0 < np.float32(scale) < np.inf:
+        if not np.finfo(np.float32).smallest_subnormal <= scale <= np.finfo(np.float32).max:
             raise ValueError(f"initial is a number of float32's range; got {initial!r}")
         return cls(jnp.asarray(scale, jnp.float32), jnp.zeros((), jnp.int32))
 

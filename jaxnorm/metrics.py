@@ -91,9 +91,12 @@ class Confusion:
         **Returns:** (classes, classes), int32: row i, column j the number of examples of class i that were taken for
         class j. Labels that are no class count nowhere.
 
-        **Raises:** nothing of its own.
+        **Raises:** `TypeError` for a mask that is no array of bools; `ValueError` for one of another shape.
         """
         n = self.classes
+        mask = check.array("mask", mask, shape=self.labels.shape)
+        if mask.dtype != bool:
+            raise TypeError(f"mask is an array of bools; its dtype is {mask.dtype}")
         known = mask & (self.labels >= 0) & (self.labels < n)
         cell = jnp.where(known, self.labels * n + self.predictions, n * n)
         return jnp.zeros(n * n, jnp.int32).at[cell].add(1, mode="drop").reshape(n, n)

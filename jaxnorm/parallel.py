@@ -1,6 +1,7 @@
 """A training step over many devices: one way to run it under pmap, under shard_map, or under jit."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -153,6 +154,7 @@ class _Parallel:
         )
 
     def trace(self, state: TrainState, batch: PyTree) -> jax.stages.Traced:
+        self.refuse_replicated(state, "a plan")
         if state.ema is not None and state.ema.device is not None:
             state = state.replace(ema_state=None)
         self.check_batch(batch, len(self.devices))
@@ -288,16 +290,27 @@ class _Jit(_Parallel):
         self.refuse_replicated(state, 'how="jit"')
 
     def run(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        try:
+        with _without_axes():
             return self.compiled(_everywhere(state, self.shared), batch)
-        except NameError as error:
-            if "unbound axis name" not in str(error) and "is not bound here" not in str(error):
-                raise
-            raise ValueError(
-                f'the model reduces over an axis of replicas ({error}), and how="jit" has none: it sees the whole '
-                "batch, so statistics are global already. Take the axis name off its layers with "
-                'jaxnorm.revert_sync_batchnorm(model), or use how="shard_map".'
-            ) from error
+
+    def trace(self, state: TrainState, batch: PyTree) -> jax.stages.Traced:
+        with _without_axes():
+            return super().trace(state, batch)
+
+
+@contextlib.contextmanager
+def _without_axes() -> Iterator[None]:
+    """Says of a model whose layers have an axis name that `jit` binds none."""
+    try:
+        yield
+    except NameError as error:
+        if "unbound axis name" not in str(error) and "is not bound here" not in str(error):
+            raise
+        raise ValueError(
+            f'the model reduces over an axis of replicas ({error}), and how="jit" has none: it sees the whole '
+            "batch, so statistics are global already. Take the axis name off its layers with "
+            'jaxnorm.revert_sync_batchnorm(model), or use how="shard_map".'
+        ) from error
 
 
 def _own_steps(state: TrainState) -> list[jax.Array]:

@@ -274,3 +274,17 @@ def test_an_activation_that_reads_something_else_sees_it_as_it_is():
         expected = np.where(y > 0, y, slope * y)
         for activation in (leaky, prelu):
             np.testing.assert_allclose(jaxnorm.batch_norm(x, activation=activation)[0], expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
+def test_integers_are_not_rounded_in_silence(dtype):
+    x = jnp.arange(12).reshape(4, 3).astype(dtype)
+    row = jnp.ones(3)
+    for call in (lambda **how: jaxnorm.batch_norm(x, **how)[0], lambda **how: jaxnorm.normalize(x, row, row, **how)):
+        with pytest.raises(TypeError, match="rounded: give dtype"):
+            call()
+        with pytest.raises(TypeError, match="dtype of floating"):
+            call(dtype=jnp.int32)
+        assert call(dtype=jnp.float32).dtype == jnp.float32
+    expected, _ = jaxnorm.batch_norm(x.astype(jnp.float64))
+    np.testing.assert_allclose(jaxnorm.batch_norm(x, dtype=jnp.float64)[0], expected, rtol=1e-6)

@@ -157,6 +157,11 @@ def calls(folder: pathlib.Path) -> dict:
         "save_checkpoint, n_averaged": (
             lambda number: interop.save_checkpoint(
                 folder / "y.pth", state, {"n_averaged": number}, ema=state, layout="torchvision"), {"number": 3}),
+        "freeze": (lambda model, pattern: interop.freeze(model, pattern), {"model": Net(), "pattern": "a"}),
+        "unfreeze": (lambda model, pattern: interop.unfreeze(model, pattern), {"model": Net(), "pattern": "a"}),
+        "checkpoint": (lambda pattern: model.checkpoint(pattern), {"pattern": "1"}),
+        "features": (interop.features, {"model": model, "names": ["0"]}),
+        "first_epoch": (interop.first_epoch, {"checkpoint": {"epoch": 3}}),
         "save": (interop.save, {"model": model, "directory": folder / "artifact"}),
         "layouts.Linear": (with_layout(layouts.Linear), {"inputs": 1, "outputs": 1, "flattened": None}),
         "layouts.Conv": (with_layout(layouts.Conv), {"spatial": None}),
@@ -240,7 +245,8 @@ def found() -> dict:
 
 FUNCTIONS = [
     "state_dict", "load_state_dict", "suggest_rename", "lint", "config", "load_config", "apply_config", "to_torch",
-    "flax_momentum", "torch_momentum", "register", "save_checkpoint", "save", "layouts",
+    "flax_momentum", "torch_momentum", "register", "freeze", "unfreeze", "checkpoint", "features", "first_epoch",
+    "save_checkpoint", "save", "layouts",
 ]  # fmt: skip
 
 

@@ -45,6 +45,15 @@ def step_and_state(model):
 X = jax.ShapeDtypeStruct((48, 6), np.float32)
 
 
+def test_a_model_or_a_state_of_another_way_to_be_parallel_is_refused():
+    step, state = step_and_state(Net())
+    with pytest.raises(ValueError, match="unreplicate"):
+        jaxnorm.plan(step, jaxnorm.replicate(state), X, place())
+    step, state = step_and_state(jaxnorm.convert_sync_batchnorm(Net(), axis_name="batch"))
+    with pytest.raises(ValueError, match="revert_sync_batchnorm"):
+        jaxnorm.plan(step, state, X, place(), how="jit")
+
+
 def test_each_microbatch_sends_its_statistics():
     _, state = step_and_state(Net())
     once, three = (jaxnorm.plan(jaxnorm.train_step(loss_fn, accumulate=k), state, X, place()) for k in (1, 3))

@@ -169,6 +169,9 @@ CALLS = {
     "evaluate": (jaxnorm.evaluate, {"step": EVALUATION, "state": STATE, "batches": [BATCH], "progress": False}),
     "data_parallel(eval_step)()": (lambda state: EVALUATION(state, BATCH), {"state": STATE}),
     "in_top_k": (jaxnorm.in_top_k, {"logits": X, "labels": jnp.zeros(len(X), int), "k": 1}),
+    "Confusion.counts": (
+        jaxnorm.Confusion.of(X, jnp.zeros(len(X), int)).counts, {"mask": jnp.ones(len(X), bool)},
+    ),
     "Confusion.of": (jaxnorm.Confusion.of, {"logits": X, "labels": jnp.zeros(len(X), int)}),
     "train_step()": (STEP, {"state": STATE, "batch": BATCH}),
     "loss_fn's result": (

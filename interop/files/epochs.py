@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interop.files.checkpoint import Checkpoint
+from jaxnorm import _checks as check
 
 
 def first_epoch(checkpoint: Checkpoint | Mapping[str, Any]) -> int | None:
@@ -25,8 +26,10 @@ def first_epoch(checkpoint: Checkpoint | Mapping[str, Any]) -> int | None:
 
     **Returns:** the epoch; None where training has ended, or nothing says.
 
-    **Raises:** `ValueError` for an epoch that is no whole number.
+    **Raises:** `TypeError` for what is neither a checkpoint nor a mapping; `ValueError` for an epoch that is no whole
+    number.
     """
+    check.instance("checkpoint", checkpoint, Checkpoint | Mapping, "what load_checkpoint gave, or its metadata")
     notes = checkpoint.metadata if isinstance(checkpoint, Checkpoint) else checkpoint
     epoch = notes.get("epoch")
     if epoch is None:

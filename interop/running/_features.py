@@ -41,7 +41,9 @@ def features(model: nnx.Module, names: Sequence[str] | Mapping[str, str]) -> Tra
     """
     if not isinstance(model, TracedModule):
         raise TypeError(f"expected a model from interop.from_torch, found {type(model).__name__}")
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    several = isinstance(names, Sequence | Mapping) and not isinstance(names, str)
+    texts = [*names, *names.values()] if isinstance(names, Mapping) else names
+    if not several or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"names is a list of layers' paths, or a mapping from paths to names; found {names!r}")
     if not names:
         raise ValueError("names is a list of layers' paths, one or more")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +29,7 @@ from interop.running.run import run, unsupported
 from interop.running.segments import matches
 from interop.running.surgery import program_of
 from interop.variables import Buffer, Constant, Frozen, check, to_jax
+from jaxnorm import _checks
 
 logger = logging.getLogger("interop")
 _CLASSES = {"parameter": nnx.Param, "frozen": Frozen, "buffer": Buffer, "constant": Constant}
@@ -142,13 +142,13 @@ class TracedModule(Layer):
           matches, others make no difference.
         - `policy`: what is kept all the same; see `jax.checkpoint_policies`.
 
-        **Raises:** `ValueError` for what is no regular expression, and for patterns that match no layer, all at once.
+        **Raises:** `TypeError` for patterns that are no text; `ValueError` for what is no regular expression, and for
+        patterns that match no layer, all at once.
         """
         paths = list(self._interop.model.modules)
-        try:
-            unknown = [pattern for pattern in patterns if not any(matches(path, [pattern]) for path in paths)]
-        except re.error as error:
-            raise ValueError(f"{error.pattern!r} is no regular expression of layers' paths: {error}") from error
+        for pattern in patterns:
+            _checks.pattern("patterns", pattern)
+        unknown = [pattern for pattern in patterns if not any(matches(path, [pattern]) for path in paths)]
         if unknown:
             shown = ", ".join(repr(path) for path in paths if path and "." not in path)
             raise ValueError(f"no layer's path matches {unknown}; the model's own layers are {shown}")

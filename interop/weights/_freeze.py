@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from flax import nnx
 from interop.conventions import TORCH_NAMES
 from interop.variables import Frozen
 from interop.weights.names import nodes
+from jaxnorm import _checks as check
 
 
 def freeze(model: nnx.Module, *patterns: str) -> None:
@@ -31,7 +31,8 @@ def freeze(model: nnx.Module, *patterns: str) -> None:
     - `*patterns`: regular expressions that match the whole path of a parameter, or of a layer above it, by PyTorch's
       names (`layer1.0.bn1.weight`); none for all.
 
-    **Raises:** `ValueError` for what is no regular expression, and for patterns that match no parameter, all at once.
+    **Raises:** `TypeError` for what is no NNX model, and patterns that are no text; `ValueError` for what is no regular
+    expression, and for patterns that match no parameter, all at once.
     """
     _turn(model, patterns, nnx.Param, Frozen)
 
@@ -46,7 +47,7 @@ def unfreeze(model: nnx.Module, *patterns: str) -> None:
     - `model`: any NNX model, changed in place.
     - `*patterns`: as for `freeze`; none for all.
 
-    **Raises:** `ValueError` as `freeze`.
+    **Raises:** `TypeError`, `ValueError` as `freeze`.
     """
     _turn(model, patterns, Frozen, nnx.Param)
 
@@ -54,11 +55,9 @@ def unfreeze(model: nnx.Module, *patterns: str) -> None:
 def _turn(
     model: nnx.Module, patterns: tuple[str, ...], old: type[nnx.Variable[Any]], new: type[nnx.Variable[Any]]
 ) -> None:
+    check.instance("model", model, nnx.Module, "an NNX model")
     found = list(_parameters(model))
-    try:
-        compiled = {pattern: re.compile(pattern) for pattern in patterns}
-    except re.error as error:
-        raise ValueError(f"{error.pattern!r} is no regular expression of paths: {error}") from error
+    compiled = {pattern: check.pattern("patterns", pattern) for pattern in patterns}
     matched = {
         pattern: {id(variable) for path, _, _, variable in found if any(map(rule.fullmatch, _above(path)))}
         for pattern, rule in compiled.items()
