@@ -171,11 +171,13 @@ class Equinox(Side):
         self.state = self._apply(x)[1]
 
     def statistics(self) -> Arrays:
-        """By what eval mode makes of 0 and 1, since each mode keeps others."""
-        scale = self.norm.eps
-        zero, one = (self._apply(jnp.full((1, self.norm.input_size), v), inference=True)[0][0] for v in (0.0, 1.0))
-        slope = np.asarray(one, np.float64) - np.asarray(zero, np.float64)
-        return -np.asarray(zero, np.float64) / slope, 1 / slope**2 - scale
+        if self.mode == "ema":
+            mean, var = (np.asarray(v) for v in self.state.get(self.norm.ema_state_index))
+            return mean, var
+        # As its __call__ divides them in inference.
+        scale = 1 - self.norm.momentum ** float(self.state.get(self.norm.batch_counter))
+        mean, var = (np.asarray(v, np.float64) / scale for v in self.state.get(self.norm.batch_state_index))
+        return mean, var
 
     def _set(self, mean: jax.Array, var: jax.Array) -> Any:
         # momentum**counter is 0 after one batch with momentum 0: the state is what eval mode uses.
@@ -203,14 +205,18 @@ class Keras(Side):
         import keras
 
         self.norm = keras.layers.BatchNormalization(momentum=kept, epsilon=EPSILON)
-        self.norm.build((None, channels))
+        self.norm.build((None, None, None, channels))
 
     def _call(self, x: jax.Array, mask: jax.Array | None, training: bool = True, moving: Any = None) -> Any:
+        # The layer is built for images: a batch of vectors is one of single pixels. A mask has one dimension less.
+        images = x if x.ndim == 4 else x[:, None, None]
+        options: dict[str, Any] = {"training": training}
+        if mask is not None:
+            options["mask"] = jnp.broadcast_to(mask.reshape(-1, 1, 1), images.shape[:-1])
         trained = [v.value for v in self.norm.trainable_variables]
         moving = [v.value for v in self.norm.non_trainable_variables] if moving is None else moving
-        # A mask has one dimension less than the input.
-        options: dict[str, Any] = {} if mask is None else {"mask": jnp.broadcast_to(mask, x.shape)[..., 0]}
-        return self.norm.stateless_call(trained, moving, x, training=training, **options)
+        y, moved = self.norm.stateless_call(trained, moving, images, **options)
+        return y.reshape(x.shape), moved
 
     def train(self, x: jax.Array, mask: jax.Array | None = None) -> Any:
         return self._call(x, mask)[0]
@@ -500,19 +506,20 @@ def main() -> None:
     for row in rows:
         cells = [found if isinstance(found, str) else found[row] for found in columns.values()]
         table.append(f"| {row} | {' | '.join(cells)} |")
+    today = datetime.date.today()
     text = "\n".join(
         [
             "# BatchNorm in training, library beside library",
             "",
-            f"Written by `python benchmarks/comparison.py --write` on {datetime.date.today()}; {platform.machine()} CPU;",
+            f"Written by `python benchmarks/comparison.py --write` on {today}, {platform.machine()};",
             f"{versions()}.",
             "",
-            f"Float32 input of deviation 1, {'x'.join(map(str, SHAPE))} (N, H, W, C); the mean is in deviations. Errors",
-            "are relative to float64 in NumPy, norm-wise; that of the running variance is to the variance that the",
-            "library means (m2 / n or m2 / (n - 1)). A step takes in all of the batch, so that the running statistics",
-            "are its own; in the rows with steps a tenth of one of mean 3 and variance 4, from 0 and 1. Two rows are of",
-            "replicas: under vmap with an axis name, with masks that leave 8 and 2 examples; and under jit, with the",
-            "whole batch sharded over 8 devices.",
+            f"Float32 input of deviation 1, {'x'.join(map(str, SHAPE))} (N, H, W, C); the mean is in deviations.",
+            "Errors are relative to float64 in NumPy, norm-wise; that of the running variance is to the variance that",
+            "the library means (m2 / n or m2 / (n - 1)). A step takes in all of the batch, so that the running",
+            "statistics are its own; in the rows with steps a tenth of one of mean 3 and variance 4, from 0 and 1.",
+            "Two rows are of replicas: under vmap with an axis name, with masks that leave 8 and 2 examples; and under",
+            "jit, with the whole batch sharded over 8 devices.",
             "",
             *table,
             "",
