@@ -3,9 +3,9 @@
     python benchmarks/comparison.py            # prints the table
     python benchmarks/comparison.py --write    # and writes benchmarks/results/comparison.md
 
-A library that is not installed has "not installed" in its column; `pip install --no-deps --target DIR equinox keras namex
-h5py optree torchax`, with DIR on PYTHONPATH, brings them beside this environment. (torchax 0.0.13 does not import with
-torch 2.13; its repository's newest commit does.) Keras 3 runs on its JAX backend, torchax's layer is a
+A library that is not installed has "not installed" in its column; `pip install --no-deps --target DIR equinox keras
+namex h5py optree torchax`, with DIR on PYTHONPATH, brings them beside this environment. (torchax 0.0.13 does not import
+with torch 2.13; its repository's newest commit does.) Keras 3 runs on its JAX backend, torchax's layer is a
 torch.nn.BatchNorm2d that torchax runs. All is on CPU; the errors are norms, relative to those of the reference.
 """
 
