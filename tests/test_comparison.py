@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.once
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "comparison.md").read_text()
 COLUMNS = {  # of the page: those of the benchmark's table whose figures stand there, in this order
