@@ -308,9 +308,9 @@ print("Linen, scan and remat:", updates["batch_stats"]["BatchNorm_0"]["num_batch
 # ## Biased or unbiased
 #
 # Both frameworks normalise a batch of n values by its biased variance, the mean of the squared deviations. What goes
-# into the *running* variance differs: Flax takes the biased one, PyTorch and jaxnorm n / (n - 1) times that. The expectation of
-# the biased one is (n - 1) / n of the true variance, and no number of steps makes up for it. Here both run over 400
-# batches of normal numbers of variance 1:
+# into the *running* variance differs: Flax takes the biased one, PyTorch and jaxnorm n / (n - 1) times that. The
+# expectation of the biased one is (n - 1) / n of the true variance, and no number of steps makes up for it. Here both
+# run over 400 batches of normal numbers of variance 1:
 
 # %%
 sizes = [2, 3, 4, 8, 16, 64]
