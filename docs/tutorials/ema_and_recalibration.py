@@ -16,13 +16,15 @@
 
 # %% tags=["remove_input"]
 # timm imports torchvision. Where torchvision was built for another PyTorch than the one at hand, that import fails;
-# examples/torchvision_cpu.py mends it. Elsewhere this cell does nothing.
+# examples/torchvision_cpu.py mends it. And tqdm, which timm imports, warns in notebooks without widgets.
 import contextlib
 import sys
+import warnings
 
 sys.path += ["examples", "../../examples"]
 with contextlib.suppress(ImportError):
     import torchvision_cpu  # noqa: F401
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 # %%
 import pathlib
@@ -116,7 +118,7 @@ print(f"{len(ours)} arrays of the two averages, largest difference {off:.0e}")
 
 # %% [markdown]
 # The decay by step, timm's as lines and ours as dots. Without a warm-up, a decay of 0.999 keeps 0.999^300 = 74 % of the
-# *initial* weights after 300 steps: an average that looks broken is often one that was asked too early.
+# *first* weights after 300 steps: an average that looks broken is often one that was asked too early.
 
 # %%
 steps = np.arange(1, 301)
@@ -171,7 +173,7 @@ def accuracy(state):
 
 
 state, generator = start, np.random.default_rng(0)
-curves = {name: [] for name in ("model", "average, model's statistics", "average, averaged", "average, recalibrated")}
+curves = {name: [] for name in ("model", "average, model's statistics", "average, averaged too", "average, recalibrated")}
 kept = {}
 for update in range(1, 301):
     rows = generator.choice(len(y_train), 16, replace=False)
@@ -199,13 +201,13 @@ axis.legend()
 plt.show()
 for update in (60, 300):
     at = list(kept).index(update)
-    print(f"step {update}:", ", ".join(f"{name} {values[at]:.1%}" for name, values in curves.items()))
+    print(f"step {update}:", "; ".join(f"{name}: {values[at]:.1%}" for name, values in curves.items()))
 
 # %% [markdown]
-# - With the model's statistics the average is useless at first, although its weights are good: recalibrated, the *same*
-#   weights are the best of the four.
-# - Averaged statistics are much nearer, and late are as good as recalibrated ones. They lag, though: the average
-#   remembers statistics of weights that it has long left.
+# - With the model's statistics the average is useless for a long time, although its weights are good: recalibrated, the
+#   *same* weights soon are the best of the four.
+# - Averaged statistics are much nearer, and late are as good as recalibrated ones. Early they lag: they still hold what
+#   they began with, and those of weights that the average has left behind.
 # - At the end the average is better than the model that it is the average of, without a lower learning rate.
 #
 # What was wrong with the statistics? For each channel, the running variance that the average has beside the variance
@@ -222,7 +224,7 @@ for axis, update in zip(axes, (60, 300), strict=True):
             own, used = (np.asarray(d[f"{layer}.running_var"]) for d in (true, given))
             color = "tab:orange" if name == "model's" else "tab:green"
             axis.loglog(own, used, style, ms=4, color=color, alpha=0.6, label=name if layer == "1" else None)
-    axis.axline((1, 1), slope=1, color="grey", linewidth=0.8)
+    axis.axline((1, 1), (2, 2), color="grey", linewidth=0.8)
     axis.set_title(f"step {update}")
     axis.set_xlabel("variance of the average's activations")
     axis.grid(alpha=0.3)
@@ -232,7 +234,7 @@ plt.show()
 
 # %% [markdown]
 # Above the line the layer divides by too much, and what comes out is too small, layer after layer. At the end the
-# averaged ones lie close to the line.
+# averaged ones lie on the line.
 #
 # ## Equal weights: SWA
 #
@@ -277,7 +279,7 @@ print(f"in PyTorch: {(seen == y_test).mean():.1%}, in JAX: {accuracy(recalibrate
 # ## To remember
 #
 # - Running statistics belong to the weights that made them. Average them with the weights (`Ema`'s default), or compute
-#   them anew; never evaluate an average with the model's.
+#   them anew. An average with the model's is another model.
 # - Recalibrate early in training, at high learning rates, after SWA, and whenever weights were changed without training
 #   (merged, pruned, rounded). It needs images and no labels.
 # - `decay` is what is kept. Give it a warm-up, or look at the average only after some multiples of 1 / (1 - decay)

@@ -182,7 +182,8 @@ digit_net_wider = importlib.import_module("digit_net_wider")
 # %%
 model = digit_net_wider.digit_net(rngs=nnx.Rngs(0))
 interop.load_state_dict(model, net.state_dict())
-print(interop.compare(model, net, x_test[:32]))
+table = str(interop.compare(model, net, x_test[:32])).splitlines()
+print("\n".join([*table[:18], "...", *table[-3:]]))  # eval mode, and the end
 
 # %% [markdown]
 # It is. Here is a change that is none of the harmless ones, made in passing: `gelu` for the first `relu` of the block.
@@ -196,11 +197,11 @@ wrong = digit_net_gelu.digit_net(rngs=nnx.Rngs(0))
 interop.load_state_dict(wrong, net.state_dict())
 found = interop.compare(wrong, net, x_test[:32])
 print(found.first, "-", found.cause)
+print("largest difference of a layer by itself:", max(layer.alone for layer in found.layers))
 
 # %% [markdown]
-# The column *alone* of its table (a layer by itself, given PyTorch's own input) is small for all layers then, so that
-# you know: the layers are right, what lies between two of them is not. In a picture, each logit of the test images in
-# PyTorch and here:
+# Each layer by itself, given PyTorch's own input, agrees (the column *alone* of the table). So the layers are right, and
+# what lies between two of them is not. In a picture, each logit of the test images in PyTorch and here:
 
 # %%
 wrong.eval()
@@ -298,7 +299,9 @@ def shell(*arguments):
     print("$ jaxnorm", *arguments)
     command = [sys.executable, "-m", "interop.cli", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    print(f"{done.stdout}{done.stderr}exit code {done.returncode}\n")
+    lines = (done.stdout + done.stderr).splitlines()
+    shown = lines if len(lines) < 24 else [*lines[:14], "...", *lines[-4:]]
+    print("\n".join(shown), f"\nexit code {done.returncode}")
 
 
 shell("port", "timm:test_resnet", "test_resnet.py", "--input", "4,3,64,64")
@@ -317,8 +320,9 @@ small = "\n".join(lines) + "\n\n\ndef build():\n    return test_resnet(rngs=nnx.
 shell("compare", "timm:test_resnet", "test_resnet_small:build", "--input", "4,3,64,64")
 
 # %% [markdown]
-# All weights fit, each layer alone computes what PyTorch's does, and the first that is given something else is the one
-# after the pooling: this is the change that was meant, and the only one.
+# All weights fit, and `layer1.0.conv1` is the first layer that differs: `inf`, since its images have another size now.
+# *Alone* it computes what PyTorch's does. The place between `bn1` and it is where the pooling was: this is the change
+# that was meant.
 #
 # ## To remember
 #
