@@ -173,7 +173,8 @@ def accuracy(state):
 
 
 state, generator = start, np.random.default_rng(0)
-curves = {name: [] for name in ("model", "average, model's statistics", "average, averaged too", "average, recalibrated")}
+names = "model", "average, model's statistics", "average, averaged statistics", "average, recalibrated"
+curves = {name: [] for name in names}
 kept = {}
 for update in range(1, 301):
     rows = generator.choice(len(y_train), 16, replace=False)
