@@ -200,8 +200,8 @@ print(found.first, "-", found.cause)
 print("largest difference of a layer by itself:", max(layer.alone for layer in found.layers))
 
 # %% [markdown]
-# Each layer by itself, given PyTorch's own input, agrees (the column *alone* of the table). So the layers are right, and
-# what lies between two of them is not. In a picture, each logit of the test images in PyTorch and here:
+# Each layer by itself, given PyTorch's own input, agrees (the column *alone* of the table). So the layers are right,
+# and what lies between two of them is not. In a picture, each logit of the test images in PyTorch and here:
 
 # %%
 wrong.eval()
