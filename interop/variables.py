@@ -14,9 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-
-class Frozen(nnx.Variable[Any]):
-    """A parameter that does not train: `requires_grad=False` in PyTorch."""
+from jaxnorm.nnx import Frozen as Frozen
 
 
 class Buffer(nnx.Variable[Any]):
