@@ -2,8 +2,8 @@
 
 Such a layer is known by the class that its forward is of, and recorded as what that forward computes in one process:
 `F.batch_norm` with what the layer holds, and what comes before and after it. So it becomes a `jaxnorm.nnx.BatchNorm`,
-or a recorded `F.batch_norm`, like any layer with a forward of its own (`batch_norm.py`). A subclass with another forward
-is traced by its own code.
+or a recorded `F.batch_norm`, like any layer with a forward of its own (`batch_norm.py`). A subclass with another
+forward is traced by its own code.
 
 | class | what it is |
 |---|---|
