@@ -24,7 +24,8 @@ def convert_frozen_batchnorm(model: Any) -> Any:
     layers frozen, and `interop.save` keeps them so. Make optimizers and `TrainState`s afterwards. Parameters of other
     layers train on: `interop.freeze` freezes these.
 
-    Layers stay shared where they were. Converting again changes nothing.
+    Layers stay shared where they were. Converting again changes nothing. `interop.unfreeze` lets their scale and bias
+    train again, and leaves the statistics fixed.
 
     **Arguments:**
 
