@@ -14,15 +14,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-
-class Frozen(nnx.Variable[Any]):
-    """A parameter that does not train: `requires_grad=False` in PyTorch. What `interop.freeze` makes of one."""
+from jaxnorm.nnx import Frozen as Frozen
 
 
 class Buffer(nnx.Variable[Any]):
-    """A buffer that is no running statistic of a BatchNorm layer. `persistent=False` in its metadata keeps it out of
-    the state dict.
-    """
+    """A buffer that is no running statistic of a BatchNorm layer. `persistent=False` keeps it out of the state dict."""
 
 
 class Constant(nnx.Variable[Any]):

@@ -7,6 +7,7 @@ from jaxnorm._recalibrate import recalibrate
 from jaxnorm.checkpoints import Checkpoints
 from jaxnorm.ema import Ema, EmaState
 from jaxnorm.evaluation import eval_step, evaluate
+from jaxnorm.frozen import convert_frozen_batchnorm, revert_frozen_batchnorm
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, pad_batch
 from jaxnorm.metrics import Confusion, in_top_k
@@ -30,6 +31,7 @@ __all__ = [
     "RestoredModel",
     "TrainState",
     "batch_norm",
+    "convert_frozen_batchnorm",
     "convert_sync_batchnorm",
     "data_parallel",
     "eval_step",
@@ -47,6 +49,7 @@ __all__ = [
     "replica_divergence",
     "replicate",
     "restore_model",
+    "revert_frozen_batchnorm",
     "revert_sync_batchnorm",
     "train_step",
     "unreplicate",

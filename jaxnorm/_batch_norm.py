@@ -26,6 +26,7 @@ from jaxnorm.moments import (
     reduced_axes,
     saved,
 )
+from jaxnorm.renorm import Renorm
 
 SCOPE = "batch_norm"  # the name of a layer's operations in a compiled program, in training
 Activation = Callable[[Any], Any]
@@ -90,11 +91,34 @@ def batch_norm(
       is not finite or out of range.
     - `NameError`: if the axis name is not bound.
     """
+    options: dict[str, Any] = {"axis": axis, "epsilon": epsilon, "mask": mask, "activation": activation, "dtype": dtype}
+    options |= {"axis_name": axis_name, "axis_index_groups": axis_index_groups}
+    return with_batch_statistics(x, scale, bias, shift, **options)
+
+
+def with_batch_statistics(
+    x: Shaped[Array, "..."],
+    scale: Float[Array, "*channels"] | None,
+    bias: Float[Array, "*channels"] | None,
+    shift: Inexact[Array, "*channels"] | None,
+    *,
+    axis: int | Sequence[int],
+    epsilon: float,
+    axis_name: AxisName | None,
+    axis_index_groups: Sequence[Sequence[int]] | None,
+    mask: Bool[Array, "..."] | None,
+    activation: Activation | None,
+    dtype: Any,
+    renorm: Renorm | None = None,
+) -> tuple[Shaped[Array, "..."], Moments]:
+    """`batch_norm`, or with `renorm` batch renormalisation; the running statistics in it have one value a channel."""
     named = {"scale": scale, "bias": bias, "shift": shift}
     x, mask, reduced, parameters = _arguments(x, mask, axis, activation, dtype, named)
     epsilon = check.number("epsilon", epsilon, least=0)
     channels = tuple(x.shape[a] for a in range(x.ndim) if a not in reduced)
-    arrays = (x, mask, *parameters)
+    if renorm is not None:
+        renorm = renorm.as_wide([1 if a in reduced else n for a, n in enumerate(x.shape)])
+    arrays = (x, mask, *parameters, renorm)
     axis_index_groups = check.groups(axis_index_groups)
     options: dict[str, Any] = {"epsilon": epsilon, "activation": activation, "dtype": dtype or x.dtype}
     if axis_name is None and axis_index_groups is not None and reduced:
@@ -115,7 +139,7 @@ def _normalised(
     activation: Activation | None,
     **options: Any,
 ) -> tuple[Shaped[Array, "..."], Moments]:
-    """`arrays` are x, mask, scale, bias and shift, reduced axes 1 wide; so are the moments."""
+    """`arrays` are x, mask, scale, bias, shift and renorm, reduced axes 1 wide; so are the moments."""
     if activation is None:
         return _traced_once(arrays, reduced, replicas, activation=None, **options)
     # An activation may read what changes from call to call, an `nnx.PReLU`'s slope for instance.
@@ -131,7 +155,7 @@ def _computed(
     activation: Activation | None,
     dtype: Any,
 ) -> tuple[Shaped[Array, "..."], Moments]:
-    x, mask, scale, bias, shift = arrays
+    x, mask, scale, bias, shift, renorm = arrays
     if mask is None and replicas.size * math.prod(x.shape[a] for a in reduced) == 1:
         raise ValueError(
             f"expected more than 1 value per channel when training, got input of shape {x.shape}"
@@ -145,6 +169,8 @@ def _computed(
         x: Shaped[Array, "..."], scale: Float[Array, "..."] | None, bias: Float[Array, "..."] | None
     ) -> tuple[Shaped[Array, "..."], Moments]:
         found = saved(batch_statistics(x, shift, mask, reduced, epsilon, replicas))
+        if renorm is not None:
+            scale, bias = renorm.corrected(found, scale, bias, epsilon)
         y = _affine(accumulable(x), found.shift, found.delta, found.inverse, scale, bias, mask, activation, dtype)
         return y, Moments(found.count, found.mean, found.m2)
 
@@ -181,7 +207,7 @@ def _groups_of_parts(
         return a.reshape(*a.shape[:batch], *ways, *a.shape[batch + 1 :])
 
     def run(*arrays: Any) -> tuple[Shaped[Array, "..."], Moments]:
-        cuts = tuple(None if a is None else cut(a) for a in arrays)
+        cuts = jax.tree.map(cut, arrays)
         y, found = _normalised(
             cuts, tuple(a + 1 for a in reduced), Replicas(groups=groups, parts_axis=batch), **options
         )

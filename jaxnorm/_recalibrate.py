@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+import jaxnorm.linen
+import jaxnorm.nnx
 from jaxnorm import _checks as check
 from jaxnorm._models import Collections, LinenDefinition, NnxDefinition, take_apart
 from jaxnorm.moments import Moments, merge, moments
@@ -190,7 +192,7 @@ def _run_nnx(
 ) -> None:
     model = definition.rebuild(collections)
     for path, layer in list(nnx.iter_graph(model)):
-        if not isinstance(layer, nnx.BatchNorm):
+        if not isinstance(layer, nnx.BatchNorm) or isinstance(layer, jaxnorm.nnx.FrozenBatchNorm):
             continue
         layer.axis_name = layer.axis_index_groups = None
         if layer.mean is not None:
@@ -205,11 +207,13 @@ def _run_nnx(
 def _listening(kind: type) -> type:
     """The same layer, telling the moments of its input, and normalising with the batch's or the running statistics."""
 
-    def call(self: Any, x: Any, use_running_average: Any = None, *, mask: Any = None, axis: Any = None) -> Any:
+    def call(
+        self: Any, x: Any, use_running_average: Any = None, *, mask: Any = None, axis: Any = None, **limits: Any
+    ) -> Any:
         found = moments(x, self.axis if axis is None else axis, mask=mask)
         self._heard(found, float(getattr(self, "correction", 0)))
         axes = {} if axis is None else {"axis": axis}
-        return kind.__call__(self, x, use_running_average=not self._batch_mode, mask=mask, **axes)
+        return kind.__call__(self, x, use_running_average=not self._batch_mode, mask=mask, **axes, **limits)
 
     return type(kind.__name__, (kind,), {"__call__": call})
 
@@ -219,7 +223,8 @@ def _run_linen(
 ) -> None:
     def listen(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
-        if not isinstance(layer, linen.BatchNorm) or context.method_name != "__call__":
+        frozen = isinstance(layer, jaxnorm.linen.FrozenBatchNorm)
+        if frozen or not isinstance(layer, linen.BatchNorm) or context.method_name != "__call__":
             return call(*args, **kwargs)
         x, kwargs = args[0], {**kwargs, "use_running_average": not batch_mode}
         if layer.use_running_average is not None or layer.axis_name is not None:

@@ -9,10 +9,12 @@ from flax import linen as nn
 from flax.linen import dtypes
 
 from jaxnorm import _checks as check
-from jaxnorm._batch_norm import Activation, batch_norm, normalize
+from jaxnorm._batch_norm import Activation, normalize, with_batch_statistics
 from jaxnorm._typing import Array, Bool, Shaped
 from jaxnorm.moments import reduced_axes
 from jaxnorm.running_statistics import one_more, update_running
+
+__all__ = ["BatchNorm", "BatchRenorm", "FrozenBatchNorm"]
 
 _ENTRIES = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
 
@@ -86,6 +88,11 @@ class BatchNorm(nn.BatchNorm):
           replicas, and where `use_running_average` is given neither at construction nor here, or in both places.
         - `NameError`: if `axis_name` is not bound where the layer is called.
         """
+        return self._called(x, use_running_average, mask)
+
+    @nn.nowrap
+    def _called(self, x: Any, use_running_average: Any, mask: Any, renorm: Any = None) -> Any:
+        """What a call gives; `renorm(x, mean, var)` is what corrects the batch's statistics in training, if any."""
         fields = (field.name for field in dataclasses.fields(self) if field.name not in ("parent", "name"))
         check.layer({name: getattr(self, name) for name in fields})
         x = check.array("x", x)
@@ -129,13 +136,14 @@ class BatchNorm(nn.BatchNorm):
         try:
             if running and (eval_mode or (starting and x.size == math.prod(channels))):
                 return normalize(x, kept["mean"], kept["var"], scale, bias, **options)
-            y, moments = batch_norm(
+            y, moments = with_batch_statistics(
                 x,
                 scale,
                 bias,
+                kept.get("mean"),
                 axis_name=None if starting else self.axis_name,
                 axis_index_groups=None if starting else self.axis_index_groups,
-                shift=kept.get("mean"),
+                renorm=None if renorm is None or starting else renorm(x, kept["mean"], kept["var"]),
                 **options,
             )
         except (NameError, TypeError, ValueError) as error:
@@ -154,3 +162,8 @@ class BatchNorm(nn.BatchNorm):
     def _described(self) -> str:
         path = "/".join(self.path)
         return f"in BatchNorm layer {path!r}" if path else "in the model itself, a BatchNorm layer"
+
+
+# The other layers are kinds of this one.
+from jaxnorm.linen_frozen import FrozenBatchNorm  # noqa: E402
+from jaxnorm.linen_renorm import BatchRenorm  # noqa: E402

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 
 from jaxnorm import _checks as check
-from jaxnorm._batch_norm import Activation, batch_norm, normalize
+from jaxnorm._batch_norm import Activation, normalize, with_batch_statistics
 from jaxnorm._typing import Array, Bool, Shaped
 from jaxnorm.collectives import AxisName
 from jaxnorm.running_statistics import one_more, update_running
@@ -39,6 +39,9 @@ def input_dtype(args: Args, /, *, dtype: Any = None, inexact: bool = True) -> Ar
     """
     x, *rest = args
     return (jnp.asarray(x, dtype), *rest)  # type: ignore[return-value]
+
+
+__all__ = ["BatchNorm", "BatchRenorm", "Frozen", "FrozenBatchNorm", "input_dtype"]
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -190,6 +193,10 @@ class BatchNorm(nnx.BatchNorm):
           replicas, and where neither the layer nor the call says which statistics to use.
         - `NameError`: if `axis_name` is not bound where the layer is called.
         """
+        return self._called(x, use_running_average, mask, axis)
+
+    def _called(self, x: Any, use_running_average: Any, mask: Any, axis: Any, renorm: Any = None) -> Any:
+        """What a call gives; `renorm(x, mean, var)` is what corrects the batch's statistics in training, if any."""
         x = check.array("x", x)
         eval_mode = self.use_running_average if use_running_average is None else use_running_average
         if eval_mode is not None:
@@ -212,13 +219,14 @@ class BatchNorm(nnx.BatchNorm):
         try:
             if eval_mode and mean is not None and var is not None:
                 return normalize(x, mean, var, scale, bias, **options)
-            y, moments = batch_norm(
+            y, moments = with_batch_statistics(
                 x,
                 scale,
                 bias,
+                mean,
                 axis_name=self.axis_name,
                 axis_index_groups=self.axis_index_groups,
-                shift=mean,
+                renorm=None if renorm is None else renorm(x, mean, var),
                 **options,
             )
         except (NameError, TypeError, ValueError) as error:
@@ -256,3 +264,8 @@ def write(variable: Any, value: Any) -> None:
         variable.set_value(value)
     else:
         variable[...] = value
+
+
+# The other layers are kinds of this one.
+from jaxnorm.nnx_frozen import Frozen, FrozenBatchNorm  # noqa: E402
+from jaxnorm.nnx_renorm import BatchRenorm  # noqa: E402

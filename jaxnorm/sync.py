@@ -58,12 +58,12 @@ def convert_sync_batchnorm(
     def synchronise(layer: Any) -> Any:
         before = getattr(layer, "before_sync", None) or (type(layer), layer.axis_name, layer.axis_index_groups)
         if type(layer) is nnx.BatchNorm:
-            layer = _rebuilt(jaxnorm.nnx.BatchNorm, layer, correction=0)
+            layer = rebuilt(jaxnorm.nnx.BatchNorm, layer, correction=0)
         layer.before_sync = before
         layer.axis_name, layer.axis_index_groups = axis_name, groups
         return layer
 
-    mapped = _map_layers(synchronise, model)
+    mapped = map_layers(lambda layer, _: synchronise(layer), model)
     if unshared := unshared_statistics(model):
         warnings.warn(
             f"not synchronised, since the model moves them by arithmetic of its own: {', '.join(unshared)}. Under an "
@@ -107,13 +107,13 @@ def revert_sync_batchnorm(model: Any) -> Any:
     def revert(layer: Any) -> Any:
         kind, axis, groups = getattr(layer, "before_sync", None) or (type(layer), None, None)
         if kind is nnx.BatchNorm:
-            layer = _rebuilt(kind, layer)
+            layer = rebuilt(kind, layer)
         else:
             layer.before_sync = None
         layer.axis_name, layer.axis_index_groups = axis, groups
         return layer
 
-    return _map_layers(revert, model)
+    return map_layers(lambda layer, _: revert(layer), model)
 
 
 class SyncBatchNorm(linen.Module):
@@ -159,7 +159,8 @@ def _interceptor(axis_name: AxisName | None, groups: Any, found: list[str]) -> C
 
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
-        if not isinstance(layer, linen.BatchNorm) or context.method_name != "__call__":
+        frozen = isinstance(layer, jaxnorm.linen.FrozenBatchNorm)
+        if frozen or not isinstance(layer, linen.BatchNorm) or context.method_name != "__call__":
             return call(*args, **kwargs)
         found.append("/".join(layer.path))
         if (layer.axis_name, layer.axis_index_groups) == (axis_name, groups):
@@ -174,7 +175,12 @@ def _interceptor(axis_name: AxisName | None, groups: Any, found: list[str]) -> C
     return intercept
 
 
-def _map_layers(change: Callable[[Any], Any], model: Any) -> Any:
+def map_layers(change: Callable[[Any, tuple[Any, ...]], Any], model: Any, *, frozen: bool = False) -> Any:
+    """A copy of the model with what `change(layer, path)` makes of each BatchNorm layer, of frozen ones if wanted.
+
+    Raises:
+        TypeError: if `model` is no NNX module.
+    """
     if not isinstance(model, nnx.Module):
         hint = ": import it first, interop.from_torch(module, example)" if check.torch_object(model) else ""
         raise TypeError(f"model: expected a flax.nnx.Module or a flax.linen.Module, got {type(model).__name__}{hint}")
@@ -182,10 +188,10 @@ def _map_layers(change: Callable[[Any], Any], model: Any) -> Any:
 
     def visit(path: tuple[Any, ...], node: Any) -> Any:
         nonlocal found
-        if not isinstance(node, nnx.BatchNorm):
+        if not isinstance(node, nnx.BatchNorm) or (isinstance(node, jaxnorm.nnx.FrozenBatchNorm) and not frozen):
             return node
         found += 1
-        changed = change(node)
+        changed = change(node, path)
         if isinstance(changed, jaxnorm.nnx.BatchNorm):
             changed.layer_name = ".".join(map(str, path))  # for errors
         return changed
@@ -196,11 +202,11 @@ def _map_layers(change: Callable[[Any], Any], model: Any) -> Any:
     return mapped
 
 
-def _rebuilt(kind: type[nnx.BatchNorm], layer: nnx.BatchNorm, **changes: Any) -> nnx.BatchNorm:
+def rebuilt(kind: type[nnx.BatchNorm], layer: nnx.BatchNorm, **changes: Any) -> Any:
     """A layer of another class with the same fields, on the same variables."""
     names = inspect.signature(kind.__init__).parameters
     fields = {name: value for name, value in vars(layer).items() if name in names}
-    rebuilt = kind(**fields, **changes, rngs=nnx.Rngs(0))
+    made = kind(**fields, **changes, rngs=nnx.Rngs(0))
     for name in ("mean", "var", "scale", "bias"):
-        setattr(rebuilt, name, getattr(layer, name))
-    return rebuilt
+        setattr(made, name, getattr(layer, name))
+    return made

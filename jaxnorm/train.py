@@ -20,6 +20,7 @@ from jaxnorm.ema import Ema, EmaState, refuse_other
 from jaxnorm.global_arrays import place_like
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, batch_size
+from jaxnorm.nnx import FrozenBatchNorm
 from jaxnorm.replicas import unreplicate
 
 logger = logging.getLogger("jaxnorm")
@@ -507,7 +508,8 @@ def _warn_of_eval_mode(model: Any) -> None:
     """Training in which no BatchNorm layer sees its batch is a mistake, but for a model that is frozen on purpose."""
     if not isinstance(model, nnx.Module):
         return
-    norms = [layer for _, layer in nnx.iter_graph(model) if isinstance(layer, nnx.BatchNorm)]
+    layers = [layer for _, layer in nnx.iter_graph(model) if isinstance(layer, nnx.BatchNorm)]
+    norms = [layer for layer in layers if not isinstance(layer, FrozenBatchNorm)]
     if norms and all(layer.use_running_average for layer in norms):
         logger.warning(
             "all %d BatchNorm layers are in eval mode in this training step: model.train() before TrainState.create, "

@@ -79,7 +79,7 @@ RUNNING = {"mean": jnp.zeros(3), "var": jnp.ones(3)}
 
 def called(kind, **fields):
     """A layer with these fields, made and called."""
-    if kind is jaxnorm.nnx.BatchNorm:
+    if issubclass(kind, nnx.Module):
         return kind(**fields)(X)
     layer = kind(**fields)
     return layer.apply(layer.init(jax.random.key(0), X), X, mutable=["batch_stats"])
@@ -103,6 +103,7 @@ LAYER = {
     "count_batches": True,
     "activation": None,
 }
+FIXED = ("axis", "epsilon", "dtype", "param_dtype", "use_bias", "use_scale", "activation")
 NORMALISED = {"scale": ROW, "bias": ROW, "axis": -1, "epsilon": 1e-5, "mask": MASK, "activation": None, "dtype": None}
 
 CALLS = {
@@ -133,6 +134,38 @@ CALLS = {
             {"params": {"scale": ROW, "bias": ROW}, "batch_stats": RUNNING}, mutable=["batch_stats"], **given),
         {"x": X, "use_running_average": False, "mask": MASK},
     ),
+    "nnx.BatchRenorm": (
+        lambda **fields: called(jaxnorm.nnx.BatchRenorm, **fields),
+        {"num_features": 3, **LAYER, "rngs": nnx.Rngs(0), "r_max": 3.0, "d_max": 5.0},
+    ),
+    "nnx.BatchRenorm()": (
+        lambda **given: jaxnorm.nnx.BatchRenorm(3, rngs=nnx.Rngs(0))(**given),
+        {"x": X, "use_running_average": False, "mask": MASK, "axis": -1, "r_max": 3.0, "d_max": jnp.ones(())},
+    ),
+    "linen.BatchRenorm": (
+        lambda **fields: called(jaxnorm.linen.BatchRenorm, **fields), {**LAYER, "r_max": 3.0, "d_max": 5.0}
+    ),
+    "linen.BatchRenorm()": (
+        lambda **given: jaxnorm.linen.BatchRenorm().apply(
+            {"params": {"scale": ROW, "bias": ROW}, "batch_stats": RUNNING}, mutable=["batch_stats"], **given),
+        {"x": X, "use_running_average": False, "mask": MASK, "r_max": 3.0, "d_max": jnp.ones(())},
+    ),
+    "nnx.FrozenBatchNorm": (
+        lambda **fields: called(jaxnorm.nnx.FrozenBatchNorm, **fields),
+        {"num_features": 3, **{name: LAYER[name] for name in FIXED}, "rngs": None},
+    ),
+    "nnx.FrozenBatchNorm()": (
+        lambda **given: jaxnorm.nnx.FrozenBatchNorm(3)(**given),
+        {"x": X, "use_running_average": False, "mask": MASK, "axis": -1},
+    ),
+    "linen.FrozenBatchNorm": (lambda **fields: called(jaxnorm.linen.FrozenBatchNorm, **fields), LAYER),
+    "linen.FrozenBatchNorm()": (
+        lambda **given: jaxnorm.linen.FrozenBatchNorm().apply(
+            {"batch_stats": {"scale": ROW, "bias": ROW, **RUNNING}}, **given),
+        {"x": X, "use_running_average": False, "mask": MASK},
+    ),
+    "convert_frozen_batchnorm": (jaxnorm.convert_frozen_batchnorm, {"model": Net()}),
+    "revert_frozen_batchnorm": (jaxnorm.revert_frozen_batchnorm, {"model": Net()}),
     "convert_sync_batchnorm": (
         jaxnorm.convert_sync_batchnorm, {"model": Net(), "axis_name": "batch", "axis_index_groups": None}
     ),
@@ -203,6 +236,13 @@ REFUSED = [
     *(("batch_norm", "epsilon", wrong) for wrong in ("negative", "nan", "infinite", "text", "None", "flag")),
     *(("nnx.BatchNorm", name, wrong) for name in ("epsilon", "momentum", "correction") for wrong in ("nan", "text")),
     *(("linen.BatchNorm", name, wrong) for name in ("epsilon", "momentum", "correction") for wrong in ("nan", "text")),
+    *(
+        (title, name, wrong)
+        for title in ("nnx.BatchRenorm", "nnx.BatchRenorm()", "linen.BatchRenorm", "linen.BatchRenorm()")
+        for name in ("r_max", "d_max")
+        for wrong in ("negative", "nan", "text", "flag")
+    ),
+    ("nnx.BatchRenorm", "track_running_stats", "None"),
     ("nnx.BatchNorm", "param_dtype", "None"),
     ("linen.BatchNorm", "param_dtype", "None"),
     *(("Ema", name, wrong) for name in ("decay", "min_decay", "warmup_gamma") for wrong in ("None", "nan", "negative")),
@@ -214,11 +254,12 @@ REFUSED = [
 ]
 
 
+LAYERS = [f"{room}.{kind}" for room in ("nnx", "linen") for kind in ("BatchNorm", "BatchRenorm", "FrozenBatchNorm")]
 # What a function of the user's own makes of it, and what would start a cluster.
 SKIPPED = {
-    *((layer, name, wrong) for layer in ("nnx.BatchNorm", "linen.BatchNorm")
+    *((layer, name, wrong) for layer in LAYERS
       for name in ("bias_init", "scale_init", "promote_dtype") for wrong in ("function", "type")),
-    *((title, "activation", "type") for title in ("batch_norm", "normalize", "nnx.BatchNorm", "linen.BatchNorm")),
+    *((title, "activation", "type") for title in ("batch_norm", "normalize", *LAYERS)),
     *((title, "batch", wrong) for title in ("train_step()", "data_parallel()")
       for wrong in ("other shape", "complex", "no numbers")),
     ("recalibrate", "forward", "type"),

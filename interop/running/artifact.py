@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+import jaxnorm
 from interop.conventions import torch_momentum
 from interop.errors import ProgramError
 from interop.files import safetensors_file, strict_json
@@ -157,7 +158,7 @@ def _current(module: TracedModule) -> Model:
             eps=float(node.epsilon),
             momentum=torch_momentum(node.momentum),
             training=not node.use_running_average,
-            frozen=isinstance(node, TracedBatchNorm) and node.frozen,
+            frozen=isinstance(node, jaxnorm.nnx.FrozenBatchNorm) or (isinstance(node, TracedBatchNorm) and node.frozen),
             counts=not isinstance(node, TracedBatchNorm) or node.counts,
         )
 

@@ -6,6 +6,7 @@ path. The layer decides the rest: batch or running statistics, counters, `moment
 - PyTorch's own BatchNorm classes: their forward is replaced by the node while a module is traced.
 - A layer with a forward of its own (timm's BatchNormAct2d, say): that forward is traced, and the `F.batch_norm` in it
   becomes the node.
+- Other libraries' layers, whose code cannot be traced: what stands in for it (`synchronised.py`).
 - `F.batch_norm` called elsewhere, and a layer that does more than its node would: traced like any function.
 """
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from interop.tracing import private
 from interop.tracing.graph import written_by
 from interop.tracing.inplace import storages
+from interop.tracing.synchronised import is_batch_norm
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +70,7 @@ def unshare(root: torch.nn.Module) -> None:
             return getattr(vars(self)["layer"], name)
 
     def keeps(part: torch.nn.Module) -> bool:
-        return isinstance(part, private.batch_norm_class()) or bool(private.buffers(part))
+        return is_batch_norm(part) or bool(private.buffers(part))
 
     seen: set[torch.nn.Module] = set()
     for parent in list(root.modules()):
@@ -153,7 +155,7 @@ class _Recording:
         self._root, self._own_counters = root, own_counters
         self._emit = _operation()
         kinds = (private.batch_norm_class(), torch.nn.SyncBatchNorm)
-        self._paths = {layer: path for path, layer in root.named_modules() if path and isinstance(layer, kinds[0])}
+        self._paths = {layer: path for path, layer in root.named_modules() if path and is_batch_norm(layer)}
         # By their __dict__: where any layer is shared, an activation say, torch.export hands out proxies of all layers
         # (_ModuleStackTracer.AttrProxy), which have a layer's __dict__ and an identity of their own.
         self._known = {id(vars(layer)): layer for layer in self._paths}

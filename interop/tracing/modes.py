@@ -10,6 +10,7 @@ from interop.errors import TraceError
 from interop.tracing import private
 from interop.tracing.batch_norm import unshare
 from interop.tracing.refusals import some
+from interop.tracing.synchronised import is_batch_norm
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +62,10 @@ class Modes:
 
     def report_sampling(self) -> None:
         """Warns of layers that are in train mode inside a module in eval mode."""
-        batch_norm = private.batch_norm_class()
         names = [
             path
             for path, layer in self._module.named_modules()
-            if self._flags.get(layer) and not self._training and not isinstance(layer, batch_norm)
+            if self._flags.get(layer) and not self._training and not is_batch_norm(layer)
         ]
         if names:
             logger.warning(

@@ -19,6 +19,7 @@ from interop.errors import TraceError
 from interop.tracing import private
 from interop.tracing.graph import module_path, source_line, written_by
 from interop.tracing.inplace import storages
+from interop.tracing.synchronised import is_batch_norm
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,7 @@ def refuse_untraceable(module: torch.nn.Module, args: tuple[Any, ...], kwargs: M
     settings = [
         f"{path or 'the module'}.{name} is a {type(value).__module__}.{type(value).__qualname__}"
         for path, layer in module.named_modules()
-        if isinstance(layer, private.batch_norm_class())
+        if is_batch_norm(layer)
         for name in ("eps", "momentum")
         if not isinstance(value := getattr(layer, name, None), (int, float, np.integer, np.floating, type(None)))
     ]

@@ -11,6 +11,7 @@ from interop.arrays import dtype_name, to_numpy
 from interop.errors import TraceError
 from interop.program.nodes import BatchNormLayer, Entry
 from interop.tracing import private
+from interop.tracing.synchronised import is_batch_norm
 
 if TYPE_CHECKING:
     import torch
@@ -85,11 +86,10 @@ def _named(module: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def read_batch_norms(module: torch.nn.Module) -> tuple[BatchNormLayer, ...]:
     """The BatchNorm layers with their flags as they are now."""
-    batch_norm = private.batch_norm_class()
     first: dict[int, str] = {}
     layers = []
     for path, layer in module.named_modules(remove_duplicate=False):
-        if isinstance(layer, batch_norm):
+        if is_batch_norm(layer):
             same_as = first.setdefault(id(layer), path)
             layers.append(
                 BatchNormLayer(

@@ -53,6 +53,7 @@ from interop.tracing.refusals import (
 from interop.tracing.rewrites import rewritten
 from interop.tracing.snapshot import left_as_found
 from interop.tracing.state import Constants, read_batch_norms, read_state
+from interop.tracing.synchronised import in_one_process
 
 if TYPE_CHECKING:
     import torch
@@ -193,6 +194,7 @@ def _record(
         changes, answers, caught = Changes(module, modes.found), Answers(module), Caught()
         with (
             caught.watched(),
+            in_one_process(module),
             opaque_batch_norms(module, own_counters) as counters,
             _plain_results(module, signature, changes),
             rewritten(answers),
