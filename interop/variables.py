@@ -18,7 +18,9 @@ from jaxnorm.nnx import Frozen as Frozen
 
 
 class Buffer(nnx.Variable[Any]):
-    """A buffer that is no running statistic of a BatchNorm layer. `persistent=False` keeps it out of the state dict."""
+    """A buffer that is no running statistic of a BatchNorm layer. `persistent=False` in its metadata keeps it out of
+    the state dict.
+    """
 
 
 class Constant(nnx.Variable[Any]):

@@ -21,9 +21,19 @@ class FrozenBatchNorm(BatchNorm):
 
     as `jaxnorm.nnx.FrozenBatchNorm`. All its variables ('scale', 'bias', 'mean' and 'var') are in 'batch_stats', so
     that no optimizer of 'params' sees them, and no call moves them. Attributes are those of `jaxnorm.linen.BatchNorm`,
-    whose place it takes; those of training (`use_running_average`, `momentum`, `axis_name`, ...) make no difference.
+    whose place it takes.
 
-    **Raises** (when called): `TypeError` and `ValueError` for attributes that are none, and shapes that do not fit.
+    **Arguments:**
+
+    - `axis`: the channels' axis; PyTorch's is 1.
+    - `epsilon`: added to the variance.
+    - `dtype`, `param_dtype`, `use_bias`, `use_scale`, `activation`: as in `jaxnorm.linen.BatchNorm`.
+    - `use_running_average`, `momentum`, `axis_name`, `axis_index_groups`, `use_fast_variance`, `correction`,
+      `force_float32_reductions`, `track_running_stats`, `count_batches`, `bias_init`, `scale_init`: of training; they
+      make no difference.
+    - `parent`, `name`: Flax's own.
+
+    **Raises:** when called, `TypeError` and `ValueError` for attributes that are none, and shapes that do not fit.
     """
 
     @nn.compact
@@ -41,6 +51,10 @@ class FrozenBatchNorm(BatchNorm):
         - `x`: the input, channels along `axis`.
         - `use_running_average`: True or False, which makes no difference.
         - `mask`: as for `jaxnorm.linen.BatchNorm`: values that do not count may be infinite or no numbers.
+
+        **Returns:** an array of the shape of `x`, in the layer's `dtype`.
+
+        **Raises:** `TypeError`, `ValueError` for what is no array or flag, and for shapes that do not fit.
         """
         fields = (field.name for field in dataclasses.fields(self) if field.name not in ("parent", "name"))
         check.layer({name: getattr(self, name) for name in fields})

@@ -15,10 +15,19 @@ class BatchRenorm(BatchNorm):
         r = clip(sigma_B / sigma, 1 / r_max, r_max),   d = clip((mu_B - mu) / sigma, -d_max, d_max)
 
     as `jaxnorm.nnx.BatchRenorm`, whose docstring says what the letters are (Ioffe, 2017,
-    https://arxiv.org/abs/1702.03275). Attributes and variables are those of `jaxnorm.linen.BatchNorm`, and `r_max` and
-    `d_max`. `track_running_stats` is True.
+    https://arxiv.org/abs/1702.03275). Variables are those of `jaxnorm.linen.BatchNorm`.
 
-    **Raises** (when called): `TypeError` and `ValueError` for attributes that are none, complex input, one value per
+    **Arguments:**
+
+    - `r_max`: the largest r, and 1 over the smallest; 1 or more.
+    - `d_max`: the largest |d|; 0 or more.
+    - `track_running_stats`: True.
+    - `use_running_average`, `axis`, `momentum`, `epsilon`, `dtype`, `param_dtype`, `use_bias`, `use_scale`,
+      `bias_init`, `scale_init`, `axis_name`, `axis_index_groups`, `use_fast_variance`, `force_float32_reductions`,
+      `correction`, `count_batches`, `activation`: as in `jaxnorm.linen.BatchNorm`.
+    - `parent`, `name`: Flax's own.
+
+    **Raises:** when called, `TypeError` and `ValueError` for attributes that are none, complex input, one value per
     channel in training, or shapes that do not fit; `NameError` if `axis_name` is not bound where the layer is called.
     """
 
@@ -37,8 +46,14 @@ class BatchRenorm(BatchNorm):
     ) -> Shaped[Array, "..."]:
         """Normalises `x`, and in training updates the running statistics (not during `init`, as in Flax).
 
-        **Arguments:** as for `jaxnorm.linen.BatchNorm`, and `r_max`, `d_max`, which take precedence over the layer's
-        own: numbers, or scalars that may be traced.
+        **Arguments:**
+
+        - `x`, `use_running_average`, `mask`: as for `jaxnorm.linen.BatchNorm`.
+        - `r_max`, `d_max`: take precedence over the layer's own: numbers, or scalars that may be traced.
+
+        **Returns:** an array of the shape of `x`, in the layer's `dtype`.
+
+        **Raises:** as the class says.
         """
         check.number("r_max", self.r_max, least=1)
         check.number("d_max", self.d_max, least=0)

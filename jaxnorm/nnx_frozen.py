@@ -36,7 +36,7 @@ class FrozenBatchNorm(BatchNorm):
     - `num_features`: the number of channels.
     - `axis`: the channels' axis; PyTorch's is 1.
     - `epsilon`: added to the variance.
-    - `dtype`, `param_dtype`, `use_bias`, `use_scale`, `promote_dtype`, `activation`: as for `jaxnorm.nnx.BatchNorm`.
+    - `dtype`, `param_dtype`, `use_bias`, `use_scale`, `promote_dtype`, `activation`: as in `jaxnorm.nnx.BatchNorm`.
     - `rngs`: not needed; taken so that the layer can stand where another is built.
 
     **Raises:** `TypeError` and `ValueError` for options that are none, and shapes that do not fit.
@@ -102,6 +102,10 @@ class FrozenBatchNorm(BatchNorm):
         - `use_running_average`: True or False, which makes no difference.
         - `mask`: as for `jaxnorm.nnx.BatchNorm`: values that do not count may be infinite or no numbers.
         - `axis`: takes precedence over the layer's own.
+
+        **Returns:** an array of the shape of `x`, in the layer's `dtype`.
+
+        **Raises:** `TypeError`, `ValueError` for what is no array or flag, and for shapes that do not fit.
         """
         if use_running_average is not None:
             check.flag("use_running_average", use_running_average)

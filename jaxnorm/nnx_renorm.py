@@ -34,7 +34,7 @@ class BatchRenorm(BatchNorm):
     - `num_features`: the number of channels.
     - `r_max`: the largest r, and 1 over the smallest; 1 or more.
     - `d_max`: the largest |d|; 0 or more.
-    - all others: as for `jaxnorm.nnx.BatchNorm`, but `track_running_stats`, which is True.
+    - `**options`: all others of `jaxnorm.nnx.BatchNorm`, but `track_running_stats`, which is True.
 
     **Raises:** `TypeError` and `ValueError` for options that are none, complex input, one value per channel in
     training, or shapes that do not fit; `NameError` if `axis_name` is not bound where the layer is called.
@@ -60,8 +60,14 @@ class BatchRenorm(BatchNorm):
     ) -> Shaped[Array, "..."]:
         """Normalises `x`, and in training updates the running statistics.
 
-        **Arguments:** as for `jaxnorm.nnx.BatchNorm`, and `r_max`, `d_max`, which take precedence over the layer's own:
-        numbers, or scalars that may be traced.
+        **Arguments:**
+
+        - `x`, `use_running_average`, `mask`, `axis`: as for `jaxnorm.nnx.BatchNorm`.
+        - `r_max`, `d_max`: take precedence over the layer's own: numbers, or scalars that may be traced.
+
+        **Returns:** an array of the shape of `x`, in the layer's `dtype`.
+
+        **Raises:** as the class says.
         """
         r_max = limit("r_max", self.r_max if r_max is None else r_max, 1)
         d_max = limit("d_max", self.d_max if d_max is None else d_max, 0)
