@@ -1,6 +1,7 @@
 """The pages of the documentation as a Markdown parser sees them: blocks of code, commands in prose, headings, links."""
 
 import functools
+import linecache
 import pathlib
 import re
 from collections.abc import Iterator
@@ -23,8 +24,10 @@ class Block(NamedTuple):
 
     def run(self, names: dict[str, Any]) -> None:
         """Runs it in these names. A traceback has the page's lines; an error says which block it comes from."""
+        file = str(ROOT / self.page)
+        linecache.cache[file] = (0, None, _as_python(self.page), file)  # `from_torch` reads it as a file of Python
         try:
-            exec(compile("\n" * (self.line - 1) + self.text, str(ROOT / self.page), "exec"), names)
+            exec(compile("\n" * (self.line - 1) + self.text, file, "exec"), names)
         except BaseException as error:
             error.add_note(f"in the program at {self.page}:{self.line}:\n\n{self.text}")
             raise
@@ -73,6 +76,16 @@ def blocks(page: str) -> list[Block]:
 def programs(page: str, section: str | None = None) -> list[Block]:
     """The blocks of Python of a page, or of one of its sections."""
     return [block for block in blocks(page) if block.language == "python" and section in (None, block.section)]
+
+
+@functools.cache
+def _as_python(page: str) -> list[str]:
+    """The page's lines, all but those of its programs empty."""
+    lines = ["\n"] * len((ROOT / page).read_text(encoding="utf-8").splitlines())
+    for block in programs(page):
+        code = block.text.splitlines(keepends=True)
+        lines[block.line - 1 : block.line - 1 + len(code)] = code
+    return lines
 
 
 def _inline(page: str) -> Iterator[tuple[int, Token]]:

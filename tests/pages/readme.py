@@ -2,6 +2,7 @@
 
 import types
 
+import numpy as np
 import safetensors.torch
 import timm as everything
 import torch
@@ -26,4 +27,4 @@ def in_jaxnorm(names):
     file = safetensors.torch.load_file("resnet50_finetuned.safetensors")
     everything.create_model("test_resnet").load_state_dict(file, strict=True)
     for name, value in interop.state_dict(names["model"]).items():
-        assert torch.equal(file[name], torch.from_numpy(value)), name
+        np.testing.assert_array_equal(file[name], value, err_msg=name)

@@ -12,7 +12,9 @@ import torch
 import interop
 import jaxnorm
 
-module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+module = torch.nn.Sequential(
+    torch.nn.Linear(8, 16, bias=False), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+)
 model = interop.from_torch(module, torch.zeros(2, 8))
 random = np.random.default_rng(0)
 loader = [
