@@ -4,6 +4,7 @@ import functools
 import linecache
 import pathlib
 import re
+import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = pathlib.Path(__file__).parent.parent
+PYTHON = ("python", "py", "python3")
 
 
 class Block(NamedTuple):
@@ -22,12 +24,15 @@ class Block(NamedTuple):
     language: str
     text: str
 
+    def compiled(self) -> types.CodeType:
+        return compile("\n" * (self.line - 1) + self.text, str(ROOT / self.page), "exec")
+
     def run(self, names: dict[str, Any]) -> None:
         """Runs it in these names. A traceback has the page's lines; an error says which block it comes from."""
         file = str(ROOT / self.page)
         linecache.cache[file] = (0, None, _as_python(self.page), file)  # `from_torch` reads it as a file of Python
         try:
-            exec(compile("\n" * (self.line - 1) + self.text, file, "exec"), names)
+            exec(self.compiled(), names)
         except BaseException as error:
             error.add_note(f"in the program at {self.page}:{self.line}:\n\n{self.text}")
             raise
@@ -69,13 +74,13 @@ def blocks(page: str) -> list[Block]:
         if token.type == "heading_open":
             section = next(headings)
         if token.type == "fence" and token.map:
-            found.append(Block(page, token.map[0] + 2, section, token.info.strip(), token.content))
+            found.append(Block(page, token.map[0] + 2, section, (token.info.split() or [""])[0], token.content))
     return found
 
 
 def programs(page: str, section: str | None = None) -> list[Block]:
     """The blocks of Python of a page, or of one of its sections."""
-    return [block for block in blocks(page) if block.language == "python" and section in (None, block.section)]
+    return [block for block in blocks(page) if block.language in PYTHON and section in (None, block.section)]
 
 
 @functools.cache

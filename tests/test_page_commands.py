@@ -16,7 +16,7 @@ import tomllib
 from collections.abc import Iterator
 
 import pytest
-from page_reader import ROOT, Words, blocks, spans
+from page_reader import PYTHON, ROOT, Words, blocks, spans
 from test_pages import LINKED
 
 from interop.cli.app import command
@@ -33,7 +33,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 def shown(page: str) -> Iterator[tuple[Words, bool]]:
     """The page's command lines, and whether they are whole. In a block with prompts what has none is output."""
     for block in blocks(page):
-        lines = block.text.splitlines() if block.language != "python" else []
+        lines = block.text.splitlines() if block.language not in PYTHON else []
         prompts = any(line.startswith("$ ") for line in lines)
         for number, line in enumerate(lines):
             if COMMAND.match(line) and prompts is line.startswith("$ "):

@@ -1,12 +1,14 @@
-"""The documentation holds: its programs run, its commands exist, its links lead somewhere.
+"""The documentation holds: its programs run, its links lead somewhere.
 
 What a page takes for granted (a loader, a loss, a model) stands in the file of the page's name under tests/pages, whose
 names the page's programs are run with, one after the other. A function `in_SECTION(names)` there is a generator: each
 `yield` is one program of that section, so that it can prepare the program before and check after what the page says.
-A page without such a file stands alone. New pages are found by themselves.
+`NEEDS = {section: package}` there names what is no dependency of ours: without it the section's programs are compiled
+alone. A page without such a file stands alone. New pages are found by themselves.
 """
 
 import ast
+import importlib.util
 import itertools
 import pathlib
 import runpy
@@ -15,7 +17,7 @@ import sys
 import jax
 import pytest
 import torch
-from page_reader import ROOT, Block, anchors, links, programs
+from page_reader import PYTHON, ROOT, Block, anchors, blocks, links, programs, tokens
 
 pytestmark = pytest.mark.once
 
@@ -59,20 +61,43 @@ def as_for_a_reader(tmp_path, monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
+def given(page: str) -> pathlib.Path:
+    """The file of what the page takes for granted, if there is one."""
+    return (ROOT / "tests" / "pages" / page.lower().removeprefix("docs/")).with_suffix(".py")
+
+
+def run_all(found: list[Block], names: dict) -> None:
+    needs = names.get("NEEDS", {})
+    said = {name for name in names if name.startswith("in_")} | {f"in_{section}" for section in needs}
+    for section, group in itertools.groupby(found, lambda block: block.section):
+        name, those = f"in_{section.replace('-', '_')}", list(group)
+        said -= {name, f"in_{section}"}
+        if section in needs and importlib.util.find_spec(needs[section]) is None:
+            for block in those:
+                block.compiled()
+            continue
+        steps = names[name](names) if name in names else [None] * len(those)
+        for _, block in zip(steps, those, strict=True):  # one `yield` for each program
+            block.run(names)
+    assert not said, f"sections that have no programs: {said}"
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if run_here(page)])
 def test_the_programs_of_a_page_run(page, as_for_a_reader):
-    given = ROOT / "tests" / "pages" / pathlib.Path(page.lower()).relative_to("docs" if "/" in page else ".")
-    given = given.with_suffix(".py")
-    names = runpy.run_path(str(given)) if given.exists() else {}
-    names |= {"__name__": pathlib.Path(page).stem}
-    said = {name for name in names if name.startswith("in_")}
-    for section, found in itertools.groupby(run_here(page), lambda block: block.section):
-        group, name = list(found), f"in_{section.replace('-', '_')}"
-        said -= {name}
-        steps = names[name](names) if name in names else [None] * len(group)
-        for _, block in zip(steps, group, strict=True):  # one `yield` for each program
-            block.run(names)
-    assert not said, f"{given} speaks of sections that have no programs: {said}"
+    names = runpy.run_path(str(given(page))) if given(page).exists() else {}
+    run_all(run_here(page), names | {"__name__": pathlib.Path(page).stem})
+
+
+def test_names_are_given_to_pages_that_have_programs():
+    files = {given(page) for page in PAGES if run_here(page)}
+    assert set((ROOT / "tests" / "pages").rglob("*.py")) <= files
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_no_programs_that_are_not_seen(page):
+    """Under another language's name, or in a block that a Markdown parser does not take for one of code."""
+    assert {block.language for block in blocks(page)} <= {*PYTHON, "", "text", "shell", "json", "yaml", "toml"}
+    assert not [token for token in tokens(page) if token.type == "code_block" and "```" in token.content]
 
 
 @pytest.mark.parametrize("where", ELSEWHERE)
@@ -90,9 +115,37 @@ def test_programs_that_run_elsewhere_do(where):
 def test_a_program_that_fails_is_named(as_for_a_reader):
     block = Block("docs/faq.md", 40, "", "python", "x = 1\nassert x == 2\n")
     with pytest.raises(AssertionError) as found:
-        block.run({})
+        run_all([block], {})
     assert found.traceback[-1].lineno + 1 == 41
     assert found.value.__notes__ == ["in the program at docs/faq.md:40:\n\nx = 1\nassert x == 2\n"]
+
+
+def test_programs_of_packages_that_are_absent_are_compiled():
+    block = Block("docs/faq.md", 40, "tensor-flow", "python", "import no_such_package\n")
+    run_all([block], {"NEEDS": {"tensor-flow": "no_such_package"}})
+    with pytest.raises(SyntaxError):
+        run_all([block._replace(text="import 3\n")], {"NEEDS": {"tensor-flow": "no_such_package"}})
+    with pytest.raises(ModuleNotFoundError):
+        run_all([block], {"NEEDS": {"tensor-flow": "numpy"}})
+    with pytest.raises(AssertionError, match="no programs"):
+        run_all([], {"NEEDS": {"tensor-flow": "no_such_package"}})
+
+
+def test_a_section_s_steps_are_its_programs():
+    block, done = Block("docs/faq.md", 40, "a-b", "python", "x += 1\n"), []
+
+    def in_a_b(names):
+        names["x"] = 1
+        yield
+        assert names["x"] == 2
+        yield
+        done.append(names["x"])
+
+    run_all([block, block], {"in_a_b": in_a_b})
+    assert done == [3]
+    for count in (1, 3):
+        with pytest.raises(ValueError, match="zip"):
+            run_all([block] * count, {"in_a_b": in_a_b})
 
 
 @pytest.mark.parametrize("page", LINKED)

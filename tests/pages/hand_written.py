@@ -12,7 +12,7 @@ from page_reader import blocks
 import interop
 import jaxnorm
 
-SAID = {block.section: block.text for block in blocks("docs/hand_written.md") if block.language != "python"}
+SAID = {block.section: block.text for block in blocks("docs/hand_written.md") if block.language == ""}
 
 
 class Model(nnx.Module):
