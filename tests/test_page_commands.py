@@ -31,10 +31,10 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 
 
 def shown(page: str) -> Iterator[tuple[Words, bool]]:
-    """The page's command lines, and whether they are whole. In a block with prompts what has none is output."""
+    """The page's command lines, and whether they are whole. In a block of text, or with prompts, others are output."""
     for block in blocks(page):
         lines = block.text.splitlines() if block.language not in PYTHON else []
-        prompts = any(line.startswith("$ ") for line in lines)
+        prompts = block.language == "text" or any(line.startswith("$ ") for line in lines)
         for number, line in enumerate(lines):
             if COMMAND.match(line) and prompts is line.startswith("$ "):
                 yield Words(page, block.line + number, line.removeprefix("$ ")), True

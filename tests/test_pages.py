@@ -77,8 +77,12 @@ def run_all(found: list[Block], names: dict) -> None:
                 block.compiled()
             continue
         steps = names[name](names) if name in names else [None] * len(those)
-        for _, block in zip(steps, those, strict=True):  # one `yield` for each program
-            block.run(names)
+        try:
+            for _, block in zip(steps, those, strict=True):  # one `yield` for each program
+                block.run(names)
+        except Exception as error:
+            error.add_note(f"{those[0].page}#{section} has programs at lines {[block.line for block in those]}")
+            raise
     assert not said, f"sections that have no programs: {said}"
 
 
@@ -117,7 +121,7 @@ def test_a_program_that_fails_is_named(as_for_a_reader):
     with pytest.raises(AssertionError) as found:
         run_all([block], {})
     assert found.traceback[-1].lineno + 1 == 41
-    assert found.value.__notes__ == ["in the program at docs/faq.md:40:\n\nx = 1\nassert x == 2\n"]
+    assert found.value.__notes__[0] == "in the program at docs/faq.md:40:\n\nx = 1\nassert x == 2\n"
 
 
 def test_programs_of_packages_that_are_absent_are_compiled():
@@ -144,8 +148,9 @@ def test_a_section_s_steps_are_its_programs():
     run_all([block, block], {"in_a_b": in_a_b})
     assert done == [3]
     for count in (1, 3):
-        with pytest.raises(ValueError, match="zip"):
+        with pytest.raises(ValueError, match="zip") as found:
             run_all([block] * count, {"in_a_b": in_a_b})
+        assert found.value.__notes__ == [f"docs/faq.md#a-b has programs at lines {[40] * count}"]
 
 
 @pytest.mark.parametrize("page", LINKED)
