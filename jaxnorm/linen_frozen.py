@@ -28,9 +28,9 @@ class FrozenBatchNorm(BatchNorm):
     - `axis`: the channels' axis; PyTorch's is 1.
     - `epsilon`: added to the variance.
     - `dtype`, `param_dtype`, `use_bias`, `use_scale`, `activation`: as in `jaxnorm.linen.BatchNorm`.
-    - `use_running_average`, `momentum`, `axis_name`, `axis_index_groups`, `use_fast_variance`, `correction`,
-      `force_float32_reductions`, `track_running_stats`, `count_batches`, `bias_init`, `scale_init`: of training; they
-      make no difference.
+    - `use_running_average`, `momentum`, `axis_name`, `axis_index_groups`, `correction`: of training; no difference.
+    - `use_fast_variance`, `force_float32_reductions`, `track_running_stats`, `count_batches`: likewise.
+    - `bias_init`, `scale_init`: likewise; scale begins with 1, bias with 0.
     - `parent`, `name`: Flax's own.
 
     **Raises:** when called, `TypeError` and `ValueError` for attributes that are none, and shapes that do not fit.

@@ -22,9 +22,9 @@ class BatchRenorm(BatchNorm):
     - `r_max`: the largest r, and 1 over the smallest; 1 or more.
     - `d_max`: the largest |d|; 0 or more.
     - `track_running_stats`: True.
-    - `use_running_average`, `axis`, `momentum`, `epsilon`, `dtype`, `param_dtype`, `use_bias`, `use_scale`,
-      `bias_init`, `scale_init`, `axis_name`, `axis_index_groups`, `use_fast_variance`, `force_float32_reductions`,
-      `correction`, `count_batches`, `activation`: as in `jaxnorm.linen.BatchNorm`.
+    - `use_running_average`, `axis`, `momentum`, `epsilon`, `dtype`, `param_dtype`: as in `jaxnorm.linen.BatchNorm`.
+    - `use_bias`, `use_scale`, `bias_init`, `scale_init`, `axis_name`, `axis_index_groups`: likewise.
+    - `use_fast_variance`, `force_float32_reductions`, `correction`, `count_batches`, `activation`: likewise.
     - `parent`, `name`: Flax's own.
 
     **Raises:** when called, `TypeError` and `ValueError` for attributes that are none, complex input, one value per

@@ -41,7 +41,7 @@ def input_dtype(args: Args, /, *, dtype: Any = None, inexact: bool = True) -> Ar
     return (jnp.asarray(x, dtype), *rest)  # type: ignore[return-value]
 
 
-__all__ = ["BatchNorm", "BatchRenorm", "Frozen", "FrozenBatchNorm", "input_dtype"]
+__all__ = ["BatchNorm", "BatchRenorm", "FrozenBatchNorm", "input_dtype"]
 
 
 class BatchNorm(nnx.BatchNorm):

@@ -1,8 +1,6 @@
 """Several microbatches, one update: PyTorch's numbers, in one call of the step or in one for each microbatch."""
 
 import copy
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from page_reader import programs
 from torch.optim.swa_utils import AveragedModel
 
 import interop
@@ -163,9 +162,6 @@ def test_statistics_of_the_whole_batch_with_blocks_computed_again_are_pytorchs_o
     assert int(module[0][1].num_batches_tracked) == 3
 
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "training.md"
-
-
 def test_the_page_about_training_accumulates():
     """The programs of docs/training.md, "Accumulation": one after the other, of the same examples."""
     module = net().float()
@@ -173,19 +169,17 @@ def test_the_page_about_training_accumulates():
     model = imported(module, "batch")
     names = {"jaxnorm": jaxnorm, "optax": optax, "model": model, "loss_fn": loss_fn, "rates": sgd_rates}
     names |= {"loader": [whole], "small_loader": [{k: v[i::4] for k, v in whole.items()} for i in range(4)]}
-    section = PAGE.read_text(encoding="utf-8").partition("## Accumulation\n")[2].partition("\n## ")[0]
     optimizer = torch.optim.SGD(module.parameters(), RATES[0], momentum=0.9)
     for i in range(4):
         logits = module(torch.tensor(whole["image"][i::4]))
         (torch.nn.functional.cross_entropy(logits, torch.tensor(whole["label"][i::4])) / 4).backward()
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
-    blocks = re.findall(r"```python\n(.*?)```", section, re.S)
-    assert len(blocks) == 3
-    for block in blocks[:2]:
-        exec(block, names)
+    *two, virtual = programs("docs/training.md", "accumulation")
+    for block in two:
+        block.run(names)
         assert_equal_in_float32(names["state"].model(), module)
-    exec(blocks[2], names)
+    virtual.run(names)
     assert int(names["state"].model()[0][1].num_batches_tracked[...]) == 1
 
 

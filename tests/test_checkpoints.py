@@ -14,6 +14,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from page_reader import programs
 
 import jaxnorm
 from jaxnorm import Checkpoints, Ema, LossScale, TrainState, data_parallel, replicate, train_step
@@ -404,13 +405,12 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(run):
 
 def test_the_page_about_pods_takes_a_model_out_of_a_run(run, tmp_path, monkeypatch):
     """The program of docs/pods.md, "A model out of a run"."""
-    page = pathlib.Path(__file__).parents[1] / "docs" / "pods.md"
-    section = page.read_text(encoding="utf-8").partition("## A model out of a run\n")[2]
+    (program,) = programs("docs/pods.md", "a-model-out-of-a-run")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "a").symlink_to(run[0])
     monkeypatch.chdir(tmp_path)
     names = {"jaxnorm": jaxnorm, "model": Net()}
-    exec(section.partition("```python\n")[2].partition("```")[0], names)
+    program.run(names)
     assert names["step"] == 2
     assert_equal(arrays(names["trained"]), arrays(run[1][2].model()))
     assert_equal(arrays(names["averaged"]), arrays(run[1][2].ema_model()))

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
@@ -302,22 +301,3 @@ def test_other_operators_that_torchvision_lacks_say_what_to_install(run, tmp_pat
     monkeypatch.setattr(importlib, "import_module", broken)
     error = run("import", "torchvision:resnet18", "--out", tmp_path / "x", code=2)
     assert f"was not built for torch {importlib.metadata.version('torch')}: install both from one place" in error
-
-
-# the page
-
-
-def commands():
-    """The commands of docs/command_line.md, as a shell takes them apart."""
-    page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
-    lines = [line[2:].partition(" | ")[0] for line in page.splitlines() if line.startswith("$ jaxnorm ")]
-    return [shlex.split(line)[1:] for line in lines]
-
-
-def test_every_command_of_the_page_can_be_parsed():
-    from interop.cli.app import command
-
-    known = command().commands
-    assert {arguments[0] for arguments in commands()} == set(known)
-    for name, *arguments in commands():
-        known[name].make_context(name, list(arguments))

@@ -1,8 +1,6 @@
 """interop.compare finds the planted difference: the right layer, and the right reason."""
 
 import copy
-import pathlib
-import re
 
 import flax.linen
 import jax
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import linen, nnx
+from page_reader import programs
 from parity_tools import normal, randomised
 from torch import nn
 
@@ -45,7 +44,6 @@ class Net(nn.Module):
         return self.fc(self.drop(x.mean((2, 3))))
 
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "hand_written.md"
 OPTIONS = {"param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
 
 
@@ -275,14 +273,13 @@ def test_statistics_that_are_narrower_are_named(module, x):
 
 def test_the_page_about_hand_written_models_compares(model, module):
     """The program of docs/hand_written.md, "Where a model differs"."""
-    section = PAGE.read_text(encoding="utf-8").partition("## Where a model differs\n")[2]
-    code = re.search(r"```python\n(.*?)```", section, re.S)[1]
+    (program,) = programs("docs/hand_written.md", "where-a-model-differs")
     names = {"interop": interop, "model": model, "module": module.double(), "torch": torch}
     torch.set_default_dtype(torch.float64)
     try:
-        exec(code, names)
+        program.run(names)
         model.layer1.conv1.padding = "SAME"
         with pytest.raises(AssertionError, match="padding is 'SAME' here"):
-            exec(code, names)
+            program.run(names)
     finally:
         torch.set_default_dtype(torch.float32)

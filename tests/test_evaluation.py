@@ -1,6 +1,5 @@
 """Evaluation counts every example once: over devices, uneven batches, averages; and its metrics are scikit-learn's."""
 
-import pathlib
 import re
 
 import jax
@@ -10,6 +9,7 @@ import optax
 import pytest
 import torch
 from flax import linen, nnx
+from page_reader import programs
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 import interop
@@ -227,9 +227,6 @@ def test_ranks_are_those_of_top_k():
     assert not jaxnorm.in_top_k(jnp.ones((1, 3)), jnp.asarray([3]), 3)[0]
 
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "training.md"
-
-
 def test_the_page_about_training_evaluates():
     """The program of docs/training.md, "Evaluation", on the digits."""
     from sklearn.datasets import load_digits
@@ -239,8 +236,8 @@ def test_the_page_about_training_evaluates():
     state = jaxnorm.TrainState.create(model, optax.sgd(0.1), ema=jaxnorm.Ema(0.9))
     loader = [{"image": images[i : i + 500], "label": labels[i : i + 500]} for i in range(0, 1797, 500)]
     names = {"jaxnorm": jaxnorm, "optax": optax, "state": state, "loader": loader}
-    section = PAGE.read_text(encoding="utf-8").partition("## Evaluation\n")[2]
-    exec(re.search(r"```python\n(.*?)```", section, re.S)[1], names)
+    (program,) = programs("docs/training.md", "evaluation")
+    program.run(names)
     logits = np.asarray(model(jnp.asarray(images)))
     assert names["results"]["examples"] == 1797
     assert names["results"]["top5"] == top_k_accuracy_score(labels, logits, k=5)

@@ -1,21 +1,16 @@
 """The programs of docs/faq.md, each alone."""
 
-import pathlib
 import re
 
 import pytest
+from page_reader import ROOT, programs
 
-PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "faq.md").read_text(encoding="utf-8")
-PROGRAMS = {
-    title: program
-    for title, answer in re.findall(r"^### (.*?)\n(.*?)(?=^##|\Z)", PAGE, re.S | re.M)
-    for program in re.findall(r"```python\n(.*?)```", answer, re.S)
-}
+PAGE = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("title", PROGRAMS)
-def test_a_program_of_the_page_runs(title):
-    exec(compile(PROGRAMS[title], title, "exec"), {"__name__": "faq"})
+@pytest.mark.parametrize("program", programs("docs/faq.md"), ids=lambda program: program.section)
+def test_a_program_of_the_page_runs(program):
+    program.run({"__name__": "faq"})
 
 
 def test_every_question_names_a_thread():

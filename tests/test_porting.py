@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision_cpu  # noqa: F401
 from flax import nnx
+from page_reader import programs
 from torch import nn
 
 import interop
@@ -210,14 +211,12 @@ def test_the_examples_are_what_is_written_today(name):
 
 
 def test_the_page_about_porting_runs(tmp_path, monkeypatch):
-    page = (pathlib.Path(__file__).parent.parent / "docs" / "porting.md").read_text(encoding="utf-8")
-    programs = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(programs) == 2
+    writing, reading = programs("docs/porting.md")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = {}
-    for program in programs:
-        exec(program.replace("64, 64)", "48, 48)"), names)
+    writing._replace(text=writing.text.replace("64, 64)", "48, 48)")).run(names)
+    reading.run(names)
     assert len(names["other"].layer3.layers) == 6 and names["other"].fc.out_features == 10
 
 

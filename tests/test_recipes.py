@@ -1,18 +1,15 @@
 """The programs of docs/recipes.md run, and do what the same loops do in PyTorch."""
 
-import pathlib
-import re
-
 import jax
 import numpy as np
 import pytest
 import torch
+from page_reader import programs
 from torch import nn
 
 import interop
 
-PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", PAGE, re.S | re.M)
+IMPORTS, *BLOCKS = programs("docs/recipes.md")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +18,7 @@ def names():
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)  # the suite has JAX's 64 bits
     names = {}
-    exec(re.search(r"```python\n(.*?)```", PAGE, re.S)[1], names)
+    IMPORTS.run(names)
     names["a"], names["b"] = jax.random.normal(jax.random.key(2), (5, 6)), jax.random.normal(jax.random.key(3), (5, 6))
     yield names
     torch.set_default_dtype(torch.float32)
@@ -29,9 +26,9 @@ def names():
 
 def run(names, number):
     """Runs a recipe up to its last line, and gives a function that runs this."""
-    *head, last = BLOCKS[number][1].strip().splitlines()
-    exec("\n".join(head), names)
-    return lambda: exec(last, names)
+    *head, last = BLOCKS[number].text.rstrip().splitlines()
+    BLOCKS[number]._replace(text="\n".join(head)).run(names)
+    return lambda: BLOCKS[number]._replace(text=last, line=BLOCKS[number].line + len(head)).run(names)
 
 
 def twin(module, model):

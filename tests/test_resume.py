@@ -1,8 +1,6 @@
 """Runs that change between PyTorch's training scripts and JAX in mid-training go on as runs that never left."""
 
 import argparse
-import pathlib
-import re
 import warnings
 
 import jax
@@ -12,6 +10,7 @@ import pytest
 import timm.models
 import timm.scheduler
 import torch
+from page_reader import programs
 from parity_tools import relative
 from timm.utils import CheckpointSaver, ModelEmaV3
 from timm.utils.cuda import NativeScaler
@@ -21,7 +20,6 @@ import interop
 import jaxnorm
 
 STEPS = 3  # an epoch
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "training.md"
 
 
 def _module():
@@ -252,10 +250,10 @@ def test_the_page_about_training_resumes(tmp_path, monkeypatch):
     run = TorchRun()
     run.train(range(2))
     CheckpointSaver(run.module, run.optimizer, model_ema=run.ema, checkpoint_dir=".").save_checkpoint(1)
-    section = PAGE.read_text(encoding="utf-8").partition("## Checkpoints of training scripts\n")[2]
+    (program,) = programs("docs/training.md", "checkpoints-of-training-scripts")
     fresh = TorchRun()
     names = {"interop": interop, "module": fresh.module, "optimizer": fresh.optimizer, "epochs": 4}
     names["state"] = _in_jax(fresh.module, fresh, position=2 * STEPS)
-    exec(re.search(r"```python\n(.*?)```", section, re.S)[1], names)
+    program.run(names)
     assert timm.models.resume_checkpoint(fresh.module, "last.pth.tar", fresh.optimizer) == 4
     _assert_same(fresh.module.state_dict(), run.module.state_dict())

@@ -1,8 +1,6 @@
 """A schedule stands where its torch scheduler stands, whatever the optimizer has counted."""
 
 import copy
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import pytest
 import timm.scheduler
 import torch
 from flax import nnx
+from page_reader import programs
 from torch.optim import lr_scheduler as schedulers
 
 import interop
@@ -370,18 +369,14 @@ def test_what_gives_no_schedule_is_refused_by_name():
             interop.schedule_from_torch(wrong, 3)
 
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "training.md"
-
-
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_the_page_about_training_schedules():
     """The programs of docs/training.md, "Schedules"."""
     module = _module()
     names = {"torch": torch, "timm": timm, "interop": interop, "jaxnorm": jaxnorm, "loss": 1.0}
     names |= {"module": module, "model": Linear(module)}
-    section = PAGE.read_text(encoding="utf-8").partition("## Schedules\n")[2].partition("\n## ")[0]
-    for block in re.findall(r"```python\n(.*?)```", section, re.S):
+    for block in programs("docs/training.md", "schedules"):
         names["optimizer"] = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
-        exec(block, names)
+        block.run(names)
     assert names["rates"].every == 20 and len(names["rates"].rates) == 91
     assert int(names["at"].num_bad_epochs) == 2  # of three losses, the first was better

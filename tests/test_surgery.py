@@ -1,8 +1,6 @@
 """What users change of an imported model: layers called alone, features, other heads, LoRA, another compute dtype."""
 
 import copy
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import optax
 import pytest
 import torch
 from flax import nnx
+from page_reader import programs
 from parity_tools import normal, to_jax
 from torch import nn
 from torchvision.models import resnet18
@@ -322,15 +321,12 @@ def test_frozen_parameters_do_not_train_and_statistics_do(module, x, tmp_path):
         interop.freeze(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), "head", "kernel", "layers")
 
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "changing_models.md"
-
-
 def test_the_page_about_changing_models_runs():
     """Each of its programs after the other, in one namespace."""
     torch.set_default_dtype(torch.float32)
     names = {"interop": interop, "jnp": jnp, "jax": jax, "nnx": nnx, "torch": torch, "resnet18": resnet18}
-    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S):
-        exec(block, names)
+    for block in programs("docs/changing_models.md"):
+        block.run(names)
     assert names["y"].shape == (4, 64, 16, 16)
     assert {name: value.shape for name, value in names["pyramid"].items()} == {
         "layer2": (4, 128, 8, 8),

@@ -1,7 +1,6 @@
 """Optimizers of timm, by the names its factory knows, and torch's rarer ones: the same steps, and state both ways."""
 
 import functools
-import pathlib
 import re
 import warnings
 
@@ -14,6 +13,7 @@ import timm.optim
 import timm.scheduler
 import torch
 from flax import nnx
+from page_reader import ROOT, programs
 
 import interop
 from interop.optimizers import chains, muon
@@ -301,18 +301,16 @@ def test_what_these_rules_are_not_for_is_refused():
         tx.update(params, tx.init(params))
 
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "training.md"
-
-
 def test_the_page_about_timms_optimizers():
     """Its program runs, and its table has every name of timm's."""
-    section = PAGE.read_text(encoding="utf-8").partition("## Optimizers of timm\n")[2].partition("\n## ")[0]
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (program,) = programs("docs/training.md", "optimizers-of-timm")
     module = _Deep(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
     names = {"timm": timm, "interop": interop, "module": module}
     names["model"] = interop.from_torch(module, torch.zeros(2, 3))
-    exec(re.search(r"```python\n(.*?)```", section, re.S)[1], names)
+    program.run(names)
     assert isinstance(names["tx"], optax.GradientTransformation)
-    refused = re.findall(r"[a-z_]+", re.search(r"\| (adafactor, .*?) \| refused", section)[1])
+    refused = re.findall(r"[a-z_]+", re.search(r"\| (adafactor, .*?) \| refused", page)[1])
     for name in timm.optim.list_optimizers(exclude_filters=["bnb*", "fused*"]):
         optimizer = timm.optim.create_optimizer_v2(_module(), name, lr=0.1)
         try:

@@ -16,6 +16,7 @@ import torch
 import yolo
 import yolo_data
 import yolo_tasks
+from page_reader import programs
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.torch_utils import ModelEMA
 from yolo_tasks import TASKS
@@ -329,11 +330,10 @@ def test_defaults_are_those_of_the_documentation(monkeypatch):
 
 
 def test_the_program_of_the_page(monkeypatch):
-    page = (pathlib.Path(__file__).parent.parent / "docs" / "yolo.md").read_text(encoding="utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (program,) = programs("docs/yolo.md")
     monkeypatch.setattr(sys, "path", [*sys.path])
     # The architecture is the small one here, which compiles in seconds.
     names = {"small": small("pose")}
-    exec(program.replace('"yolov8n-pose.yaml"', "small"), names)
+    program._replace(text=program.text.replace('"yolov8n-pose.yaml"', "small")).run(names)
     assert names["metrics"].keys() >= {"loss", "box", "cls", "dfl", "pose", "kobj"}
     assert np.isfinite(names["metrics"]["loss"])
