@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxnorm.nnx import Frozen as Frozen
+from jaxnorm.nnx_frozen import Frozen as Frozen
 
 
 class Buffer(nnx.Variable[Any]):

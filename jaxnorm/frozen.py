@@ -19,7 +19,7 @@ def convert_frozen_batchnorm(model: Any) -> Any:
     """The model with every BatchNorm layer frozen: its scale and bias do not train, its statistics do not move.
 
     The model comes back as a copy whose BatchNorm layers are `jaxnorm.nnx.FrozenBatchNorm`. It shares its other
-    variables with `model`, and the statistics; scale and bias are new variables (`jaxnorm.nnx.Frozen`, with the values
+    variables with `model`, and the statistics; scale and bias are new variables (`interop.Frozen`, with the values
     of now). So do imported models: state dicts have the same entries before and after, `model.train()` leaves the
     layers frozen, and `interop.save` keeps them so. Make optimizers and `TrainState`s afterwards. Parameters of other
     layers train on: `interop.freeze` freezes these.

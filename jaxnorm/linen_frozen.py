@@ -10,7 +10,7 @@ from flax.linen import dtypes
 from jaxnorm import _checks as check
 from jaxnorm._batch_norm import normalize
 from jaxnorm._typing import Array, Bool, Shaped
-from jaxnorm.linen import BatchNorm
+from jaxnorm.linen_batch_norm import BatchNorm
 from jaxnorm.moments import reduced_axes
 
 

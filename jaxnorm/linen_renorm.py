@@ -4,7 +4,7 @@ from flax import linen as nn
 
 from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Bool, Shaped
-from jaxnorm.linen import BatchNorm
+from jaxnorm.linen_batch_norm import BatchNorm
 from jaxnorm.renorm import D_MAX, R_MAX, Limit, limit, renorm
 
 

@@ -10,7 +10,7 @@ from flax.nnx.nn import dtypes
 from jaxnorm import _checks as check
 from jaxnorm._batch_norm import Activation
 from jaxnorm._typing import Array, Bool, Shaped
-from jaxnorm.nnx import BatchNorm
+from jaxnorm.nnx_batch_norm import BatchNorm
 
 
 class Frozen(nnx.Variable[Any]):
@@ -23,7 +23,7 @@ class FrozenBatchNorm(BatchNorm):
         y = activation(x * s + (bias - mean * s)),   s = scale / sqrt(var + epsilon)
 
     as `torchvision.ops.FrozenBatchNorm2d` and detectron2's class of that name compute it. `scale` and `bias` are
-    `jaxnorm.nnx.Frozen` variables (`interop.Frozen` is the same class), `mean` and `var` are `nnx.BatchStat`: an
+    `interop.Frozen` variables, `mean` and `var` are `nnx.BatchStat`: an
     optimizer of `nnx.Param` sees none of them, and no call moves them. `model.train()`, `model.eval()` and
     `use_running_average` make no difference. State dicts have `weight`, `bias`, `running_mean` and `running_var`, and
     no `num_batches_tracked`.

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxnorm import _checks as check
 from jaxnorm._typing import Array, Bool, Shaped
-from jaxnorm.nnx import BatchNorm
+from jaxnorm.nnx_batch_norm import BatchNorm
 from jaxnorm.renorm import D_MAX, R_MAX, Limit, limit, renorm
 
 

@@ -20,7 +20,7 @@ from jaxnorm.ema import Ema, EmaState, refuse_other
 from jaxnorm.global_arrays import place_like
 from jaxnorm.loss_scale import LossScale
 from jaxnorm.means import Mean, batch_size
-from jaxnorm.nnx import FrozenBatchNorm
+from jaxnorm.nnx_frozen import FrozenBatchNorm
 from jaxnorm.replicas import unreplicate
 
 logger = logging.getLogger("jaxnorm")

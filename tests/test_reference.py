@@ -39,7 +39,7 @@ def defined(module):
         name
         for name, value in vars(module).items()
         if (inspect.isroutine(value) or inspect.isclass(value)) and value.__module__ == module.__name__
-        if not name.startswith("_") and value is not jaxnorm.nnx.write  # which interop uses
+        if not name.startswith("_")
     ]
 
 

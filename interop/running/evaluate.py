@@ -28,7 +28,7 @@ from interop.program.operations import BATCH_NORM, CUSTOM_GRADIENT, MODULE, RUN
 from interop.running.batch_norm import TracedBatchNorm
 from interop.running.foreign import call_module
 from interop.running.values import parts
-from jaxnorm.nnx import write
+from jaxnorm.nnx_batch_norm import write
 
 
 def place(node: Node) -> str:

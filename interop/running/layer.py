@@ -21,7 +21,7 @@ from interop.program.regions import Region, entry_below, regions, state_read
 from interop.running.evaluate import Context, computing, evaluate, resolved
 from interop.running.places import module_at, variable
 from interop.running.shapes import sizes_from
-from jaxnorm.nnx import write
+from jaxnorm.nnx_batch_norm import write
 
 
 @dataclasses.dataclass(frozen=True)

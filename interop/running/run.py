@@ -21,7 +21,7 @@ from interop.running.evaluate import Context, computing, evaluate, place, resolv
 from interop.running.masks import masks, of_examples
 from interop.running.places import module_at, variable
 from interop.running.segments import recomputed, segments
-from jaxnorm.nnx import write
+from jaxnorm.nnx_batch_norm import write
 
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
