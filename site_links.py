@@ -6,14 +6,17 @@ Markdown as it is, code as code. Links on those pages are followed in turn.
 
 import os
 import pathlib
+import posixpath
 import re
 import tomllib
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from mkdocs.utils import get_relative_url
 
 ROOT = pathlib.Path(__file__).resolve().parent
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
+NOTEBOOK_LINK = re.compile(r'href="([^":#]+\.(?:md|py))(#[^"]*)?"')
 CODE = re.compile(r"^(```+|~~~+).*?^\1[ \t]*$|`[^`\n]+`", re.M | re.S)
 KINDS = {".py": "python", ".json": "json", ".toml": "toml", ".yml": "yaml", ".txt": "text", ".cff": "yaml"}
 
@@ -47,6 +50,17 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             there = f"{link[1]}{os.path.relpath(page_of(target), folder)}{link[3] or ''}"
             markdown = markdown[: link.start()] + there + markdown[link.end() :]
     return markdown
+
+
+def on_page_content(html: str, page: Any, files: Files, **_: Any) -> str:
+    """Leads a notebook's links to pages: its cells are HTML by now, which MkDocs does not look through."""
+
+    def led(link: re.Match[str]) -> str:
+        target = files.get_file_from_path(posixpath.normpath(posixpath.join(folder, link[1])))
+        return link[0] if target is None else f'href="{get_relative_url(target.url, page.file.url)}{link[2] or ""}"'
+
+    folder = posixpath.dirname(page.file.src_uri)
+    return NOTEBOOK_LINK.sub(led, html) if page.file.src_uri.endswith(".py") else html
 
 
 def links(markdown: str) -> list[re.Match[str]]:

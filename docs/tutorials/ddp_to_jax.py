@@ -1,9 +1,9 @@
 # %% [markdown]
 # # DDP and SyncBatchNorm to JAX in ten minutes
 #
-# You have a training loop in PyTorch with `DistributedDataParallel` and `SyncBatchNorm`. At the end of this page the same
-# model trains in JAX over eight devices, with the optimizer and the schedule that you have. Its loss is PyTorch's at
-# every step, and PyTorch loads the result with `strict=True`.
+# You have a training loop in PyTorch with `DistributedDataParallel` and `SyncBatchNorm`. At the end of this page the
+# same model trains in JAX over eight devices, with the optimizer and the schedule that you have. Its loss is PyTorch's
+# at every step, and PyTorch loads the result with `strict=True`.
 #
 # The page needs no accelerator: the eight devices are virtual ones on a CPU. All is in float64, so that what the two
 # sides differ by is rounding and can be told from a mistake.
@@ -194,6 +194,7 @@ print(f"JAX {np.mean(ours.argmax(-1) == labels):.2%}; largest difference of logi
 #
 # - Several machines: call `jaxnorm.join_processes()` first and give each process its own part of the batch
 #   ([many processes](../pods.md)).
-# - Accumulation, clipping, bfloat16, EMA: arguments of `train_step` and `TrainState.create` ([training](../training.md)).
+# - Accumulation, clipping, bfloat16, EMA: arguments of `train_step` and `TrainState.create`
+#   ([training](../training.md)).
 # - A run that is half done: `interop.load_optimizer_state` takes the optimizer's state over
 #   ([hand-over](../training.md#hand-over-in-mid-training)).
