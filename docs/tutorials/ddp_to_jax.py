@@ -187,8 +187,8 @@ print(f"JAX {np.mean(ours.argmax(-1) == labels):.2%}; largest difference of logi
 
 # %% [markdown]
 # `interop.save_checkpoint("model.pth", state)` writes the same as a file that `torch.load` reads, and
-# `interop.optimizer_state_dict(state, optimizer)` gives PyTorch's optimizer its momentum back, so that a run can go on
-# in either framework.
+# `optimizer.load_state_dict(interop.optimizer_state_dict(state, optimizer, names=module))` gives PyTorch's optimizer its
+# momentum, so that a run can go on in either framework.
 #
 # ## On your own loop
 #

@@ -93,7 +93,7 @@ def loss_fn(model, batch):
 
 
 def optimizer(batch_size):
-    peak = 0.5 * batch_size / 256
+    peak = 0.1 * batch_size / 16  # 0.1 is good at 16 images
     rates = optax.warmup_cosine_decay_schedule(0.0, peak, STEPS // 10, STEPS)
     return optax.sgd(rates, momentum=0.9, nesterov=True)
 

@@ -49,6 +49,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # %%
 ARCHITECTURE = {
+    "nc": len(NAMES),
     "scale": "n",
     "scales": {"n": [0.50, 0.25, 1024]},
     "backbone": [
@@ -63,7 +64,7 @@ ARCHITECTURE = {
 SIZE, EACH, STEPS, DEVICES = 64, 2, 60, jax.device_count()
 
 torch.manual_seed(0)
-module = DetectionModel(ARCHITECTURE, nc=len(NAMES), verbose=False)
+module = DetectionModel(ARCHITECTURE, verbose=False)
 strides = tuple(int(stride) for stride in module.stride)
 for layer in module.modules():
     if isinstance(layer, torch.nn.BatchNorm2d):
