@@ -186,8 +186,8 @@ print(f"accuracy on all {len(images)} images: PyTorch {np.mean(theirs.argmax(-1)
 print(f"JAX {np.mean(ours.argmax(-1) == labels):.2%}; largest difference of logits {np.abs(theirs - ours).max():.1e}")
 
 # %% [markdown]
-# `interop.save_checkpoint("model.pth", state)` writes the same as a file that `torch.load` reads. The optimizer goes home
-# too: `optimizer.load_state_dict(interop.optimizer_state_dict(state, optimizer, names=module))`.
+# `interop.save_checkpoint("model.pth", state)` writes the same as a file that `torch.load` reads. The optimizer goes
+# home too: `optimizer.load_state_dict(interop.optimizer_state_dict(state, optimizer, names=module))`.
 #
 # ## On your own loop
 #

@@ -172,7 +172,28 @@ middle.set(xlabel="step", ylabel="largest difference", title="Running statistics
 left.legend()
 middle.legend()
 right.bar(range(3), results.values(), color=["tab:blue", "tab:orange", "tab:orange"])
-right.plot(np.full(DEVICES, 3), ranks, "o", color="tab:orange", alpha=0.6)
-right.set_xticks(range(4), ["synchronised", "pooled", "recalibrated", "each\nreplica's"])
+right.plot(np.linspace(2.7, 3.3, DEVICES), ranks, "o", color="tab:orange")
+right.set_xticks(range(4), ["synchro-\nnised", "pooled", "recali-\nbrated", "each\nreplica's"])
 right.set(ylabel="loss", title=f"In evaluation, {len(tests['image'])} other images")
 plt.show()
+
+# %% [markdown]
+# Read left and right together. A network that normalises by two images fits the training images better: their
+# statistics tell it something of these two. In evaluation that is gone, and its loss rises, whichever running
+# statistics it is given. Those of one replica are the worst choice, since each has seen an eighth of the images. New
+# ones from 256 training images help as little as pooling: the weights were trained for another function.
+# Synchronised, training and evaluation are one function, and the two losses are close.
+#
+# So `recalibrate` is for running statistics that are wrong for weights that are right: an average of weights, a change
+# of data. It does not undo training at two images.
+#
+# What to do instead:
+#
+# - Convert, as above, or train under `jit` with a sharded batch, where statistics are those of the whole batch always.
+# - On many devices, synchronise in groups that are large enough: `convert_sync_batchnorm(model, "batch",
+#   axis_index_groups=...)`.
+# - Accumulating gradients does not help by itself: each microbatch is normalised by its own statistics
+#   ([accumulation](../training.md#accumulation)).
+#
+# [YOLO](../yolo.md) has a whole model (YOLOv8n), mAP, the losses of the other tasks, and the way home: a file that
+# `ultralytics.YOLO` opens.
