@@ -44,8 +44,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 # ## The network
 #
 # The first five layers of Ultralytics' `yolo11.yaml` at the scale of YOLO11n, and its `Detect` head on the level of
-# eight pixels a cell: enough for large shapes in small images, and compiled in a fraction of the time. For the whole
-# model write `"yolo11n.yaml"` in the place of `ARCHITECTURE`; nothing else changes.
+# eight pixels a cell: enough for large shapes in small images, with fewer layers to compile. For the whole model write
+# `DetectionModel("yolo11n.yaml", nc=len(NAMES), verbose=False)`; nothing else changes.
 
 # %%
 ARCHITECTURE = {
@@ -180,9 +180,9 @@ plt.show()
 # %% [markdown]
 # Read left and right together. A network that normalises by two images fits the training images better: their
 # statistics tell it something of these two. In evaluation that is gone, and its loss rises, whichever running
-# statistics it is given. Those of one replica are the worst choice, since each has seen an eighth of the images. New
-# ones from 256 training images help as little as pooling: the weights were trained for another function.
-# Synchronised, training and evaluation are one function, and the two losses are close.
+# statistics it is given. With one replica's own it is a matter of chance by how much. New statistics from 256 training
+# images help as little as pooling: the weights were trained for another function. Synchronised, training and evaluation
+# are one function, and the two losses are close.
 #
 # So `recalibrate` is for running statistics that are wrong for weights that are right: an average of weights, a change
 # of data. It does not undo training at two images.
