@@ -30,7 +30,7 @@ import numpy as np
 import optax
 import torch
 from flax import nnx
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from yolo_data import NAMES, drawn, shapes
 from yolo_loss import detection_loss
 
@@ -43,28 +43,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 # %% [markdown]
 # ## The network
 #
-# The first five layers of Ultralytics' `yolo11.yaml` at the scale of YOLO11n, and its `Detect` head on the level of
-# eight pixels a cell: enough for large shapes in small images, with fewer layers to compile. For the whole model write
+# The first five layers of YOLO11n's backbone, and its `Detect` head on the level of eight pixels a cell: enough for
+# large shapes in small images, with fewer layers to compile. For the whole model write
 # `DetectionModel("yolo11n.yaml", nc=len(NAMES), verbose=False)`; nothing else changes.
 
 # %%
-ARCHITECTURE = {
-    "nc": len(NAMES),
-    "scale": "n",
-    "scales": {"n": [0.50, 0.25, 1024]},
-    "backbone": [
-        [-1, 1, "Conv", [64, 3, 2]],
-        [-1, 1, "Conv", [128, 3, 2]],
-        [-1, 2, "C3k2", [256, False, 0.25]],
-        [-1, 1, "Conv", [256, 3, 2]],
-        [-1, 2, "C3k2", [512, False, 0.25]],
-    ],
-    "head": [[[4], 1, "Detect", ["nc"]]],
-}
+whole = yaml_model_load("yolo11n.yaml")
+part = {"nc": len(NAMES), "backbone": whole["backbone"][:5], "head": [[[4], 1, "Detect", ["nc"]]]}
 SIZE, EACH, STEPS, DEVICES = 64, 2, 60, jax.device_count()
 
 torch.manual_seed(0)
-module = DetectionModel(ARCHITECTURE, verbose=False)
+module = DetectionModel(whole | part, verbose=False)
 strides = tuple(int(stride) for stride in module.stride)
 for layer in module.modules():
     if isinstance(layer, torch.nn.BatchNorm2d):
