@@ -4,6 +4,7 @@ A link of a page to a file of the repository outside docs/ becomes one to a page
 Markdown as it is, code as code. Links on those pages are followed in turn.
 """
 
+import logging
 import os
 import pathlib
 import posixpath
@@ -14,6 +15,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 from mkdocs.utils import get_relative_url
 
+logger = logging.getLogger("mkdocs.hooks.site_links")  # its warnings are errors of a strict build
 ROOT = pathlib.Path(__file__).resolve().parent
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(?=\))")
 NOTEBOOK_LINK = re.compile(r'href="([^":#]+\.(?:md|py))(#[^"]*)?"')
@@ -57,7 +59,10 @@ def on_page_content(html: str, page: Any, files: Files, **_: Any) -> str:
 
     def led(link: re.Match[str]) -> str:
         target = files.get_file_from_path(posixpath.normpath(posixpath.join(folder, link[1])))
-        return link[0] if target is None else f'href="{get_relative_url(target.url, page.file.url)}{link[2] or ""}"'
+        if target is None:
+            logger.warning("%s links to %s, which is no page", page.file.src_uri, link[1])
+            return link[0]
+        return f'href="{get_relative_url(target.url, page.file.url)}{link[2] or ""}"'
 
     folder = posixpath.dirname(page.file.src_uri)
     return NOTEBOOK_LINK.sub(led, html) if page.file.src_uri.endswith(".py") else html
