@@ -90,8 +90,8 @@ tests = [{"image": images[part], "label": labels[part]} for part in np.array_spl
 #   ([Goyal et al. 2017](https://arxiv.org/abs/1706.02677), section 2.1). Written down as a function of the batch, it
 #   follows when the pod grows.
 # - **bfloat16.** `compute_dtype` casts parameters and images for the run of the model. Parameters, optimizer, average
-#   and running statistics stay float32; BatchNorm's sums are taken in float32 too. A CPU gains nothing by it, so it is
-#   asked for on accelerators only.
+#   and running statistics stay float32; BatchNorm's sums are taken in float32 too. It is for accelerators, so it is
+#   asked for on those only.
 # - **EMA.** An average of parameters and running statistics, updated inside of the step. Here over about ten steps;
 #   0.999 or more is usual where there are thousands.
 
@@ -234,7 +234,7 @@ plt.show()
 # |---|---|
 # | `jax_platforms`, `jax_num_cpu_devices` | `jaxnorm.join_processes()`, before anything else of JAX |
 # | `timm.create_model`, `interop.from_torch` | `interop.load("resnet")`: no torch |
-# | `batch(number)` is the whole batch | this process's part: `1 / jax.process_count()` of it, all parts equal |
+# | `batch(number)`, `tests` are whole | this process's part of them; of a batch to train on, all parts equal |
 # | a temporary folder | one that all processes see: `gs://bucket/run` |
 #
 # `donate=True` in `data_parallel` lets the step overwrite the state that it is given, which halves the state's memory.
