@@ -163,10 +163,12 @@ plt.show()
 
 # %% [markdown]
 # Eight devices add numbers in another order than one, so the last digits differ, and each step starts from the
-# differences of the one before. A momentum or a variance taken the other framework's way would be seen at once. Here
-# are two that are easy to get wrong by hand: `momentum=0.1` in PyTorch is the share of the new batch, while Flax's
-# `momentum=0.9` is the share that is kept; and PyTorch tracks the unbiased variance, Flax the biased one. The
-# import translates the first and keeps the second.
+# differences of the one before. Gradients that are summed where they should be averaged, or a variance over 4 images
+# where it should be over 32, would be seen at once.
+#
+# Running statistics have no part in this loss, so compare them by themselves. Two things are easy to get wrong by hand:
+# `momentum=0.1` in PyTorch is the share of the new batch, Flax's `momentum=0.9` is the share that is kept; and PyTorch
+# tracks the unbiased variance, Flax the biased one. The import translates the first and keeps the second.
 
 # %%
 layer = state.model().bn2
