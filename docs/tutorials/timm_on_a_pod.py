@@ -217,8 +217,9 @@ for values, label, style in (
 ):
     axes.plot(smooth(values), label=label, **style)
 axes.axvline(30, color="grey", linewidth=1, linestyle=":")
-axes.set(xlabel="step", ylabel="training loss, mean of 5 steps", title=f"{DEVICES} devices, {EACH} images each")
-axes.legend(loc="lower left")
+axes.set(xlabel="step", ylabel="training loss, mean of 5 steps", ylim=(0, None))
+axes.set_title(f"{DEVICES} devices, {EACH} images each")
+axes.legend(loc="lower left", fontsize="small")
 plt.show()
 
 # %% [markdown]
