@@ -1,14 +1,12 @@
 """The programs of docs/batch_norm_variants.md run; ghost, split and domain-specific BatchNorm are PyTorch's."""
 
-import pathlib
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import nnx
+from page_reader import programs
 from parity_tools import Step, assert_same_step, jax_step, normal, randomised, relative, to_jax, torch_step
 from timm.layers import convert_splitbn_model
 from torch import nn
@@ -17,15 +15,13 @@ import interop
 import jaxnorm
 from interop.weights.names import named_variables
 
-PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "batch_norm_variants.md").read_text(encoding="utf-8")
-
 
 def test_the_pages_programs_run():
     names = {}
     torch.set_default_dtype(torch.float64)  # the suite has JAX's 64 bits
     try:
-        for block in re.findall(r"```python\n(.*?)```", PAGE, re.S):
-            exec(block, names)
+        for block in programs("docs/batch_norm_variants.md"):
+            block.run(names)
     finally:
         torch.set_default_dtype(torch.float32)
     assert names["layer"].mean[...].any() and not names["frozen"].layers[1].mean[...].any()

@@ -31,6 +31,7 @@ LINKED = sorted({"README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"})
 )
 # Programs that a test of what they do runs: of a page, or of a section.
 ELSEWHERE = {
+    "docs/batch_norm_variants.md": "test_batch_norm_variants.py::test_the_pages_programs_run",
     "docs/changing_models.md": "test_surgery.py::test_the_page_about_changing_models_runs",
     "docs/faq.md": "test_faq.py::test_a_program_of_the_page_runs",
     "docs/hand_written.md#where-a-model-differs": "test_compare.py::test_the_page_about_hand_written_models_compares",
