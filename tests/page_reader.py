@@ -57,14 +57,16 @@ def anchor(heading: str) -> str:
 
 
 def anchors(page: str) -> list[str]:
-    """The anchors of a page: of a heading that is there again with a number, from 1 on; and those written as HTML."""
+    """The anchors of a page: of a heading that is there again with a number, from 1 on; those written as HTML; and the
+    names that mkdocstrings makes headings of."""
     found: list[str] = []
     for before, token in zip(tokens(page), tokens(page)[1:], strict=False):
         if before.type == "heading_open":
             text = "".join(child.content for child in token.children or () if child.type in ("text", "code_inline"))
             same = sum(re.fullmatch(re.escape(anchor(text)) + r"(-\d+)?", other) is not None for other in found)
             found.append(f"{anchor(text)}-{same}" if anchor(text) in found else anchor(text))
-    return found + re.findall(r'<a (?:id|name)="([^"]+)"', (ROOT / page).read_text(encoding="utf-8"))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return found + re.findall(r'<a (?:id|name)="([^"]+)"', text) + re.findall(r"^::: (\S+)", text, re.M)
 
 
 def blocks(page: str) -> list[Block]:
