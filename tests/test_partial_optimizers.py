@@ -11,6 +11,7 @@ import optax
 import pytest
 import timm.optim
 import torch
+from flax import nnx
 from torch import nn
 
 import interop
@@ -146,9 +147,9 @@ def test_a_chain_of_all_is_not_given_the_state_of_some():
 
 
 def test_one_array_here_of_two_parameters_treated_differently_is_refused():
-    class Model(jaxnorm.nnx.nnx.Module):
+    class Model(nnx.Module):
         def __init__(self):
-            self.attention = jaxnorm.nnx.nnx.MultiHeadAttention(2, 4, rngs=jaxnorm.nnx.nnx.Rngs(0))
+            self.attention = nnx.MultiHeadAttention(2, 4, rngs=nnx.Rngs(0))
 
     model = Model()
     names = [n for n in interop.state_dict(model) if "bias" in n or "weight" in n]

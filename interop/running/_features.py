@@ -11,6 +11,7 @@ from interop.program.nodes import Model, Program
 from interop.program.regions import cut, value_of
 from interop.running.module import TracedModule
 from interop.running.surgery import replaced_paths
+from jaxnorm._checks import shown
 
 
 def features(model: nnx.Module, names: Sequence[str] | Mapping[str, str]) -> TracedModule:
@@ -44,7 +45,7 @@ def features(model: nnx.Module, names: Sequence[str] | Mapping[str, str]) -> Tra
     several = isinstance(names, Sequence | Mapping) and not isinstance(names, str)
     texts = [*names, *names.values()] if isinstance(names, Mapping) else names
     if not several or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"names is a list of layers' paths, or a mapping from paths to names; found {names!r}")
+        raise TypeError(f"names is a list of layers' paths, or a mapping from paths to names; found {shown(names)}")
     if not names:
         raise ValueError("names is a list of layers' paths, one or more")
     recorded = model._interop
