@@ -35,7 +35,7 @@ fuzz: $(READY)
 		--hypothesis-seed=$(SEED) $(OPTIONS)
 
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(OPTIONS)
+	NO_MKDOCS_2_WARNING=1 XLA_FLAGS="$(QUICK) $$XLA_FLAGS" $(BIN)/mkdocs build --strict $(OPTIONS)
 
 docs-serve: $(READY)
 	NO_MKDOCS_2_WARNING=1 DOCS_EXECUTE=false $(BIN)/mkdocs serve $(OPTIONS)
