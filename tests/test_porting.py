@@ -332,3 +332,14 @@ def test_the_shapes_beside_the_code_are_those_there(name):
     model = nnx.eval_shape(lambda: names[name](rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     jax.eval_shape(lambda s, x: nnx.merge(graph, s)(x), state, jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32))
+
+
+def test_bfloat16_stays_bfloat16_as_in_pytorch():
+    names = {"__name__": "ported"}
+    exec((PORTED / "resnet50.py").read_text(encoding="utf-8"), names)
+    model = nnx.eval_shape(lambda: names["resnet50"](rngs=nnx.Rngs(0)))
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16), params)
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.bfloat16)
+    found = jax.eval_shape(lambda p, r, x: nnx.merge(graph, p, r)(x), params, rest, images)
+    assert found.dtype == jnp.bfloat16

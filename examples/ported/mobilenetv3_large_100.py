@@ -15,7 +15,7 @@ import jaxnorm
 from flax import nnx
 
 __all__ = ["mobilenetv3_large_100", "MobileNetV3"]
-BatchNorm = partial(jaxnorm.nnx.BatchNorm, momentum=0.9, count_batches=True)
+BatchNorm = partial(jaxnorm.nnx.BatchNorm, momentum=0.9, count_batches=True, promote_dtype=jaxnorm.nnx.input_dtype)
 
 
 class SqueezeExcite(nnx.Module):

@@ -14,7 +14,7 @@ import jaxnorm
 from flax import nnx
 
 __all__ = ["resnet50", "ResNet"]
-BatchNorm = partial(jaxnorm.nnx.BatchNorm, momentum=0.9, count_batches=True)
+BatchNorm = partial(jaxnorm.nnx.BatchNorm, momentum=0.9, count_batches=True, promote_dtype=jaxnorm.nnx.input_dtype)
 
 
 class Bottleneck(nnx.Module):

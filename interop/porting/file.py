@@ -111,6 +111,8 @@ def _common_norm(definitions: Any, name: str) -> ast.expr | None:
         definition.members = {key: rewritten(term, to) for key, term in definition.members.items()}
     keywords = [ast.keyword(key, constant(value)) for key, value in layers[0].parts[2]
                 if (key, value) in shared - defaults]  # fmt: skip
+    if name.startswith("jaxnorm"):  # as PyTorch's; Flax's rule widens a bfloat16 input to the running statistics' dtype
+        keywords.append(ast.keyword("promote_dtype", dotted("jaxnorm.nnx.input_dtype")))
     return ast.Call(ast.Name("partial"), [dotted(name)], keywords)
 
 
