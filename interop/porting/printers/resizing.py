@@ -44,12 +44,10 @@ def linear(w: Writer, x: Tensor, size: Any, align_corners: bool, *scales: Any) -
     old, new = _sizes(w, x)
     if list(old) == list(new):
         return x
-    order = images(x.ndim)
     if align_corners:
         return _resampled(w, x, "edge_to_edge")
     _check_ratios(x, new, scales)
-    shape = tuple_of(w.size(w.seen_here().shape[dim], x) for dim in order)
-    return w.tensor(call("jax.image.resize", w.arranged(x, order), shape, "linear", antialias=False), order)
+    return _resized(w, x, "linear", antialias=False)
 
 
 @prints("aten.upsample_bicubic2d.vec", "aten.upsample_bicubic2d.default")
@@ -73,10 +71,13 @@ def antialiased(w: Writer, x: Tensor, size: Any, align_corners: bool, *scales: A
     if align_corners:
         raise Unprintable("antialiased interpolation with align_corners")
     _check_ratios(x, new, scales)
+    return _resized(w, x, "cubic" if "bicubic" in w.node.operation else "linear")
+
+
+def _resized(w: Writer, x: Tensor, kind: str, **options: Any) -> Tensor:
     order = images(x.ndim)
     shape = tuple_of(w.size(w.seen_here().shape[dim], x) for dim in order)
-    kind = "cubic" if "bicubic" in w.node.operation else "linear"
-    return w.tensor(call("jax.image.resize", w.arranged(x, order), shape, kind), order)
+    return w.tensor(call("jax.image.resize", w.arranged(x, order), shape, kind, **options), order)
 
 
 def _resampled(w: Writer, x: Tensor, weights: str) -> Tensor:
